@@ -1,0 +1,125 @@
+"""Every check of the project. `pip install nox && nox` runs those that have to pass before a change lands.
+
+All sessions but `tests_all` share one virtual environment, `.nox/shared`: it is made on first use and brought
+up to date when `pyproject.toml` changes. One installation instead of one per session saves minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests", "sim", "chaos"]
+# The cheap checks come first; one that fails should not hide what the others have to say.
+nox.options.stop_on_first_error = False
+# For `tests_all`, which takes the versions that are there.
+nox.options.error_on_missing_interpreters = False
+
+ROOT = Path(__file__).parent
+SHARED = ROOT / ".nox" / "shared"
+BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
+PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
+EXTRAS = ".[testing,dev,uvloop]"
+# Run by sessions of their own.
+APART = ["types", "simulation", "chaos"]
+
+
+def prepare_shared(session: nox.Session) -> None:
+    stamp = SHARED / "installed"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    session.run(sys.executable, "-m", "virtualenv", "--clear", "--quiet", str(SHARED))
+    session.run(str(BIN / "python"), "-m", "pip", "install", "--quiet", "--editable", EXTRAS)
+    stamp.write_text(wanted)
+
+
+def run(session: nox.Session, *command: str) -> None:
+    """Run a command of the shared environment, as if that were activated."""
+    prepare_shared(session)
+    path = os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)])
+    program, *arguments = command
+    session.run(str(BIN / program), *arguments, env={"PATH": path, "VIRTUAL_ENV": str(SHARED)})
+
+
+def without(*folders: str) -> list[str]:
+    return [f"--ignore=tests/{folder}" for folder in folders]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, layers, news fragments, and whether generated files are up to date."""
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "lint-imports")
+    run(session, "towncrier", "build", "--draft", "--version", "next")
+    run(session, "python", "-m", "atomic_actors.codegen", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict mypy and pyright, over the source and over what users would write."""
+    run(session, "mypy")
+    run(session, "pyright", "--pythonpath", str(BIN / "python"))
+    run(session, "pytest", "tests/types")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Unit, conformance and integration tests, with real servers: `nox -s tests -- -k commit`."""
+    run(session, "pytest", "tests", *without(*APART), *session.posargs)
+
+
+@nox.session(python=PYTHON_VERSIONS, venv_backend="virtualenv", reuse_venv=True)
+def tests_all(session: nox.Session) -> None:
+    """The tests on every supported Python that this machine has."""
+    session.install("--editable", EXTRAS)
+    session.run("pytest", "tests", *without(*APART), *session.posargs)
+
+
+@nox.session
+def sim(session: nox.Session) -> None:
+    """Simulated clusters: seeded faults and schedules, on a clock that jumps."""
+    run(session, "pytest", "tests/simulation", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Real servers and processes, killed and paused while they work."""
+    run(session, "pytest", "tests/chaos", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Simulation and chaos with new seeds and no time limit; for a night, not for a change."""
+    run(
+        session,
+        *("pytest", "tests/simulation", "tests/chaos"),
+        *("--hypothesis-profile=soak", "--timeout=0", "-o", "faulthandler_timeout=0"),
+        *session.posargs,
+    )
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The measurements that the docs quote."""
+    run(session, "python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Whether links between pages resolve and generated pages are up to date."""
+    run(session, "python", "-m", "atomic_actors.codegen", "--check")
+    run(session, "pytest", "tests/test_tidy.py", "-k", "links")
+
+
+@nox.session
+def generate(session: nox.Session) -> None:
+    """Write the generated files again; `nox -s generate -- --check` only compares them."""
+    run(session, "python", "-m", "atomic_actors.codegen", *session.posargs)

@@ -1,0 +1,108 @@
+"""One-shot cells: the cheapest way to hand one value to one waiting task.
+
+An anyio Event costs a few microseconds to make and to wait on, on either backend, and every durable
+ask needs two such hand-overs. A cell is what the backend itself waits with: a bare future on asyncio, a
+rescheduled task on Trio. It knows one waiter and one value, and nothing else.
+
+Cells are made and set in the thread of the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any, Generic, Protocol, TypeVar
+
+import outcome
+import sniffio
+import trio
+
+__all__ = ("Cell", "cell_factory", "clock_function")
+
+T = TypeVar("T")
+
+
+class Cell(Protocol[T]):
+    """A place for one value that one task waits for."""
+
+    def set(self, value: T) -> None:
+        """Store the value and wake the waiter. A second value, or one after a cancel, is dropped."""
+        ...
+
+    def is_set(self) -> bool:
+        """Whether a value was stored, or the waiter was cancelled."""
+        ...
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Wait for the value. Cancelling the wait spends the cell."""
+        ...
+
+
+class _AsyncioCell(Generic[T]):
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def set(self, value: T) -> None:
+        if not self._future.done():
+            self._future.set_result(value)
+
+    def is_set(self) -> bool:
+        return self._future.done()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._future.__await__()
+
+
+class _TrioCell(Generic[T]):
+    __slots__ = ("_outcome", "_spent", "_task")
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+        self._outcome: outcome.Value[T] | None = None
+        # Invariant: once True, `_task` is None and stays None.
+        self._spent = False
+
+    def set(self, value: T) -> None:
+        if self._spent:
+            return
+        self._spent = True
+        self._outcome = outcome.Value(value)
+        task = self._task
+        if task is not None:
+            self._task = None
+            trio.lowlevel.reschedule(task, self._outcome)
+
+    def is_set(self) -> bool:
+        return self._spent
+
+    def _abort(self, _raise_cancel: Callable[[], None]) -> trio.lowlevel.Abort:
+        self._spent = True
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    async def _wait(self) -> T:
+        if self._outcome is not None:
+            await trio.lowlevel.checkpoint()
+            return self._outcome.value
+        self._task = trio.lowlevel.current_task()
+        value: T = await trio.lowlevel.wait_task_rescheduled(self._abort)
+        return value
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._wait().__await__()
+
+
+def cell_factory() -> Callable[[], Cell[Any]]:
+    """The cell class of the backend that runs now. Call it once and keep the answer."""
+    if sniffio.current_async_library() == "trio":
+        return _TrioCell
+    return _AsyncioCell
+
+
+def clock_function() -> Callable[[], float]:
+    """The backend's clock, the one that `anyio.current_time()` reads, without the detour."""
+    if sniffio.current_async_library() == "trio":
+        return trio.current_time
+    return asyncio.get_running_loop().time

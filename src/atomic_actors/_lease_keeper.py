@@ -1,0 +1,222 @@
+"""Renews leases from an OS thread, so that a busy event loop does not lose them.
+
+The thread owns a blocking client and publishes plain values: for every partition the instant *before*
+the last successful renewal was sent. It changes nothing else and calls nobody: moving cancel scopes
+from a thread would cancel healthy turns after a stall.
+
+A loop that has not answered for `loop_stall_limit_s` is as good as dead: the keeper stops renewing, so
+that another node may take over, and logs the stacks, so that a person can see who blocked it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from attrs import define, field, frozen
+
+from atomic_actors._telemetry import logger
+
+__all__ = ("Instant", "LeaseClient", "LeaseKeeper", "NodeIdentity", "elapsed_s", "instant_now")
+
+#: CLOCK_MONOTONIC and CLOCK_BOOTTIME, in seconds: only the second one runs while a machine sleeps.
+Instant = tuple[float, float]
+
+NEVER: Final[Instant] = (float("-inf"), float("-inf"))
+
+_BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def instant_now() -> Instant:
+    """Now, on both clocks that never go back."""
+    monotonic_s = time.monotonic()
+    return monotonic_s, monotonic_s if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+
+
+def elapsed_s(since: Instant) -> float:
+    """Seconds since an instant: the larger of what the two clocks say."""
+    now = instant_now()
+    return max(now[0] - since[0], now[1] - since[1])
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _process_start_time(pid: int) -> str:
+    """The kernel's start time of a process; "" where there is none, or no /proc."""
+    stat = _read_text(f"/proc/{pid}/stat")
+    # The second field is the command in parentheses and may hold anything.
+    fields = stat.rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""
+
+
+@frozen
+class NodeIdentity:
+    """Which process a node is, so that its successors on the same host can tell that it is dead."""
+
+    node_id: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    start_time: str
+
+    @classmethod
+    def of_this_process(cls) -> NodeIdentity:
+        """A new identity for a node of this process."""
+        try:
+            pid_namespace = os.readlink("/proc/self/ns/pid")
+        except OSError:
+            pid_namespace = ""
+        pid = os.getpid()
+        return cls(
+            node_id=os.urandom(8).hex(),
+            boot_id=_read_text("/proc/sys/kernel/random/boot_id"),
+            pid_namespace=pid_namespace,
+            pid=pid,
+            start_time=_process_start_time(pid),
+        )
+
+    def encode(self) -> bytes:
+        """The form that is stored beside the lease."""
+        return json.dumps(
+            {
+                "node": self.node_id,
+                "boot": self.boot_id,
+                "pidns": self.pid_namespace,
+                "pid": self.pid,
+                "start": self.start_time,
+            },
+            separators=(",", ":"),
+        ).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> NodeIdentity | None:
+        """Read a stored form; None where it is not one (written by another version)."""
+        try:
+            plain = json.loads(data)
+            return cls(plain["node"], plain["boot"], plain["pidns"], int(plain["pid"]), plain["start"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def knows_dead(self, other: NodeIdentity) -> bool:
+        """Whether `other` was a process of this very host and is certainly gone.
+
+        Only where boot id and pid namespace are known and equal: then its pid is free, or belongs to
+        a process that started at another time.
+        """
+        if not self.boot_id or not self.pid_namespace or not other.start_time:
+            return False
+        if (self.boot_id, self.pid_namespace) != (other.boot_id, other.pid_namespace):
+            return False
+        return _process_start_time(other.pid) != other.start_time
+
+
+class LeaseClient(Protocol):
+    """A blocking client that renews leases; used by one thread."""
+
+    def renew(self, partitions: Sequence[int], claims: Sequence[str]) -> Sequence[bool]:
+        """Renew; False for each claim that is not the current one. Raises where the store is away."""
+        ...
+
+    def close(self) -> None:
+        """Close its connection."""
+        ...
+
+
+@define(eq=False)
+class LeaseKeeper:
+    """The thread. The event loop writes `claims` and `beat`; the thread writes `renewed`.
+
+    Single items of lists and single floats are replaced, never changed, so no lock is needed.
+    """
+
+    client: LeaseClient
+    partitions: int
+    interval_s: float
+    loop_stall_limit_s: float
+    #: The claim id to renew for each partition; "" for none. Written by the loop.
+    claims: list[str] = field(init=False)
+    #: When the last successful renewal was sent; `NEVER` once the lease is known to be lost.
+    renewed: list[Instant] = field(init=False)
+    #: `time.monotonic()` of the loop's last sign of life. Written by the loop.
+    beat: float = field(factory=time.monotonic, init=False)
+    _stop: threading.Event = field(factory=threading.Event, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _loop_thread_id: int = field(factory=threading.get_ident, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.claims = [""] * self.partitions
+        self.renewed = [NEVER] * self.partitions
+
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Start the thread; `on_crash` is called from it if it ends by an error of ours."""
+
+        def run() -> None:
+            try:
+                self._run()
+            except BaseException as error:
+                on_crash(error)
+            finally:
+                self.client.close()
+
+        self._thread = threading.Thread(target=run, name="atomic-actors lease keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask the thread to end and wait for it; blocks, so call it in a worker thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        stalled = False
+        reachable = True
+        while not self._stop.wait(self.interval_s):
+            silence_s = time.monotonic() - self.beat
+            if silence_s > self.loop_stall_limit_s:
+                if not stalled:
+                    self._report_stall(silence_s)
+                stalled = True
+                continue
+            stalled = False
+            try:
+                self._renew()
+            except Exception as error:
+                # The store is away: leases run out by themselves, and the loop's watchdog sees to it.
+                if reachable:
+                    logger.warning("cannot renew leases: %s: %s", type(error).__name__, error)
+                reachable = False
+            else:
+                reachable = True
+
+    def _renew(self) -> None:
+        held = [(partition, claim) for partition, claim in enumerate(self.claims) if claim]
+        if not held:
+            return
+        sent = instant_now()
+        answers = self.client.renew([partition for partition, _ in held], [claim for _, claim in held])
+        for (partition, claim), renewed in zip(held, answers, strict=True):
+            # The loop may have given the partition up, or claimed it anew, in the meantime.
+            if self.claims[partition] == claim:
+                self.renewed[partition] = sent if renewed else NEVER
+
+    def _report_stall(self, silence_s: float) -> None:
+        frame = sys._current_frames().get(self._loop_thread_id)  # pyright: ignore[reportPrivateUsage]
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
+        logger.error(
+            "the event loop has not answered for %.1f s; leases are not renewed until it does. "
+            "Move blocking work to anyio.to_thread.run_sync. It is here:\n%s",
+            silence_s,
+            stack,
+        )

@@ -1,0 +1,268 @@
+"""The node: what activations need around them, put together from the parts.
+
+It is the switchboard between the store's answers and everybody who has to hear of them: askers here
+and on other nodes, listeners, the outbox relay, the supervisor. It decides nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from attrs import define, field
+
+from atomic_actors._activation import Activation
+from atomic_actors._cells import Cell
+from atomic_actors._codec import Codec
+from atomic_actors._envelope import decode_envelope, derive_unique
+from atomic_actors._errors import AtomicActorsError, InvalidPayload, Refused
+from atomic_actors._membership import Membership
+from atomic_actors._messages import Message
+from atomic_actors._records import EntityRef, partition_of, split_message_id
+from atomic_actors._router import Router
+from atomic_actors._supervisor import Supervisor
+from atomic_actors._telemetry import EventName, LifecycleEvent, Listeners, logger
+from atomic_actors._turn import Member, TurnContext
+from atomic_actors._wal import Event
+from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import (
+    Finish,
+    Finished,
+    Interrupt,
+    JournalUnavailable,
+    Offer,
+    Outgoing,
+    Result,
+    Settled,
+    Verdict,
+    pack_body,
+    unpack_body,
+)
+
+__all__ = ("Node", "Statistics")
+
+AskFromTurn = Callable[[TurnContext, EntityRef, Message[Any], int], Any]
+Encode = Callable[[EntityRef, Message[Any]], tuple[str, bytes]]
+
+_EVENT_NAMES: dict[str, EventName] = {
+    Event.COMPLETE.value: "completed",
+    Event.REFUSE.value: "refused",
+    Event.FAIL.value: "failed",
+    Event.INTERRUPT.value: "interrupted",
+    Event.RETRY.value: "failed",
+}
+
+
+@define(eq=False)
+class Statistics:
+    """Counters of this node since it started."""
+
+    accepted: int = 0
+    completed: int = 0
+    refused: int = 0
+    failed: int = 0
+    retried: int = 0
+    interrupted: int = 0
+    dead_lettered: int = 0
+    turns: int = 0
+
+
+@define(eq=False)
+class Node:
+    """Implements what activations (`Services`) and the supervisor need.
+
+    Args:
+        encode: turns a message for an entity into its wire name and payload bytes.
+        ask_from_turn: sends an ask on behalf of a running turn.
+    """
+
+    journal: GroupCommit
+    router: Router
+    membership: Membership
+    codec: Codec
+    listeners: Listeners
+    new_cell: Callable[[], Cell[Any]]
+    clock: Callable[[], float]
+    max_payload_bytes: int
+    max_outbox_messages: int
+    encode: Encode
+    ask_from_turn_with: AskFromTurn
+    supervisor: Supervisor = field(init=False)
+    counts: Statistics = field(factory=Statistics, init=False)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the node is about to leave."""
+        return self.supervisor.draining
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody listens to lifecycle events."""
+        return self.listeners.active
+
+    def is_valid(self, partition: int) -> bool:
+        """Whether the partition's lease certainly still holds."""
+        return self.membership.is_valid(partition)
+
+    def fencing_token(self, partition: int) -> int:
+        """The epoch of the partition's claim: it grows with every change of owner."""
+        return self.membership.epochs[partition]
+
+    def store_now_ms(self) -> int:
+        """The store's time."""
+        return self.router.store_now_ms()
+
+    # Turns.
+
+    def commit(self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None]) -> None:
+        """Queue a commit: it must not be refused, and is kept until the store answers."""
+        self.journal.enqueue(step, on_result)
+
+    def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None:
+        """Settle a dispatch that was cut off, and tell its asker if that was final."""
+
+        def on_settled(result: Result | JournalUnavailable) -> None:
+            if isinstance(result, Settled) and result.settlement == "interrupt":
+                self.counts.interrupted += 1
+                for unique, body in zip(step.uniques, result.bodies, strict=False):
+                    self._tell(step.entity, unique, body, b"interrupted\n")
+                    self._emit(step.entity, unique, body, ("interrupted", "dead-lettered"))
+            if then is not None:
+                then()
+
+        self.journal.enqueue(step, on_settled)
+
+    def expired(self, entity: str, unique: str, body: bytes | None) -> None:
+        """A message expired: tell its asker."""
+        self._tell(entity, unique, body, b"expired\n")
+
+    def _tell(self, entity: str, unique: str, body: bytes | None, outcome: bytes) -> None:
+        sender = ""
+        if body is not None:
+            try:
+                found = decode_envelope(unpack_body(body).envelope).headers.get("s", "")
+                sender = found if isinstance(found, str) else ""
+            except (ValueError, msgspec.DecodeError) as error:
+                logger.warning("the envelope of %s/%s does not decode: %s", entity, unique, error)
+        self.router.reply(sender, unique, outcome)
+
+    def reply(self, sender: str, unique: str, outcome: bytes) -> None:
+        """Tell an asker how its message ended."""
+        self.router.reply(sender, unique, outcome)
+
+    def outgoing(self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]) -> Outgoing:
+        """An outbox entry: its id derives from the turn's message, attempt and the entry's ordinal."""
+        name, payload = self.encode(entity, message)
+        address = str(entity)
+        unique = derive_unique(self.store_now_ms(), origin.message_id, origin.attempt, "outbox", ordinal)
+        body = pack_body(name=name, deadline_ms=0, waited_for=False, key="", envelope=payload)
+        return Outgoing(partition_of(address, self.membership.partitions), address, unique, body)
+
+    def committed(self, activation: Activation, step: Finish, result: Finished) -> None:
+        """A turn is committed: wake whoever got something from its outbox, and count."""
+        self.counts.turns += 1
+        for verdict in step.verdicts:
+            self._count(verdict.event)
+        self.supervisor.used(activation)
+        for message in step.outbox:
+            if message.partition == activation.partition:
+                self.supervisor.wake(message.partition, message.entity)
+            else:
+                self.supervisor.relay.kick(activation.partition, message.partition)
+        if activation.rung and result.offer.dispatch is None:
+            self.supervisor.take(activation)
+
+    def _count(self, event: str) -> None:
+        counts = self.counts
+        if event == "complete":
+            counts.completed += 1
+        elif event == "refuse":
+            counts.refused += 1
+        elif event == "retry":
+            counts.retried += 1
+        elif event == "fail":
+            counts.failed += 1
+            counts.dead_lettered += 1
+        elif event == "interrupt":
+            counts.interrupted += 1
+            counts.dead_lettered += 1
+
+    def follow_up(self, activation: Activation, offer: Offer) -> None:
+        """See `Supervisor.follow_up`."""
+        self.supervisor.follow_up(activation, offer)
+
+    def watch_deadline(self, activation: Activation) -> None:
+        """See `Supervisor.watch_deadline`."""
+        self.supervisor.watch_deadline(activation)
+
+    def lost(self, partition: int, why: str) -> None:
+        """The store, or the clock, says that a partition is not ours."""
+        self.membership.lose(partition, why)
+
+    def park(self, activation: Activation, why: str) -> None:
+        """An entity cannot run: park it until a person has looked."""
+        logger.error("%s is parked: %s", activation.entity, why)
+        self.supervisor.park(activation.partition, activation.entity)
+
+    def ended(self, activation: Activation, *, was_closing: bool) -> None:
+        """See `Supervisor.ended`."""
+        self.supervisor.ended(activation, was_closing=was_closing)
+
+    def encode_refusal(self, refusal: Refused) -> tuple[str, Any]:
+        """The wire name and the plain fields of a refusal; its text alone where they do not encode."""
+        try:
+            return self.codec.encode_refusal(refusal)
+        except (InvalidPayload, AtomicActorsError) as error:
+            logger.error("the fields of %s do not encode: %s", type(refusal).__name__, error)
+            return type(refusal).__name__, None
+
+    async def ask_from_turn(
+        self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
+    ) -> Any:
+        """Send an ask on behalf of a running turn."""
+        return await self.ask_from_turn_with(context, entity, message, ordinal)
+
+    # Events.
+
+    def emit_begun(self, activation: Activation, member: Member) -> None:
+        """A handler is about to run."""
+        if self.listeners.wants("dispatched"):
+            self.listeners.emit(
+                LifecycleEvent(
+                    "dispatched",
+                    f"{activation.entity}/{member.item.unique}",
+                    activation.ref,
+                    member.body.name,
+                    member.item.attempt,
+                )
+            )
+
+    def emit_ended(self, activation: Activation, member: Member | None, verdict: Verdict) -> None:
+        """A message has its verdict, and it is committed."""
+        name = _EVENT_NAMES.get(verdict.event)
+        if name is None:
+            return
+        wire_name = member.body.name if member is not None else ""
+        attempt = member.item.attempt if member is not None else 0
+        names: tuple[EventName, ...] = (name,)
+        if verdict.event in (Event.FAIL.value, Event.INTERRUPT.value):
+            names = (name, "dead-lettered")
+        for each in names:
+            if self.listeners.wants(each):
+                self.listeners.emit(
+                    LifecycleEvent(
+                        each, f"{activation.entity}/{verdict.unique}", activation.ref, wire_name, attempt
+                    )
+                )
+
+    def _emit(self, entity: str, unique: str, body: bytes, names: tuple[EventName, ...]) -> None:
+        if not self.listeners.active:
+            return
+        ref, _ = split_message_id(f"{entity}/{unique}")
+        wire_name = unpack_body(body).name if body else ""
+        for name in names:
+            if self.listeners.wants(name):
+                self.listeners.emit(LifecycleEvent(name, f"{entity}/{unique}", ref, wire_name))
+
+

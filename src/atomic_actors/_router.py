@@ -1,0 +1,434 @@
+"""Where a message goes, and how its answer comes back.
+
+A sender's message always goes to the store first. If this node owns the entity's partition, the same
+step takes it and the activation gets it at once; otherwise the store rings the partition's doorbell, the
+owner takes it, and the answer comes back over the asker's reply channel or, if that is lost, by a look
+at the store. Either way the answer ends in the same place: the *pending ask* that waits for the
+message's unique id.
+
+Nothing here starts a task or a timer for a message. `tick` is called by the node's sweeper: it ends asks
+whose time is up and looks after those whose answer is late.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Final, Literal, Protocol
+
+import anyio
+from attrs import define, field
+
+from atomic_actors._cells import Cell
+from atomic_actors._envelope import Failure, make_unique, plain_of
+from atomic_actors._errors import (
+    AcceptanceUnknown,
+    AskTimeout,
+    AtomicActorsError,
+    Expired,
+    HandlerFailed,
+    Interrupted,
+    KeyReused,
+    QueueDepthExceeded,
+    ResultExpired,
+    StoreUnavailable,
+    SystemFailed,
+    UnknownMessage,
+    Withdrawn,
+    error_from_code,
+)
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import (
+    NOTHING,
+    Append,
+    Appended,
+    JournalUnavailable,
+    Offer,
+    OutcomeRead,
+    ReadOutcome,
+    Rejected,
+    Result,
+    Withdraw,
+    WithdrawAnswer,
+    split_outcome,
+)
+
+__all__ = ("Admission", "Pending", "Router")
+
+#: Width of the buckets that group asks by the end of their time.
+BUCKET_S: Final = 0.05
+#: How long a withdrawal of a cancelled ask may hold the canceller.
+WITHDRAW_LIMIT_S: Final = 1.0
+#: When the store is first asked about a late answer, and how rarely at the most.
+POLL_FIRST_S: Final = 0.5
+POLL_FIRST_REMOTE_S: Final = 0.01
+POLL_MAX_S: Final = 1.0
+
+Waiting = Literal["ask", "tell", "result"]
+Decode = Callable[[bytes], Any]
+RefusalDecoder = Callable[[bytes], AtomicActorsError]
+
+
+class Admission(Protocol):
+    """The owner's side of an append: what a step needs to take the message at once."""
+
+    claim: str
+    policy: str
+    version: int
+
+    def offered(self, offer: Offer) -> None:
+        """The append is answered; called exactly once for each admission."""
+        ...
+
+
+class Remote(Protocol):
+    """Pushes answers to other nodes; a lost push costs the asker a poll."""
+
+    def push(self, node_id: str, unique: str, outcome: bytes) -> None:
+        """Queue an answer for a node."""
+        ...
+
+
+class Pending:
+    """Somebody who waits for a message: an ask or a result for its outcome, a tell for its acceptance.
+
+    Invariant: `cell` is set exactly once; `done` says so. What it is set to is an outcome (bytes), an
+    `Appended`, or the exception to raise.
+    """
+
+    __slots__ = (
+        "accepted",
+        "admission",
+        "cell",
+        "decode",
+        "done",
+        "entity",
+        "message_id",
+        "partition",
+        "poll_delay_s",
+        "router",
+        "unique",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        router: Router,
+        waiting: Waiting,
+        partition: int,
+        entity: str,
+        unique: str,
+        decode: Decode,
+        admission: Admission | None,
+    ) -> None:
+        self.router = router
+        self.waiting: Waiting = waiting
+        self.partition = partition
+        self.entity = entity
+        self.unique = unique
+        self.decode = decode
+        self.admission = admission
+        self.cell: Cell[Any] = router.new_cell()
+        self.done = False
+        self.accepted = False
+        self.poll_delay_s = POLL_FIRST_S if admission is not None else POLL_FIRST_REMOTE_S
+
+    @property
+    def full_message_id(self) -> str:
+        """`kind/id/<uuid7>`."""
+        return f"{self.entity}/{self.unique}"
+
+    def resolve(self, value: object) -> None:
+        """Hand over what is known; later answers are dropped."""
+        if not self.done:
+            self.done = True
+            self.cell.set(value)
+
+    def on_appended(self, result: Result | JournalUnavailable) -> None:
+        """The group commit's callback for the append."""
+        admission = self.admission
+        if type(result) is Appended:
+            self.accepted = True
+            if admission is not None:
+                admission.offered(result.offer)
+            if self.waiting == "tell":
+                self.resolve(result)
+            elif result.duplicate:
+                self.router.attach_to_duplicate(self, result)
+            return
+        if admission is not None:
+            admission.offered(NOTHING)
+        if isinstance(result, JournalUnavailable):
+            if not result.sent:
+                self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
+            return
+        self.resolve(self.router.refusal_of_append(self, result))
+
+
+@define(eq=False)
+class Router:
+    """Sends messages and hands answers to those who wait.
+
+    Args:
+        journal: where messages go.
+        node_id: this node's name on reply channels.
+        new_cell: the backend's one-shot cell.
+        clock: the backend's clock, in seconds.
+        decode_refusal: makes the asker's exception of a stored refusal.
+        remote: pushes answers to other nodes, where there can be any.
+    """
+
+    journal: GroupCommit
+    node_id: str
+    new_cell: Callable[[], Cell[Any]]
+    #: Seconds, the same clock as `anyio.current_time()`.
+    clock: Callable[[], float]
+    decode_refusal: RefusalDecoder
+    remote: Remote | None = None
+    _pending: dict[str, list[Pending]] = field(factory=dict, init=False)
+    #: Those whose time ends in a bucket, and those to look up in it, by the bucket's number.
+    _ends: dict[int, list[Pending]] = field(factory=dict, init=False)
+    _polls: dict[int, list[Pending]] = field(factory=dict, init=False)
+    _next_bucket: int = field(init=False)
+    _store_ms: int = field(default=0, init=False)
+    _store_read_s: float = field(default=0.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._next_bucket = int(self.clock() / BUCKET_S)
+
+    # Time and ids.
+
+    def on_answer(self, now_ms: int) -> None:
+        """Take over the store's time from an answer."""
+        self._store_ms = now_ms
+        self._store_read_s = self.clock()
+
+    def store_now_ms(self) -> int:
+        """The store's time: the last answer's, and what has passed here since."""
+        return self._store_ms + int((self.clock() - self._store_read_s) * 1000)
+
+    def new_unique(self) -> str:
+        """A new unique id, born now on the store's clock."""
+        return make_unique(self.store_now_ms(), int.from_bytes(os.urandom(10), "big"))
+
+    # Sending.
+
+    def send(self, pending: Pending, step: Append, timeout_s: float) -> None:
+        """Queue an append on behalf of `pending`.
+
+        Raises:
+            StoreUnavailable: nothing was sent.
+        """
+        if pending.waiting != "tell":
+            self._register(pending)
+            self._poll_later(pending)
+        self.end_at(pending, timeout_s)
+        try:
+            self.journal.submit(step, pending.on_appended)
+        except JournalUnavailable as error:
+            pending.on_appended(error)
+
+    def attach(self, pending: Pending, timeout_s: float) -> None:
+        """Wait for the outcome of a message that was sent before; looks it up at once."""
+        self._register(pending)
+        self.end_at(pending, timeout_s)
+        pending.poll_delay_s = POLL_FIRST_REMOTE_S
+        self._look_up(pending)
+
+    async def wait(self, pending: Pending, on_cancel: Literal["withdraw", "detach"], key: str) -> bytes:
+        """Wait for a pending ask's outcome bytes.
+
+        Raises:
+            AtomicActorsError: what the outcome, or the lack of one, says.
+        """
+        try:
+            value = await pending.cell
+        except BaseException:
+            pending.done = True
+            self._unregister(pending)
+            if on_cancel == "withdraw" and pending.waiting == "ask":
+                with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
+                    await self.withdraw(pending.partition, pending.entity, pending.unique, key)
+            raise
+        self._unregister(pending)
+        if isinstance(value, BaseException):
+            raise value
+        assert isinstance(value, bytes)
+        return value
+
+    def value_of(self, pending: Pending, outcome: bytes) -> Any:
+        """The reply in a completed outcome; otherwise the exception that the outcome stands for.
+
+        Raises:
+            AtomicActorsError: the message was refused, failed, was interrupted, withdrawn or expired.
+        """
+        word, rest = split_outcome(outcome)
+        if word == "completed":
+            return pending.decode(rest)
+        raise self.error_of(word, rest, pending.full_message_id)
+
+    def error_of(self, word: str, rest: bytes, message_id: str) -> AtomicActorsError:
+        """The exception that an outcome other than `completed` stands for."""
+        if word == "refused":
+            error = self.decode_refusal(rest)
+            error.message_id = message_id
+            return error
+        if word == "failed":
+            plain = plain_of(rest) if rest else {}
+            failure = Failure(plain.get("error_type", ""), plain.get("text", ""))
+            return HandlerFailed(
+                f"{failure.error_type}: {failure.text} (dead letter {message_id})",
+                message_id=message_id,
+                error_type=failure.error_type,
+            )
+        if word == "interrupted":
+            return Interrupted(
+                f"{message_id} was interrupted: it may have run wholly, partly or not at all; it is a dead "
+                "letter now",
+                message_id=message_id,
+            )
+        if word == "withdrawn":
+            return Withdrawn(f"{message_id} was withdrawn before it ran", message_id=message_id)
+        if word == "expired":
+            return Expired(f"{message_id}: its deadline passed before it ran", message_id=message_id)
+        return error_from_code(word, "unknown outcome", message_id=message_id)
+
+    async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
+        """Withdraw a message; None where the store gave no answer."""
+        try:
+            answer = await self.journal.request(Withdraw(partition, entity, unique, key))
+            if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
+                answer = await self.journal.request(Withdraw(partition, entity, unique, answer.key))
+        except JournalUnavailable as error:
+            logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
+            return None
+        if not isinstance(answer, WithdrawAnswer):
+            raise SystemFailed(f"the journal answered a withdrawal with {answer!r}")
+        if answer.state == "withdrawn":
+            self.answered(unique, b"withdrawn\n")
+        return answer
+
+    # Answers.
+
+    def answered(self, unique: str, outcome: bytes) -> bool:
+        """Hand an outcome to everybody here who waits for it; returns whether anybody did."""
+        waiting = self._pending.pop(unique, None)
+        if waiting is None:
+            return False
+        for pending in waiting:
+            pending.resolve(outcome)
+        return True
+
+    def reply(self, sender: str, unique: str, outcome: bytes) -> None:
+        """Tell a message's sender how it ended: here, or over the sender's reply channel."""
+        if not self.answered(unique, outcome) and sender and sender != self.node_id and self.remote is not None:
+            self.remote.push(sender, unique, outcome)
+
+    def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
+        """The message was accepted before: wait for the first one's outcome instead."""
+        if result.unique != pending.unique:
+            self._unregister(pending)
+            pending.unique = result.unique
+            self._register(pending)
+        if result.outcome is not None:
+            self.answered(pending.unique, result.outcome)
+        else:
+            self._look_up(pending)
+
+    def refusal_of_append(self, pending: Pending, result: Result) -> BaseException:
+        """The exception for an append that the store refused."""
+        message_id = pending.full_message_id
+        if not isinstance(result, Rejected):
+            return SystemFailed(f"the journal answered an append with {result!r}")
+        if result.code == "queue_depth_exceeded":
+            return QueueDepthExceeded(f"{pending.entity}: {result.text}", message_id=message_id)
+        if result.code == "key_reused":
+            return KeyReused(
+                f"{pending.entity}: the key was used before with other content", message_id=message_id
+            )
+        if result.code == "unknown_message":
+            return UnknownMessage(
+                f"{message_id} is too old to be accepted: it may have run already", message_id=message_id
+            )
+        return error_from_code(result.code, result.text, message_id=message_id)
+
+    def _register(self, pending: Pending) -> None:
+        self._pending.setdefault(pending.unique, []).append(pending)
+
+    def _unregister(self, pending: Pending) -> None:
+        waiting = self._pending.get(pending.unique)
+        if waiting is not None and pending in waiting:
+            waiting.remove(pending)
+            if not waiting:
+                del self._pending[pending.unique]
+
+    # What the sweeper does for those who wait.
+
+    def end_at(self, pending: Pending, timeout_s: float) -> None:
+        """Resolve `pending` as timed out after `timeout_s` (0: never)."""
+        if timeout_s > 0:
+            bucket = int((self.clock() + timeout_s) / BUCKET_S) + 1
+            self._ends.setdefault(bucket, []).append(pending)
+
+    def _poll_later(self, pending: Pending) -> None:
+        bucket = int((self.clock() + pending.poll_delay_s) / BUCKET_S) + 1
+        self._polls.setdefault(bucket, []).append(pending)
+
+    def tick(self, now_s: float) -> None:
+        """End asks whose time is up, and look up answers that are late."""
+        bucket = int(now_s / BUCKET_S)
+        while self._next_bucket <= bucket:
+            for pending in self._ends.pop(self._next_bucket, ()):
+                if not pending.done:
+                    pending.resolve(self._timed_out(pending))
+            for pending in self._polls.pop(self._next_bucket, ()):
+                if not pending.done:
+                    self._look_up(pending)
+            self._next_bucket += 1
+
+    def _look_up(self, pending: Pending) -> None:
+        """Ask the store for the outcome now, and again later, ever more rarely."""
+        pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
+        self._poll_later(pending)
+
+        def on_result(result: Result | JournalUnavailable) -> None:
+            if pending.done or not isinstance(result, OutcomeRead):
+                return
+            if result.state == "finished" and result.outcome is not None:
+                self.answered(pending.unique, result.outcome)
+            elif result.state == "unknown" and (pending.accepted or pending.waiting == "result"):
+                pending.resolve(self._unknown(pending))
+
+        try:
+            self.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
+        except JournalUnavailable as error:
+            logger.debug("cannot look %s up: %s", pending.full_message_id, error)
+
+    def _unknown(self, pending: Pending) -> AtomicActorsError:
+        message_id = pending.full_message_id
+        age_ms = self.store_now_ms() - int(pending.unique[:12], 16)
+        if pending.accepted or age_ms > self.journal.settings.result_ttl_ms:
+            return ResultExpired(
+                f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
+            )
+        return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)
+
+    def _timed_out(self, pending: Pending) -> AtomicActorsError:
+        message_id = pending.full_message_id
+        if pending.waiting == "tell":
+            return AcceptanceUnknown(
+                f"no answer whether {message_id} was accepted; ask again with result(message_id)",
+                message_id=message_id,
+            )
+        return AskTimeout(
+            f"no reply to {message_id} in time; it may still run: result(message_id) re-attaches",
+            message_id=message_id,
+        )
+
+    def abandon_all(self, error: BaseException) -> None:
+        """Resolve everybody who still waits, because the system is left."""
+        for waiting in list(self._pending.values()):
+            for pending in waiting:
+                pending.resolve(error)
+        self._pending.clear()

@@ -1,0 +1,438 @@
+"""The verbs: from `ask(entity, message)` to an append, and from an outcome to a reply.
+
+Everything that can be wrong with a call is found here, before anything is sent: the kind, the message,
+its content, the key, the size, a cycle of asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, cast
+
+from attrs import define, field, frozen
+
+from atomic_actors._codec import Codec
+from atomic_actors._config import Config
+from atomic_actors._envelope import digest_of, encode_envelope
+from atomic_actors._errors import (
+    ActorLimitExceeded,
+    AskCycle,
+    AskTimeout,
+    AtomicActorsError,
+    InvalidConfig,
+    InvalidEntityId,
+    InvalidMessageId,
+    NotSupported,
+    PayloadTooLarge,
+    SystemNotRunning,
+    TooManyHops,
+    UnknownKind,
+    UnknownMessageType,
+)
+from atomic_actors._kinds import Kind
+from atomic_actors._messages import Message, RawMessage, message_spec, target_of
+from atomic_actors._records import EntityRef, Receipt, check_key, partition_of, split_message_id
+from atomic_actors._router import Admission, Pending, Router
+from atomic_actors._supervisor import Supervisor
+from atomic_actors._telemetry import LifecycleEvent, Listeners
+from atomic_actors._turn import TurnContext, current_activation
+from atomic_actors._volatile import VolatileKinds
+from atomic_actors.journal._protocol import Append, Appended, pack_body
+
+__all__ = ("Sender",)
+
+#: Appends of one `tell_many` that may be under way at once.
+TELL_MANY_WINDOW: Final = 2_000
+
+OnCancel = Literal["withdraw", "detach"]
+
+
+@frozen(eq=False, slots=True)
+class _Foreign:
+    """What is known of a message class whose kind is not here."""
+
+    name: str
+    encode: Callable[[Any], bytes]
+    decode_reply: Callable[[bytes], Any]
+    reply_type: Any
+
+
+@define(eq=False, slots=True)
+class _Call:
+    """A checked call: where it goes and what it carries."""
+
+    ref: EntityRef
+    entity: str
+    partition: int
+    kind: Kind | None
+    name: str
+    payload: bytes
+    decode_reply: Callable[[bytes], Any]
+    reply_type: Any
+
+
+@define(eq=False)
+class Sender:
+    """Implements the verbs of `ActorSystem`.
+
+    Args:
+        config: time limits and sizes.
+        supervisor: gives the activations that take messages as they are appended.
+        volatile: runs the kinds that have no journal.
+    """
+
+    config: Config
+    codec: Codec
+    router: Router
+    supervisor: Supervisor
+    volatile: VolatileKinds
+    listeners: Listeners
+    kinds: dict[str, Kind]
+    partitions: int
+    running: bool = True
+    accepted: int = 0
+    _headers: dict[str, Any] = field(init=False)
+    _foreign: dict[type[Any], _Foreign] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._headers = {"s": self.router.node_id}
+
+    # Checking a call.
+
+    def encode(self, entity: EntityRef, message: Message[Any]) -> tuple[str, bytes]:
+        """The wire name and the envelope of an outbox message.
+
+        Raises:
+            UsageError: the kind, the message or its content is wrong.
+        """
+        call = self._check(entity, message)
+        if call.kind is not None and not call.kind.durable:
+            raise NotSupported(f"outbox: kind {call.kind.name!r} is volatile; an outbox is for durable kinds")
+        return call.name, encode_envelope({}, call.payload)
+
+    def _check(self, target: object, message: object) -> _Call:
+        if isinstance(target, Message) and message is None:
+            message = cast("Message[Any]", target)
+            target = target_of(message)
+        if not isinstance(target, EntityRef):
+            raise InvalidEntityId(
+                f"entity: expected an EntityRef such as Account.ref('a-42'), got {type(target).__name__}"
+            )
+        kind = self.kinds.get(target.kind)
+        if kind is None and self.kinds:
+            raise UnknownKind(
+                f"kind {target.kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(self.kinds))}"
+            )
+        cls: type[Any] = type(message)
+        if cls is RawMessage:
+            name, payload, decode_reply, reply_type = self._check_raw(kind, cast("RawMessage", message))
+        else:
+            handler = kind.by_type.get(cls) if kind is not None else None
+            if handler is not None:
+                name, reply_type = handler.spec.name, handler.spec.reply_type
+                payload, decode_reply = handler.encode_payload(message), handler.decode_reply
+            else:
+                foreign = self._foreign_message(kind, message)
+                name, reply_type = foreign.name, foreign.reply_type
+                payload, decode_reply = foreign.encode(message), foreign.decode_reply
+        limit = self.config.max_payload_bytes
+        if limit and len(payload) > limit:
+            raise PayloadTooLarge(
+                f"{name} for {target}: {len(payload)} bytes are more than max_payload_bytes={limit}; send a "
+                "reference to where the data is, or raise the limit"
+            )
+        entity = str(target)
+        return _Call(
+            target,
+            entity,
+            partition_of(entity, self.partitions),
+            kind,
+            name,
+            payload,
+            decode_reply,
+            reply_type,
+        )
+
+    def _check_raw(
+        self, kind: Kind | None, message: RawMessage
+    ) -> tuple[str, bytes, Callable[[bytes], Any], Any]:
+        if kind is not None and kind.handler_for(message.name) is None:
+            raise self._no_handler(kind, message.name)
+        return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
+
+    def _foreign_message(self, kind: Kind | None, message: object) -> _Foreign:
+        cls: type[Any] = type(message)
+        if not isinstance(message, Message):
+            raise UnknownMessageType(
+                f"{message!r} is no message: expected an instance of a Command, a Query or a RawMessage"
+            )
+        foreign = self._foreign.get(cls)
+        if foreign is None:
+            spec = message_spec(cls)
+            foreign = _Foreign(
+                spec.name, self.codec.encoder(cls), self.codec.decoder(spec.reply_type), spec.reply_type
+            )
+            self._foreign[cls] = foreign
+        if kind is not None and kind.handler_for(foreign.name) is None:
+            raise self._no_handler(kind, foreign.name)
+        return foreign
+
+    def _no_handler(self, kind: Kind, name: str) -> UnknownMessageType:
+        names = ", ".join(sorted(kind.by_name)) or "none"
+        return UnknownMessageType(
+            f"kind {kind.name!r} has no handler for {name!r}; it has {names}. Add one with @handler"
+        )
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
+
+    # Sending.
+
+    async def ask(
+        self,
+        target: object,
+        message: object,
+        timeout_s: float | None,
+        key: str | None,
+        on_cancel: OnCancel,
+    ) -> Any:
+        """See `ActorSystem.ask`."""
+        self._check_running()
+        call = self._check(target, message)
+        timeout_s = self._timeout(timeout_s, self.config.ask_timeout_s)
+        activation = current_activation.get()
+        headers = self._headers
+        if activation is not None and activation.is_running and activation.services is self.supervisor.node:
+            headers, timeout_s = self._inherit(activation.context, call, timeout_s)
+        if call.kind is not None and not call.kind.durable:
+            if key is not None:
+                raise NotSupported(f"key: kind {call.kind.name!r} is volatile; it keeps no keys")
+            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s)
+        return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
+
+    async def ask_from_turn(
+        self, context: TurnContext, entity: EntityRef, message: Message[Any], unique: str
+    ) -> Any:
+        """See `Context.ask`."""
+        self._check_running()
+        call = self._check(entity, message)
+        headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
+        if call.kind is not None and not call.kind.durable:
+            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s)
+        return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+
+    def _inherit(self, context: TurnContext, call: _Call, timeout_s: float) -> tuple[dict[str, Any], float]:
+        """Path and deadline of an ask inside a turn."""
+        path = (*context.path, str(context.entity))
+        if call.entity in path:
+            chain = " -> ".join((*path, call.entity))
+            raise AskCycle(
+                f"{call.entity} waits, directly or not, for this turn: {chain}; use self.outbox.add(...)",
+                path=(*path, call.entity),
+            )
+        if self.config.max_hops and len(path) > self.config.max_hops:
+            raise TooManyHops(
+                f"the chain of asks {' -> '.join(path)} is longer than max_hops={self.config.max_hops}", path=path
+            )
+        left_s = context.deadline - self.router.clock()
+        if left_s <= 0:
+            raise AskTimeout(f"no time is left to ask {call.entity}: the turn's deadline has passed")
+        if left_s != float("inf"):
+            timeout_s = min(timeout_s, left_s) if timeout_s else left_s
+        return {**self._headers, "p": list(path)}, timeout_s
+
+    async def _ask(
+        self,
+        call: _Call,
+        timeout_s: float,
+        key: str | None,
+        on_cancel: OnCancel,
+        headers: dict[str, Any],
+        unique: str,
+    ) -> Any:
+        router = self.router
+        admission = self._admit(call)
+        pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
+        deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
+        router.send(pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s)
+        outcome = await router.wait(pending, on_cancel, key or "")
+        self.accepted += 1
+        return router.value_of(pending, outcome)
+
+    def _admit(self, call: _Call) -> Admission | None:
+        if call.kind is None:
+            return None
+        return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
+
+    def _append(
+        self,
+        call: _Call,
+        unique: str,
+        key: str | None,
+        deadline_ms: int,
+        headers: dict[str, Any],
+        admission: Admission | None,
+        *,
+        waits: bool,
+    ) -> Append:
+        if key is not None:
+            check_key(key)
+        body = pack_body(
+            name=call.name,
+            deadline_ms=deadline_ms,
+            waited_for=waits,
+            key=key or "",
+            envelope=encode_envelope(headers, call.payload),
+        )
+        return Append(
+            call.partition,
+            call.entity,
+            unique,
+            body,
+            key or "",
+            digest_of(call.name, call.payload) if key else "",
+            call.kind.settings.max_depth if call.kind is not None else self.config.max_depth,
+            admission.claim if admission is not None else "",
+            admission.policy if admission is not None else "",
+            admission.version if admission is not None else -1,
+        )
+
+    async def tell(
+        self, target: object, message: object, key: str | None, expires_in_s: float | None
+    ) -> Receipt[Any]:
+        """See `ActorSystem.tell`."""
+        self._check_running()
+        call = self._check(target, message)
+        if call.kind is not None and not call.kind.durable:
+            if key is not None or expires_in_s is not None:
+                raise NotSupported(f"kind {call.kind.name!r} is volatile; it takes no key and no expiry")
+            return self.volatile.tell(call.kind, call.ref, call.partition, message)
+        pending = self._send_tell(call, key, expires_in_s)
+        return self._receipt(call, pending, await pending.cell)
+
+    def _send_tell(self, call: _Call, key: str | None, expires_in_s: float | None) -> Pending:
+        router = self.router
+        deadline_ms = 0
+        if expires_in_s is not None:
+            deadline_ms = router.store_now_ms() + int(self._timeout(expires_in_s, 0) * 1000)
+        unique = router.new_unique()
+        admission = self._admit(call)
+        pending = Pending(router, "tell", call.partition, call.entity, unique, call.decode_reply, admission)
+        step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
+        router.send(pending, step, self.config.accept_timeout_s)
+        return pending
+
+    def _receipt(self, call: _Call, pending: Pending, answer: object) -> Receipt[Any]:
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Appended)
+        self.accepted += 1
+        message_id = f"{call.entity}/{answer.unique}"
+        if self.listeners.active and not answer.duplicate:
+            self.listeners.emit(LifecycleEvent("accepted", message_id, call.ref, call.name))
+        return Receipt(message_id, call.ref, reply_type=call.reply_type)
+
+    async def tell_many(self, messages: Sequence[tuple[object, object]]) -> list[Receipt[Any]]:
+        """See `ActorSystem.tell_many`."""
+        self._check_running()
+        calls = [self._check(*self._pair(pair)) for pair in messages]
+        for call in calls:
+            if call.kind is not None and not call.kind.durable:
+                raise NotSupported(f"tell_many: kind {call.kind.name!r} is volatile; tell one by one")
+        receipts: list[Receipt[Any]] = []
+        failures: list[tuple[int, AtomicActorsError]] = []
+        for start in range(0, len(calls), TELL_MANY_WINDOW):
+            window = calls[start : start + TELL_MANY_WINDOW]
+            await self._tell_window(start, window, receipts, failures)
+            if failures:
+                break
+        if failures:
+            index, error = failures[0]
+            error.add_note(f"{len(receipts)} of {len(calls)} messages were accepted; this is number {index}")
+            raise error
+        return receipts
+
+    async def _tell_window(
+        self,
+        start: int,
+        calls: Sequence[_Call],
+        receipts: list[Receipt[Any]],
+        failures: list[tuple[int, AtomicActorsError]],
+    ) -> None:
+        sent: list[tuple[_Call, Pending]] = []
+        for index, call in enumerate(calls, start):
+            try:
+                pending = await self._send_when_there_is_room(call)
+            except AtomicActorsError as error:
+                failures.append((index, error))
+                break
+            sent.append((call, pending))
+        for index, (call, pending) in enumerate(sent, start):
+            try:
+                receipts.append(self._receipt(call, pending, await pending.cell))
+            except AtomicActorsError as error:
+                failures.append((index, error))
+        failures.sort(key=lambda failure: failure[0])
+
+    async def _send_when_there_is_room(self, call: _Call) -> Pending:
+        """A bulk sender outruns the activations by design: it waits for room instead of failing."""
+        try:
+            return self._send_tell(call, None, None)
+        except ActorLimitExceeded:
+            await self.supervisor.wait_for_room(self.config.accept_timeout_s)
+            return self._send_tell(call, None, None)
+
+    def _pair(self, pair: object) -> tuple[object, object]:
+        if isinstance(pair, Message):
+            return cast("Message[Any]", pair), None
+        if isinstance(pair, tuple) and len(cast("tuple[Any, ...]", pair)) == 2:
+            return cast("tuple[object, object]", pair)
+        raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
+
+    def _timeout(self, value: float | None, default: float) -> float:
+        if value is None:
+            return default
+        if isinstance(cast("object", value), bool) or not isinstance(cast("object", value), (int, float)):
+            raise InvalidConfig(f"timeout: expected seconds, got {value!r}")
+        if not 0 <= value < float("inf"):
+            raise InvalidConfig(f"timeout: expected 0 (unbounded) or more seconds, got {value!r}")
+        return float(value)
+
+    # Afterwards.
+
+    def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
+        if isinstance(message, Receipt):
+            receipt = cast("Receipt[Any]", message)
+            ref, unique = split_message_id(receipt.message_id)
+            reply_type = receipt.reply_type
+        elif isinstance(message, str):
+            (ref, unique), reply_type = split_message_id(message), Any
+        else:
+            raise InvalidMessageId(f"expected a Receipt or a message id, got {type(message).__name__}")
+        kind = self.kinds.get(ref.kind)
+        if kind is not None and not kind.durable:
+            raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
+        return ref, unique, reply_type
+
+    async def result(self, message: object, timeout_s: float | None) -> Any:
+        """See `ActorSystem.result`."""
+        self._check_running()
+        ref, unique, reply_type = self._locate(message)
+        entity = str(ref)
+        decode = self.codec.decoder(reply_type)
+        partition = partition_of(entity, self.partitions)
+        pending = Pending(self.router, "result", partition, entity, unique, decode, None)
+        self.router.attach(pending, self._timeout(timeout_s, self.config.ask_timeout_s))
+        outcome = await self.router.wait(pending, "detach", "")
+        return self.router.value_of(pending, outcome)
+
+    async def withdraw(self, message: object) -> bool:
+        """See `ActorSystem.withdraw`."""
+        self._check_running()
+        ref, unique, _ = self._locate(message)
+        entity = str(ref)
+        answer = await self.router.withdraw(partition_of(entity, self.partitions), entity, unique, "")
+        return answer is not None and answer.state == "withdrawn"
+
+

@@ -1,0 +1,465 @@
+"""Which entities are alive on this node: starts them, wakes them, puts them to sleep.
+
+It owns the tree of scopes below the system: one task group for each owned partition, one task for
+each activation in it. When a partition is lost its scope is cancelled, and with it every turn.
+
+    Supervisor
+    └─ partition 17 (task group; ends before the lease does)
+       └─ account/a-42 (Activation.run)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+from atomic_actors._activation import Activation, Services
+from atomic_actors._cells import Cell
+from atomic_actors._errors import ActorLimitExceeded
+from atomic_actors._kinds import Kind
+from atomic_actors._membership import Membership
+from atomic_actors._records import EntityRef
+from atomic_actors._relay import Relay
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import (
+    NOTHING,
+    Expire,
+    Expired,
+    Interrupt,
+    JournalUnavailable,
+    Offer,
+    Park,
+    Result,
+    Sweep,
+    Swept,
+    Take,
+    Taken,
+    Unsettled,
+)
+
+__all__ = ("Supervisor",)
+
+#: How many of the least recently used activations are looked at for one that may go.
+EVICTION_LOOK: Final = 64
+#: Entities and dispatches that one sweep of a partition asks for.
+SWEEP_LIMIT: Final = 100
+#: How often every owned partition is swept: a lost doorbell costs this at the most.
+SWEEP_INTERVAL_S: Final = 1.0
+#: Width of the buckets that group running turns by deadline.
+BUCKET_S: Final = 0.05
+
+
+class Node(Services, Protocol):
+    """What the supervisor needs of the node, beside what its activations need."""
+
+    def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None:
+        """Settle a dispatch that was cut off and tell its asker; then call `then`."""
+        ...
+
+    def expired(self, entity: str, unique: str, body: bytes | None) -> None:
+        """A message expired: tell its asker."""
+        ...
+
+
+@define(eq=False)
+class _Partition:
+    """An owned partition. `task_group` is there once its task has begun."""
+
+    number: int
+    claim: str
+    task_group: TaskGroup | None = None
+    #: Activations to start as soon as there is a task group.
+    waiting: list[Activation] = field(factory=list)
+    ended: anyio.Event = field(factory=anyio.Event)
+    next_sweep_s: float = 0.0
+    sweeping: bool = False
+
+
+@define(eq=False)
+class Supervisor:
+    """Starts, wakes and passivates activations.
+
+    Args:
+        node: what activations need around them.
+        journal: where takes and settlements go.
+        membership: which partitions are owned.
+        kinds: everything this node can run, by name.
+        max_activations: entities in memory at once; 0 means unbounded.
+    """
+
+    node: Node
+    journal: GroupCommit
+    membership: Membership
+    kinds: dict[str, Kind]
+    max_activations: int
+    new_cell: Callable[[], Cell[Any]]
+    clock: Callable[[], float]
+    draining: bool = False
+    relay: Relay = field(init=False)
+    _by_entity: dict[str, Activation] = field(factory=dict, init=False)
+    #: The same activations by kind, least recently used first.
+    _by_use: dict[str, OrderedDict[str, Activation]] = field(factory=dict, init=False)
+    _closing: int = field(default=0, init=False)
+    _partitions: dict[int, _Partition] = field(factory=dict, init=False)
+    _task_group: TaskGroup | None = field(default=None, init=False)
+    #: Heads that wait for their back-off: (store time, entity, partition).
+    _due: list[tuple[int, str, int]] = field(factory=list, init=False)
+    _deadlines: dict[int, list[Activation]] = field(factory=dict, init=False)
+    _next_bucket: int = field(default=0, init=False)
+    _idle_waiters: list[Cell[None]] = field(factory=list, init=False)
+    #: Kinds that were reported as having no handlers here.
+    _reported_kinds: set[str] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.relay = Relay(self.journal, self.membership.claims, self.wake)
+        self._by_use = {name: OrderedDict() for name in self.kinds}
+        self._next_bucket = int(self.clock() / BUCKET_S)
+
+    # Partitions.
+
+    def start(self, task_group: TaskGroup) -> None:
+        """Use `task_group` for the partitions."""
+        self._task_group = task_group
+
+    def claimed(self, number: int) -> None:
+        """A partition is this node's: open its scope, settle what was left behind, find work."""
+        assert self._task_group is not None
+        before = self._partitions.get(number)
+        partition = _Partition(number, self.membership.claims[number])
+        self._partitions[number] = partition
+        self._task_group.start_soon(self._run_partition, partition, before)
+
+    def lost(self, number: int, why: str) -> None:
+        """A partition is not this node's any more: end everything in it."""
+        partition = self._partitions.get(number)
+        logger.warning("partition %d is not owned any more: %s", number, why)
+        if partition is not None and partition.task_group is not None:
+            partition.task_group.cancel_scope.cancel()
+
+    async def _run_partition(self, partition: _Partition, before: _Partition | None) -> None:
+        if before is not None:
+            await before.ended.wait()
+        try:
+            if self.membership.claims[partition.number] != partition.claim:
+                return
+            async with anyio.create_task_group() as task_group:
+                partition.task_group = task_group
+                for activation in partition.waiting:
+                    task_group.start_soon(activation.run)
+                partition.waiting.clear()
+                self.sweep(partition)
+                await anyio.sleep_forever()
+        finally:
+            partition.ended.set()
+
+    def cancel_partitions(self) -> None:
+        """End every scope; turns that are not on their way to the store are interrupted."""
+        for partition in self._partitions.values():
+            if partition.task_group is not None:
+                partition.task_group.cancel_scope.cancel()
+
+    def sweep(self, partition: _Partition) -> None:
+        """Look for due entities, unsettled dispatches and streams at rest. One sweep at a time."""
+        if partition.sweeping:
+            return
+        partition.sweeping = True
+        partition.next_sweep_s = self.clock() + SWEEP_INTERVAL_S
+        step = Sweep(partition.number, partition.claim, SWEEP_LIMIT)
+        self.journal.enqueue(step, lambda result: self._swept(partition, result))
+
+    def _swept(self, partition: _Partition, result: Result | JournalUnavailable) -> None:
+        partition.sweeping = False
+        if not isinstance(result, Swept):
+            return
+        for unsettled in result.unsettled:
+            self.settle_old(partition.number, unsettled)
+        if len(result.unsettled) >= SWEEP_LIMIT:
+            self.sweep(partition)
+        if self.draining:
+            return
+        for entity in result.due:
+            self.wake(partition.number, entity)
+        if len(result.due) >= SWEEP_LIMIT:
+            partition.next_sweep_s = self.clock()
+        for target in result.outbound:
+            self.relay.kick(partition.number, target)
+
+    def settle_old(self, number: int, unsettled: Unsettled) -> None:
+        """Settle a dispatch that an earlier claim left behind, then see what the entity has to do."""
+        claim = self.membership.claims[number]
+        if not claim:
+            return
+        step = Interrupt(number, unsettled.entity, claim, unsettled.turn, unsettled.uniques)
+        self.node.settle(step, then=lambda: self.wake(number, unsettled.entity))
+
+    # Activations.
+
+    def admit(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
+        """The activation that takes a message with its append; None where this node is not to take it.
+
+        Raises:
+            ActorLimitExceeded: too many activations are busy, and this entity is not active.
+        """
+        if self.draining or not self.membership.claims[number]:
+            return None
+        activation = self._by_entity.get(entity)
+        if activation is None:
+            if not self.membership.is_valid(number):
+                return None
+            activation = self._reserve(kind, ref, entity, number)
+            if activation is None:
+                raise ActorLimitExceeded(
+                    f"{entity}: {self.max_activations} activations are busy (max_activations); try again later"
+                )
+        activation.admitted += 1
+        return activation
+
+    def _reserve(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
+        if self.max_activations and len(self._by_entity) - self._closing >= self.max_activations:
+            if not self._evict():
+                return None
+        activation = Activation(
+            self.node, kind, ref, entity, number, self.membership.claims[number], used_at_s=self.clock()
+        )
+        self._by_entity[entity] = activation
+        self._by_use[kind.name][entity] = activation
+        return activation
+
+    def _evict(self) -> bool:
+        """Ask the least recently used idle activation to passivate; False if there is none."""
+        oldest: Activation | None = None
+        for by_use in self._by_use.values():
+            for activation, _ in zip(by_use.values(), range(EVICTION_LOOK), strict=False):
+                if activation.status == "active" and not activation.is_busy:
+                    if oldest is None or activation.used_at_s < oldest.used_at_s:
+                        oldest = activation
+                    break
+        if oldest is None:
+            return False
+        self.close(oldest)
+        return True
+
+    def close(self, activation: Activation) -> None:
+        """Ask an activation to passivate."""
+        if activation.status == "active":
+            self._closing += 1
+            activation.close()
+
+    def used(self, activation: Activation) -> None:
+        """An activation ended a turn: it is the most recently used one of its kind."""
+        by_use = self._by_use[activation.kind.name]
+        if activation.entity in by_use:
+            by_use.move_to_end(activation.entity)
+
+    def ended(self, activation: Activation, *, was_closing: bool) -> None:
+        """An activation is gone; what it was offered and did not begin goes to its successor."""
+        if was_closing:
+            self._closing -= 1
+        if self._by_entity.get(activation.entity) is activation:
+            del self._by_entity[activation.entity]
+            del self._by_use[activation.kind.name][activation.entity]
+        offer = activation.take_offer()
+        if offer is not None and offer.dispatch is not None:
+            self._succeed(activation, offer)
+        elif activation.rung:
+            self.wake(activation.partition, activation.entity)
+        self._tell_idle()
+
+    def follow_up(self, activation: Activation, offer: Offer) -> None:
+        """Do what an offer asks for, other than running a turn in an active activation."""
+        number, entity = activation.partition, activation.entity
+        if offer.dispatch is not None:
+            if activation.status == "reserved":
+                self._spawn(activation)
+            elif activation.status == "ended":
+                activation.take_offer()
+                self._succeed(activation, offer)
+            return
+        if offer.expired is not None:
+            unique, key = offer.expired
+            step = Expire(number, entity, unique, key)
+            self.journal.enqueue(step, lambda result: self._expired(number, entity, unique, result))
+        elif offer.unsettled is not None:
+            self.settle_old(number, offer.unsettled)
+        elif offer.more:
+            self.take(activation)
+            return
+        elif offer.not_before_ms:
+            heapq.heappush(self._due, (offer.not_before_ms, entity, number))
+        if activation.status == "reserved" and not activation.admitted:
+            activation.status = "ended"
+            self.ended(activation, was_closing=False)
+
+    def _expired(self, number: int, entity: str, unique: str, result: Result | JournalUnavailable) -> None:
+        if isinstance(result, Expired):
+            if result.expired:
+                self.node.expired(entity, unique, result.body)
+            self.wake(number, entity)
+
+    def _succeed(self, activation: Activation, offer: Offer) -> None:
+        """Hand an offer to the entity's next activation."""
+        number, entity = activation.partition, activation.entity
+        if self.membership.claims[number] != activation.claim:
+            return
+        successor = self._by_entity.get(entity)
+        if successor is None:
+            successor = self._reserve(activation.kind, activation.ref, entity, number)
+            if successor is None:
+                self._give_back(activation, offer)
+                return
+            successor.inherit(activation)
+        successor.accept(offer)
+
+    def _give_back(self, activation: Activation, offer: Offer) -> None:
+        assert offer.dispatch is not None
+        uniques = tuple(item.unique for item in offer.dispatch.messages)
+        self.node.settle(
+            Interrupt(
+                activation.partition, activation.entity, activation.claim, offer.dispatch.turn, uniques, began=False
+            )
+        )
+
+    def _spawn(self, activation: Activation) -> None:
+        partition = self._partitions.get(activation.partition)
+        if partition is None or partition.claim != activation.claim:
+            return
+        if partition.task_group is None:
+            partition.waiting.append(activation)
+        else:
+            partition.task_group.start_soon(activation.run)
+
+    def wake(self, number: int, entity: str) -> None:
+        """Something waits for an entity: take it, unless a turn is on that will find it anyway."""
+        if self.draining or not self.membership.claims[number]:
+            return
+        activation = self._by_entity.get(entity)
+        if activation is not None and activation.is_busy:
+            activation.rung = True
+            return
+        if activation is None:
+            kind_name, _, entity_id = entity.partition("/")
+            kind = self.kinds.get(kind_name)
+            if kind is None:
+                self._report_unknown(kind_name)
+                return
+            activation = self._reserve(kind, EntityRef(kind_name, entity_id), entity, number)
+            if activation is None:
+                return  # the next sweep finds it again
+        self.take(activation)
+
+    def take(self, activation: Activation) -> None:
+        """Ask the store for an entity's next work."""
+        activation.admitted += 1
+        activation.rung = False
+        step = Take(
+            activation.partition,
+            activation.entity,
+            activation.claim,
+            activation.policy,
+            activation.version,
+            activation.kind.settings.max_run_length,
+        )
+
+        def on_taken(result: Result | JournalUnavailable) -> None:
+            activation.offered(result.offer if isinstance(result, Taken) else NOTHING)
+
+        self.journal.enqueue(step, on_taken)
+
+    def park(self, number: int, entity: str) -> None:
+        """Park an entity whose messages cannot be run; what waits keeps waiting."""
+
+        def on_parked(result: Result | JournalUnavailable) -> None:
+            if isinstance(result, JournalUnavailable):
+                logger.error("%s could not be parked: %s", entity, result)
+
+        self.journal.enqueue(Park(number, entity), on_parked)
+
+    def _report_unknown(self, kind: str) -> None:
+        if kind not in self._reported_kinds:
+            self._reported_kinds.add(kind)
+            logger.error("messages wait for kind %r, which no handler here takes; they stay accepted", kind)
+
+    # What the sweeper does.
+
+    def watch_deadline(self, activation: Activation) -> None:
+        """Look at a running turn again when its deadline has passed."""
+        bucket = int(activation.deadline_s / BUCKET_S) + 1
+        self._deadlines.setdefault(max(bucket, self._next_bucket), []).append(activation)
+
+    def tick(self, now_s: float, store_now_ms: int) -> None:
+        """Cut late turns, wake due heads, passivate the idle, sweep what was not swept for long."""
+        bucket = int(now_s / BUCKET_S)
+        while self._next_bucket <= bucket:
+            for activation in self._deadlines.pop(self._next_bucket, ()):
+                activation.cut_if_late(now_s)
+            self._next_bucket += 1
+        while self._due and self._due[0][0] <= store_now_ms:
+            _, entity, number = heapq.heappop(self._due)
+            self.wake(number, entity)
+        self._passivate_idle(now_s)
+        if self.journal.available:
+            for partition in self._partitions.values():
+                if partition.task_group is not None and partition.next_sweep_s <= now_s:
+                    if self.membership.claims[partition.number] == partition.claim:
+                        self.sweep(partition)
+
+    def _passivate_idle(self, now_s: float) -> None:
+        for name, by_use in self._by_use.items():
+            limit_s = self.kinds[name].settings.idle_timeout_s
+            if not limit_s:
+                continue
+            late: list[Activation] = []
+            for activation in by_use.values():
+                if activation.used_at_s + limit_s > now_s:
+                    break
+                if activation.status == "active" and not activation.is_busy:
+                    late.append(activation)
+            for activation in late:
+                self.close(activation)
+
+    # What people ask.
+
+    def find(self, entity: str) -> Activation | None:
+        """The activation of an entity, if it is alive here."""
+        return self._by_entity.get(entity)
+
+    def count(self, kind: str | None = None) -> int:
+        """How many entities are alive here."""
+        return len(self._by_entity) if kind is None else len(self._by_use.get(kind, ()))
+
+    def busy(self) -> list[Activation]:
+        """The activations that run a turn."""
+        return [activation for activation in self._by_entity.values() if activation.is_running]
+
+    def _tell_idle(self) -> None:
+        waiting, self._idle_waiters = self._idle_waiters, []
+        for cell in waiting:
+            cell.set(None)
+
+    async def wait_for_room(self, limit_s: float) -> None:
+        """Wait until an activation has ended, or `limit_s` has passed."""
+        cell: Cell[None] = self.new_cell()
+        self._idle_waiters.append(cell)
+        with anyio.move_on_after(limit_s):
+            await cell
+
+    async def drain(self) -> None:
+        """Stop taking, ask everybody to passivate, return once nobody is left."""
+        self.draining = True
+        for activation in list(self._by_entity.values()):
+            if activation.status == "reserved" and not activation.is_busy:
+                activation.status = "ended"
+                self.ended(activation, was_closing=False)
+            else:
+                self.close(activation)
+        while self._by_entity:
+            cell: Cell[None] = self.new_cell()
+            self._idle_waiters.append(cell)
+            await cell

@@ -1,0 +1,324 @@
+"""Group commit: a Journal around a Journal that sends together what waits together.
+
+Steps gather while a batch is in flight and go out as the next one. There is no timer: a lone step
+leaves at once, and under load batches grow by themselves. It is also the place where an unreachable
+store is outlived: a batch without a usable answer is sent again, unchanged and in order, until it
+has one, which is safe because every step may be sent twice. What comes in meanwhile is refused.
+
+Two doors. `submit` is for the hot path: it never waits and calls back with the result. `execute` is
+the Journal's own, for everything else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define, field, frozen
+
+from atomic_actors._cells import Cell, cell_factory
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._protocol import (
+    Append,
+    BatchResult,
+    Finish,
+    Journal,
+    JournalSettings,
+    JournalUnavailable,
+    RelayIn,
+    Result,
+    Step,
+)
+
+__all__ = ("GroupCommit", "GroupCommitStatistics")
+
+RETRY_DELAY_FIRST_S: Final = 0.02
+RETRY_DELAY_MAX_S: Final = 0.5
+#: What a step costs on the wire beside its bodies, roughly.
+STEP_OVERHEAD_BYTES: Final = 256
+
+OnResult = Callable[[Result | JournalUnavailable], None]
+
+
+def _size_bytes(step: Step) -> int:
+    """Roughly what a step adds to a batch; only messages and states can be large."""
+    if isinstance(step, Append):
+        return STEP_OVERHEAD_BYTES + len(step.body)
+    if isinstance(step, Finish):
+        return (
+            STEP_OVERHEAD_BYTES * len(step.verdicts)
+            + (len(step.state) if step.state is not None else 0)
+            + sum(len(message.body) for message in step.outbox)
+            + sum(len(verdict.reply) + len(verdict.error) for verdict in step.verdicts)
+        )
+    if isinstance(step, RelayIn):
+        return STEP_OVERHEAD_BYTES + sum(len(entry.body) for entry in step.entries)
+    return STEP_OVERHEAD_BYTES
+
+
+@define(eq=False, slots=True)
+class _Entry:
+    step: Step
+    on_result: OnResult
+    #: True once a batch with it may have reached the store: from then on it is sent until answered.
+    sent: bool = False
+
+
+@frozen
+class GroupCommitStatistics:
+    """Counters since the start, and what waits now."""
+
+    batches: int
+    steps: int
+    retries: int
+    pending: int
+    available: bool
+
+
+@define(eq=False)
+class GroupCommit:
+    """Gathers steps into batches for `inner`.
+
+    Args:
+        inner: the journal that executes the batches; entered and left with this one.
+        max_batch_steps: steps in one batch, so that no call holds the store for long.
+        max_batch_bytes: bytes in one batch, roughly; a single larger step still goes, alone.
+        max_pending_steps: steps that may wait; more are refused with `JournalUnavailable`.
+        failure_threshold: failed calls in a row after which new steps are refused at once.
+    """
+
+    inner: Journal
+    max_batch_steps: int = 256
+    max_batch_bytes: int = 1 << 20
+    max_pending_steps: int = 100_000
+    failure_threshold: int = 3
+
+    #: The store's time at the last answer.
+    now_ms: int = field(default=0, init=False)
+    _pending: deque[_Entry] = field(factory=deque, init=False)
+    _in_flight: int = field(default=0, init=False)
+    _new_cell: Callable[[], Cell[None]] = field(init=False)
+    #: Set while the flusher sleeps for want of steps.
+    _idle: Cell[None] | None = field(default=None, init=False)
+    #: Those who wait until nothing is pending or in flight.
+    _drained: list[Cell[None]] = field(factory=list, init=False)
+    _failures: int = field(default=0, init=False)
+    _batches: int = field(default=0, init=False)
+    _steps: int = field(default=0, init=False)
+    _retries: int = field(default=0, init=False)
+    _task_group: TaskGroup | None = field(default=None, init=False)
+    _stack: AsyncExitStack = field(factory=AsyncExitStack, init=False)
+    #: Called with each answer's time and round trip, and on each change of `available`.
+    on_answer: Callable[[int], None] | None = field(default=None, init=False)
+    on_availability: Callable[[bool], None] | None = field(default=None, init=False)
+
+    @property
+    def settings(self) -> JournalSettings:
+        """The inner journal's."""
+        return self.inner.settings
+
+    @property
+    def available(self) -> bool:
+        """False once `failure_threshold` calls in a row had no usable answer, until one has."""
+        return self._failures < self.failure_threshold
+
+    def statistics(self) -> GroupCommitStatistics:
+        """Counters since the start, and what waits now."""
+        return GroupCommitStatistics(
+            self._batches, self._steps, self._retries, len(self._pending) + self._in_flight, self.available
+        )
+
+    def submit(self, step: Step, on_result: OnResult) -> None:
+        """Queue a step; `on_result` gets its result, in the flusher's task, and must not raise.
+
+        Raises:
+            JournalUnavailable: too much waits already, or the store is known to be away; nothing was
+                sent.
+        """
+        pending = self._pending
+        if len(pending) >= self.max_pending_steps:
+            raise JournalUnavailable(f"{len(pending)} steps wait already (max_pending_steps)", sent=False)
+        if self._failures >= self.failure_threshold:
+            raise JournalUnavailable("the store does not answer", sent=False)
+        self.enqueue(step, on_result)
+
+    def enqueue(self, step: Step, on_result: OnResult) -> None:
+        """Queue a step that must not be refused: a commit, a settlement. Bounded by what runs."""
+        self._pending.append(_Entry(step, on_result))
+        idle = self._idle
+        if idle is not None:
+            self._idle = None
+            idle.set(None)
+
+    async def request(self, step: Step) -> Result:
+        """Queue one step and wait for its result.
+
+        Raises:
+            JournalUnavailable: as `submit`, or the group commit was closed before an answer came.
+        """
+        cell: Cell[Result | JournalUnavailable] = cell_factory()()
+        self.submit(step, cell.set)
+        result = await cell
+        if isinstance(result, JournalUnavailable):
+            raise result
+        return result
+
+    async def execute(self, steps: Sequence[Step]) -> BatchResult:
+        """Queue steps in order and wait for all their results.
+
+        Raises:
+            JournalUnavailable: as `submit`; where some were queued before, they may still happen.
+        """
+        if not steps:
+            await anyio.lowlevel.checkpoint()
+            return BatchResult((), self.now_ms)
+        results: list[Result | JournalUnavailable | None] = [None] * len(steps)
+        left = len(steps)
+        done: Cell[None] = cell_factory()()
+
+        def collect(position: int) -> OnResult:
+            def on_result(result: Result | JournalUnavailable) -> None:
+                nonlocal left
+                results[position] = result
+                left -= 1
+                if not left:
+                    done.set(None)
+
+            return on_result
+
+        queued = 0
+        try:
+            for position, step in enumerate(steps):
+                self.submit(step, collect(position))
+                queued += 1
+        except JournalUnavailable as error:
+            raise JournalUnavailable(str(error), sent=queued > 0) from error
+        await done
+        answers: list[Result] = []
+        for result in results:
+            if isinstance(result, JournalUnavailable):
+                raise result
+            assert result is not None
+            answers.append(result)
+        return BatchResult(answers, self.now_ms)
+
+    async def wait_drained(self) -> None:
+        """Return once nothing is pending or in flight."""
+        while self._pending or self._in_flight:
+            cell: Cell[None] = self._new_cell()
+            self._drained.append(cell)
+            await cell
+
+    def _next_batch(self) -> list[_Entry]:
+        pending = self._pending
+        batch: list[_Entry] = []
+        size_bytes = 0
+        while pending and len(batch) < self.max_batch_steps:
+            size_bytes += _size_bytes(pending[0].step)
+            if batch and size_bytes > self.max_batch_bytes:
+                break
+            batch.append(pending.popleft())
+        return batch
+
+    async def _flush_forever(self) -> None:
+        pending = self._pending
+        while True:
+            if not pending:
+                self._tell_drained()
+                self._idle = self._new_cell()
+                await self._idle
+                # Everyone who became runnable in this tick gets to add a step to the batch.
+                await anyio.lowlevel.checkpoint()
+            batch = self._next_batch()
+            if batch:
+                self._in_flight = len(batch)
+                await self._send(batch)
+                self._in_flight = 0
+
+    async def _send(self, batch: list[_Entry]) -> None:
+        steps = [entry.step for entry in batch]
+        delay_s = RETRY_DELAY_FIRST_S
+        while True:
+            try:
+                answer = await self.inner.execute(steps)
+            except JournalUnavailable as error:
+                self._failed(batch, error)
+                if not batch:
+                    return
+                steps = [entry.step for entry in batch]
+                await anyio.sleep(delay_s)
+                delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
+                continue
+            break
+        self._batches += 1
+        self._steps += len(batch)
+        self.now_ms = answer.now_ms
+        if self._failures:
+            self._recovered()
+        if self.on_answer is not None:
+            self.on_answer(answer.now_ms)
+        for entry, result in zip(batch, answer.results, strict=True):
+            entry.on_result(result)
+
+    def _failed(self, batch: list[_Entry], error: JournalUnavailable) -> None:
+        """Count the failure; past the threshold, refuse what was certainly not sent."""
+        self._failures += 1
+        self._retries += 1
+        if error.sent:
+            for entry in batch:
+                entry.sent = True
+        if self._failures == self.failure_threshold:
+            logger.warning("the store does not answer: %s", error)
+            if self.on_availability is not None:
+                self.on_availability(False)
+        if self._failures >= self.failure_threshold:
+            self._refuse_unsent(batch, error)
+
+    def _refuse_unsent(self, batch: list[_Entry], error: JournalUnavailable) -> None:
+        refusal = JournalUnavailable(str(error), sent=False)
+        for entries in (batch, self._pending):
+            for entry in [entry for entry in entries if not entry.sent and isinstance(entry.step, Append)]:
+                entries.remove(entry)
+                entry.on_result(refusal)
+
+    def _recovered(self) -> None:
+        was_available = self.available
+        self._failures = 0
+        if not was_available:
+            logger.warning("the store answers again")
+            if self.on_availability is not None:
+                self.on_availability(True)
+
+    def _tell_drained(self) -> None:
+        waiting, self._drained = self._drained, []
+        for cell in waiting:
+            cell.set(None)
+
+    async def __aenter__(self) -> Self:
+        self._new_cell = cell_factory()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.inner)
+            self._task_group = await stack.enter_async_context(anyio.create_task_group())
+            self._task_group.start_soon(self._flush_forever)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._task_group is not None
+        self._task_group.cancel_scope.cancel()
+        try:
+            await self._stack.__aexit__(exc_type, exc_value, traceback)
+        finally:
+            closed = JournalUnavailable("the system was left before the store answered", sent=True)
+            while self._pending:
+                self._pending.popleft().on_result(closed)

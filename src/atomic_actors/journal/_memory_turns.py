@@ -1,0 +1,366 @@
+"""The in-memory journal's turns: how messages are taken, finished, interrupted and expire.
+
+Every function validates first and writes after: nothing that can fail follows the first write.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from atomic_actors._records import message_id_of
+from atomic_actors._wal import (
+    Event,
+    Settlement,
+    Stamp,
+    State,
+    decide_interruption,
+    may_leave_unrun,
+)
+from atomic_actors.journal._memory_books import (
+    Entity,
+    FinishedTurn,
+    Message,
+    Partition,
+    Running,
+    SettledTurn,
+    read_policy,
+    stamp_of,
+)
+from atomic_actors.journal._protocol import (
+    MAX_TOMBSTONES_SKIPPED,
+    NOTHING,
+    Dispatch,
+    Dispatched,
+    Expire,
+    Expired,
+    Finish,
+    Finished,
+    Interrupt,
+    Offer,
+    Outgoing,
+    Rejected,
+    Settled,
+    Stale,
+    Unsettled,
+    split_outcome,
+    unpack_body,
+)
+
+#: The order in which the verdicts of a turn have to come.
+_RANKS: Final = {
+    Event.COMPLETE.value: 0,
+    Event.REFUSE.value: 0,
+    Event.FAIL.value: 0,
+    Event.INTERRUPT.value: 0,
+    Event.RETRY.value: 1,
+    Event.REQUEUE.value: 2,
+}
+
+
+def bad_step(text: str) -> Rejected:
+    """The answer to a step that no caller should send."""
+    return Rejected("bad_step", text)
+
+
+def describe(entity: Entity, running: Running, held_version: int) -> Offer:
+    """The offer of a turn that runs."""
+    messages = tuple(
+        Dispatched(message.unique, message.body, message.attempts, message.interruptions)
+        for message in running.messages
+    )
+    needs_state = entity.version not in (0, held_version)
+    return Offer(
+        dispatch=Dispatch(
+            turn=running.turn,
+            messages=messages,
+            recovering=running.recovering,
+            version=entity.version,
+            state=entity.state if needs_state else None,
+        )
+    )
+
+
+def unsettled(entity: Entity, running: Running) -> Unsettled:
+    """What an earlier claim left behind."""
+    return Unsettled(entity.name, running.turn, running.uniques)
+
+
+def take(
+    partition: Partition,
+    entity: Entity,
+    claim: str,
+    *,
+    stamps: dict[str, Stamp],
+    held_version: int,
+    run_limit: int,
+    now_ms: int,
+) -> Offer:
+    """Take the due head or a run, or say why not. With `run_limit` 0 it only looks."""
+    if entity.running is not None:
+        if entity.running.claim == claim:
+            return describe(entity, entity.running, held_version)
+        return Offer(unsettled=unsettled(entity, entity.running))
+    if entity.parked:
+        return Offer(parked=True)
+    if not entity.waiting:
+        entity.log.clear()
+        return NOTHING
+    skips_left = _skip_tombstones(entity, MAX_TOMBSTONES_SKIPPED)
+    head = entity.messages.get(entity.log[0])
+    if head is None:
+        return Offer(more=True)
+    if now_ms < head.not_before_ms:
+        return Offer(not_before_ms=head.not_before_ms)
+    if head.expired_unrun(now_ms):
+        return Offer(expired=(head.unique, head.head.key))
+    if run_limit <= 0:
+        return Offer(more=True)
+    stamp = stamp_of(stamps, head.head.name)
+    entity.log.popleft()
+    messages = [head]
+    if stamp.transactional and head.attempts == 0 and not head.solo:
+        _gather_run(entity, messages, stamps, run_limit, skips_left, now_ms)
+    running = partition.dispatch(entity, tuple(messages), claim, stamp)
+    return describe(entity, running, held_version)
+
+
+def _skip_tombstones(entity: Entity, at_most: int) -> int:
+    """Drop ids without messages from the head of the log; returns how many more may be dropped."""
+    while at_most and entity.log and entity.log[0] not in entity.messages:
+        entity.log.popleft()
+        at_most -= 1
+    return at_most
+
+
+def _gather_run(
+    entity: Entity,
+    messages: list[Message],
+    stamps: dict[str, Stamp],
+    run_limit: int,
+    skips_left: int,
+    now_ms: int,
+) -> None:
+    while len(messages) < run_limit:
+        skips_left = _skip_tombstones(entity, skips_left)
+        message = entity.messages.get(entity.log[0]) if entity.log else None
+        if (
+            message is None
+            or message.attempts
+            or message.solo
+            or message.expired_unrun(now_ms)
+            or not stamp_of(stamps, message.head.name).transactional
+        ):
+            return
+        entity.log.popleft()
+        messages.append(message)
+
+
+def finish(partition: Partition, step: Finish, now_ms: int) -> Finished | Stale | Rejected:
+    """Commit a turn and take the next."""
+    if not partition.owned_by(step.claim):
+        return Stale("claim")
+    try:
+        read_policy(step.policy)
+    except ValueError as error:
+        return bad_step(str(error))
+    entity = partition.entities.get(step.entity)
+    if entity is None:
+        return Stale("turn")
+    running = entity.running
+    if running is None or running.turn != step.turn or running.claim != step.claim:
+        last = entity.last
+        if isinstance(last, FinishedTurn) and (last.turn, last.claim) == (step.turn, step.claim):
+            return _finished(partition, entity, step, last, now_ms, run_limit=0)
+        return Stale("turn")
+    wrong = _check_finish(partition, entity, running, step)
+    if wrong is not None:
+        return wrong
+    not_buried = _apply_verdicts(partition, entity, running, step, now_ms)
+    if step.state is not None:
+        entity.version += 1
+        entity.state = step.state
+    if step.park or not_buried:
+        entity.parked = True
+    last = FinishedTurn(step.turn, step.claim, entity.version, not_buried)
+    partition.end_turn(entity, last)
+    for outgoing in step.outbox:
+        if outgoing.partition == step.partition:
+            partition.accept(partition.entity(outgoing.entity), outgoing.unique, outgoing.body)
+        else:
+            partition.send(outgoing.partition, outgoing.entity, outgoing.unique, outgoing.body)
+    answer = _finished(partition, entity, step, last, now_ms, run_limit=step.run_limit)
+    partition.index(entity)
+    return answer
+
+
+def _finished(
+    partition: Partition, entity: Entity, step: Finish, last: FinishedTurn, now_ms: int, *, run_limit: int
+) -> Finished:
+    offer = take(
+        partition,
+        entity,
+        step.claim,
+        stamps=read_policy(step.policy),
+        held_version=step.expected_version if step.state is None else last.version,
+        run_limit=run_limit,
+        now_ms=now_ms,
+    )
+    return Finished(last.version, offer, last.not_buried)
+
+
+def _check_finish(partition: Partition, entity: Entity, running: Running, step: Finish) -> Rejected | None:
+    if tuple(verdict.unique for verdict in step.verdicts) != running.uniques:
+        return bad_step("verdicts: they must cover the dispatch's messages, in order")
+    ranks = [_RANKS.get(verdict.event) for verdict in step.verdicts]
+    reached = 0
+    for verdict, rank in zip(step.verdicts, ranks, strict=True):
+        if rank is None or rank < reached or (rank == reached == 1):
+            return bad_step(f"verdicts: {verdict.event!r} cannot stand there")
+        if verdict.delay_ms < 0:
+            return bad_step("verdicts: delay_ms must not be negative")
+        reached = rank
+    if step.state is not None and step.expected_version != entity.version:
+        return Rejected("version_conflict", f"the state's version is {entity.version}")
+    return _check_outbox(partition, step.partition, step.outbox)
+
+
+def _check_outbox(partition: Partition, home: int, outbox: tuple[Outgoing, ...]) -> Rejected | None:
+    seen: set[tuple[str, str]] = set()
+    for outgoing in outbox:
+        if not 0 <= outgoing.partition < partition.settings.partitions:
+            return bad_step(f"outbox: there is no partition {outgoing.partition}")
+        try:
+            unpack_body(outgoing.body)
+        except ValueError as error:
+            return bad_step(f"outbox: {error}")
+        target = partition.entities.get(outgoing.entity) if outgoing.partition == home else None
+        where = (outgoing.entity, outgoing.unique)
+        if where in seen or (target is not None and outgoing.unique in target.messages):
+            return bad_step(f"outbox: {outgoing.unique} was sent before")
+        seen.add(where)
+    return None
+
+
+def _apply_verdicts(
+    partition: Partition, entity: Entity, running: Running, step: Finish, now_ms: int
+) -> tuple[str, ...]:
+    """Move every message of the turn; returns those whose dead letter had no room."""
+    room = partition.room_for_letters(now_ms)
+    back: list[tuple[Message, Event]] = []
+    not_buried: list[str] = []
+    for message, verdict in zip(running.messages, step.verdicts, strict=True):
+        # What follows a death that has no room is given back: the entity parks, and order stands.
+        event = Event.REQUEUE if not_buried else Event(verdict.event)
+        dies = event in (Event.FAIL, Event.INTERRUPT)
+        message.not_before_ms = 0
+        if dies and room == 0:
+            # A recovering message stays one: nobody knows what its handler did, whoever resumes the entity.
+            not_buried.append(message.unique)
+            back.append((message, Event.RETRY))
+        elif event is Event.RETRY:
+            message.recovering = False
+            message.not_before_ms = now_ms + verdict.delay_ms if verdict.delay_ms else 0
+            back.append((message, event))
+        elif event is Event.REQUEUE:
+            message.attempts -= 1
+            back.append((message, event))
+        else:
+            if dies:
+                room = None if room is None else room - 1
+                reason: Literal["failed", "interrupted"] = "failed" if event is Event.FAIL else "interrupted"
+                partition.bury(entity, message, reason, verdict.error, now_ms)
+            partition.finalise(entity, message, event, verdict.reply, now_ms)
+    for message, event in reversed(back):
+        partition.put_back(entity, [message], event)
+    return tuple(not_buried)
+
+
+def interrupt(partition: Partition, step: Interrupt, now_ms: int) -> Settled | Stale | Rejected:
+    """Settle a dispatch that was cut off."""
+    if not partition.owned_by(step.claim):
+        return Stale("claim")
+    entity = partition.entities.get(step.entity)
+    running = entity.running if entity is not None else None
+    if entity is None or running is None or running.turn != step.turn:
+        return _settled_before(partition, entity, step)
+    if running.uniques != step.uniques:
+        return bad_step(f"uniques: turn {step.turn} has other messages")
+    messages = list(running.messages)
+    settlement = Settlement.REQUEUE
+    bodies: tuple[bytes, ...] = ()
+    if not step.began:
+        _give_back(messages)
+        partition.put_back(entity, messages, settlement.event)
+    elif len(messages) > 1:
+        # Nothing of a run was committed and nobody knows which member was to blame: they go on one by one.
+        _give_back(messages)
+        for message in messages:
+            message.solo = True
+        partition.put_back(entity, messages, settlement.event)
+    else:
+        settlement, bodies = _interrupt_one(partition, entity, running, now_ms)
+    partition.end_turn(entity, SettledTurn(step.turn, settlement))
+    partition.index(entity)
+    return Settled(settlement.value, bodies)
+
+
+def _give_back(messages: list[Message]) -> None:
+    for message in messages:
+        message.attempts -= 1
+        message.not_before_ms = 0
+
+
+def _interrupt_one(
+    partition: Partition, entity: Entity, running: Running, now_ms: int
+) -> tuple[Settlement, tuple[bytes, ...]]:
+    (message,) = running.messages
+    message.interruptions += 1
+    message.not_before_ms = 0
+    settlement = decide_interruption(running.stamp, message.interruptions, recovering=running.recovering)
+    if settlement is not Settlement.INTERRUPT:
+        message.recovering = settlement is Settlement.RECOVER
+        partition.put_back(entity, [message], settlement.event)
+        return settlement, ()
+    # It must not run again, so its letter is written even where there is no room; parking the entity
+    # keeps the excess at one letter an entity.
+    entity.parked = entity.parked or running.stamp.park_on_dead or partition.room_for_letters(now_ms) == 0
+    partition.bury(entity, message, "interrupted", b"", now_ms)
+    partition.finalise(entity, message, settlement.event, b"", now_ms)
+    return settlement, (message.body,)
+
+
+def _settled_before(partition: Partition, entity: Entity | None, step: Interrupt) -> Settled:
+    last = entity.last if entity is not None else None
+    if not isinstance(last, SettledTurn) or last.turn != step.turn:
+        return Settled("gone")
+    bodies: tuple[bytes, ...] = ()
+    if last.settlement is Settlement.INTERRUPT and step.uniques:
+        letter = partition.letters.get(message_id_of(step.entity, step.uniques[0]))
+        bodies = (letter.body,) if letter is not None else ()
+    return Settled(last.settlement.value, bodies)
+
+
+def expire(partition: Partition, step: Expire, now_ms: int) -> Expired | Rejected:
+    """Expire a waiting message by name."""
+    entity = partition.entities.get(step.entity)
+    message = entity.messages.get(step.unique) if entity is not None else None
+    if entity is None or message is None:
+        outcome = partition.outcome(step.entity, step.unique, now_ms)
+        return Expired(outcome is not None and split_outcome(outcome)[0] == State.EXPIRED.value)
+    if (
+        message.state is not State.ENQUEUED
+        or not may_leave_unrun(message.attempts)
+        or not message.expired_unrun(now_ms)
+    ):
+        return Expired(False)
+    if step.key != message.head.key:
+        return bad_step(f"key: the message has the key {message.head.key!r}")
+    if not message.head.waited_for:
+        if partition.room_for_letters(now_ms) == 0:
+            entity.parked = True
+            partition.index(entity)
+            return Expired(False)
+        partition.bury(entity, message, "expired", b"", now_ms)
+    partition.finalise(entity, message, Event.EXPIRE, b"", now_ms)
+    partition.index(entity)
+    return Expired(True, message.body)

