@@ -354,20 +354,14 @@ class Activation:
                 self._restore(self.state_bytes)
         if self._instance is None:
             self._restore(self.state_bytes)
-            self._instance = kind.spec.make_instance() if not self._is_free() else self._context
-            if not self._is_free():
+            self._instance = self._context if kind.free else kind.spec.make_instance()
+            if not kind.free:
                 self._instance.outbox = self._outbox
                 self._instance.context = self._context
                 self._set_state(self.state)
             self._context.fencing_token = self.services.fencing_token(self.partition)
             if kind.spec.on_activate is not None:
                 await kind.spec.on_activate(self._instance)
-
-    def _is_free(self) -> bool:
-        kind = self.kind
-        for handler in kind.by_name.values():
-            return handler.spec.free
-        return kind.fallback is not None and kind.fallback.spec.free
 
     def _restore(self, data: bytes) -> None:
         """Set the state to what `data` holds: the committed one, or one of a run's prefix."""
@@ -413,7 +407,7 @@ class Activation:
             name, details = services.encode_refusal(refusal)
             verdict = refusal_verdict(item, refusal, name, details)
         except Exception as error:
-            verdict = failure_verdict(self.kind, item, failure_of(error), member.handler.max_attempts)
+            verdict = failure_verdict(self.kind, item, failure_of(error), member.handler.spec.max_attempts)
         self.deadline_s = 0.0
         if self._children:
             await self._end_children()
@@ -540,7 +534,7 @@ class Activation:
         if len(turn.members) == turn.position:
             turn.members.append(None)
         member = turn.members[turn.position]
-        max_attempts = member.handler.max_attempts if member is not None else 1
+        max_attempts = member.handler.spec.max_attempts if member is not None else 1
         child_error, self._child_error = self._child_error, None
         if why == "child" and child_error is not None:
             failure = failure_of(child_error)

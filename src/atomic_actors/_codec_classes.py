@@ -76,9 +76,10 @@ class ClassForm(Form):
         make_from_dict: Callable[..., Read] = getattr(gen, "make_dict_structure_fn_from_attrs")  # noqa: B009
         options: dict[str, Any] = {"_cattrs_include_init_false": True, "_cattrs_use_alias": False}
         to_dict = make_to_dict(list(fields), cls, _GENERATOR, **options)
-        from_dict = make_from_dict(
-            list(fields), cls, _GENERATOR, _cattrs_detailed_validation=False, **options
-        )
+        # The forms know the type variables already; cattrs only wants a name for each.
+        variables = {parameter.__name__: object for parameter in getattr(cls, "__parameters__", ())}
+        options["_cattrs_detailed_validation"] = False
+        from_dict = make_from_dict(list(fields), cls, _GENERATOR, variables, **options)
 
         def write(value: Any) -> Any:
             if value.__class__ is cls:

@@ -177,7 +177,7 @@ def _choice(default: str, choices: tuple[str, ...], doc: str) -> Any:
 V = TypeVar("V")
 
 
-@frozen(repr=False)
+@frozen(repr=False, eq=False)
 class _FrozenMapping(Mapping[str, V], Generic[V]):
     """A read-only mapping that, unlike `MappingProxyType`, can be pickled to another process."""
 
@@ -417,8 +417,8 @@ class Config:
                 continue
             attribute = by_variable.get(variable)
             if attribute is None:
-                close = difflib.get_close_matches(variable, by_variable, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                close = difflib.get_close_matches(variable[len(prefix) :].lower(), Config.__annotations__, 1)
+                hint = f"; did you mean {environment_variable(close[0], prefix)}?" if close else ""
                 raise InvalidConfig(f"{variable}: there is no such setting{hint}")
             if text and attribute.name not in overrides:
                 values[attribute.name] = _parse(variable, text, attribute.metadata["rule"])

@@ -42,7 +42,7 @@ from atomic_actors.journal._protocol import (
 
 __all__ = ("Node", "Statistics")
 
-AskFromTurn = Callable[[TurnContext, EntityRef, Message[Any], int], Any]
+AskFromTurn = Callable[[TurnContext, EntityRef, Message[Any], str], Any]
 Encode = Callable[[EntityRef, Message[Any]], tuple[str, bytes]]
 
 _EVENT_NAMES: dict[str, EventName] = {
@@ -72,9 +72,8 @@ class Statistics:
 class Node:
     """Implements what activations (`Services`) and the supervisor need.
 
-    Args:
-        encode: turns a message for an entity into its wire name and payload bytes.
-        ask_from_turn: sends an ask on behalf of a running turn.
+    `encode` (an outbox message to its wire name and envelope), `ask_with` (an ask of a turn) and
+    `supervisor` are set by the composition root, since they need the node themselves.
     """
 
     journal: GroupCommit
@@ -86,8 +85,8 @@ class Node:
     clock: Callable[[], float]
     max_payload_bytes: int
     max_outbox_messages: int
-    encode: Encode
-    ask_from_turn_with: AskFromTurn
+    encode: Encode = field(init=False)
+    ask_with: AskFromTurn = field(init=False)
     supervisor: Supervisor = field(init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
@@ -220,8 +219,9 @@ class Node:
     async def ask_from_turn(
         self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
     ) -> Any:
-        """Send an ask on behalf of a running turn."""
-        return await self.ask_from_turn_with(context, entity, message, ordinal)
+        """Send an ask on behalf of a running turn; its id derives from message, attempt and ordinal."""
+        unique = derive_unique(self.store_now_ms(), context.message_id, context.attempt, "ask", ordinal)
+        return await self.ask_with(context, entity, message, unique)
 
     # Events.
 

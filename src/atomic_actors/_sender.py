@@ -34,7 +34,7 @@ from atomic_actors._messages import Message, RawMessage, message_spec, target_of
 from atomic_actors._records import EntityRef, Receipt, check_key, partition_of, split_message_id
 from atomic_actors._router import Admission, Pending, Router
 from atomic_actors._supervisor import Supervisor
-from atomic_actors._telemetry import LifecycleEvent, Listeners
+from atomic_actors._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors._turn import TurnContext, current_activation
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._protocol import Append, Appended, pack_body
@@ -398,6 +398,17 @@ class Sender:
         if not 0 <= value < float("inf"):
             raise InvalidConfig(f"timeout: expected 0 (unbounded) or more seconds, got {value!r}")
         return float(value)
+
+    def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
+        """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
+        call = self._check(entity, message)
+        if call.kind is not None and not call.kind.durable:
+            self.volatile.tell(call.kind, call.ref, call.partition, message)
+            return
+        try:
+            self._send_tell(call, None, None)
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
 
     # Afterwards.
 

@@ -450,6 +450,11 @@ class Supervisor:
         with anyio.move_on_after(limit_s):
             await cell
 
+    async def wait_ended(self) -> None:
+        """Return once every partition's scope has ended."""
+        for partition in list(self._partitions.values()):
+            await partition.ended.wait()
+
     async def drain(self) -> None:
         """Stop taking, ask everybody to passivate, return once nobody is left."""
         self.draining = True

@@ -161,7 +161,7 @@ class _VolatileActivation:
         self._context = _VolatileContext(self, self.owner.max_outbox_messages)
         self.state = self.kind.new_state()
         try:
-            if any(handler.spec.free for handler in self.kind.by_name.values()):
+            if self.kind.free:
                 self._instance = self._context
             else:
                 self._instance = self.kind.spec.make_instance()
@@ -266,6 +266,7 @@ class VolatileKinds:
     _ends: dict[int, list[_Waiting]] = field(factory=dict, init=False)
     _next_bucket: int = field(default=0, init=False)
     _told: int = field(default=0, init=False)
+    _all_gone: Cell[None] | None = field(default=None, init=False)
 
     def start(self, task_group: TaskGroup) -> None:
         """Use `task_group` for the activations."""
@@ -351,6 +352,8 @@ class VolatileKinds:
         """An activation is gone."""
         if self._by_ref.get(activation.ref) is activation:
             del self._by_ref[activation.ref]
+        if not self._by_ref and self._all_gone is not None:
+            self._all_gone.set(None)
         gone = _Failure(StoreUnavailable(f"{activation.ref} was ended before the message began"))
         while activation.mailbox:
             activation.mailbox.popleft().resolve(gone)
@@ -368,6 +371,22 @@ class VolatileKinds:
             idle = not activation.running and not activation.mailbox
             if limit_s and idle and activation.used_at_s + limit_s <= now_s:
                 self.close(activation)
+
+    def passivate(self, ref: EntityRef) -> bool:
+        """Ask an entity to go to sleep; returns whether it was alive."""
+        activation = self._by_ref.get(ref)
+        if activation is None or activation.closing:
+            return False
+        self.close(activation)
+        return True
+
+    async def drain(self) -> None:
+        """Let every mailbox run empty."""
+        for activation in list(self._by_ref.values()):
+            self.close(activation)
+        while self._by_ref:
+            self._all_gone = self.new_cell()
+            await self._all_gone
 
     def count(self, kind: str | None = None) -> int:
         """How many volatile entities are alive here."""

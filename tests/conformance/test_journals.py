@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
 import pytest
 
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._memory import MemoryJournal
-from atomic_actors.journal._protocol import Journal, JournalSettings
+from atomic_actors.journal._protocol import JournalSettings
 from atomic_actors.testing import JournalSuite, Subject
 
 pytestmark = pytest.mark.anyio

@@ -101,7 +101,8 @@ class GroupCommit:
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
     _pending: deque[_Entry] = field(factory=deque, init=False)
-    _in_flight: int = field(default=0, init=False)
+    #: The batch that is being sent.
+    _in_flight: list[_Entry] = field(factory=list, init=False)
     _new_cell: Callable[[], Cell[None]] = field(init=False)
     #: Set while the flusher sleeps for want of steps.
     _idle: Cell[None] | None = field(default=None, init=False)
@@ -130,7 +131,7 @@ class GroupCommit:
     def statistics(self) -> GroupCommitStatistics:
         """Counters since the start, and what waits now."""
         return GroupCommitStatistics(
-            self._batches, self._steps, self._retries, len(self._pending) + self._in_flight, self.available
+            self._batches, self._steps, self._retries, len(self._pending) + len(self._in_flight), self.available
         )
 
     def submit(self, step: Step, on_result: OnResult) -> None:
@@ -236,9 +237,9 @@ class GroupCommit:
                 await anyio.lowlevel.checkpoint()
             batch = self._next_batch()
             if batch:
-                self._in_flight = len(batch)
+                self._in_flight = batch
                 await self._send(batch)
-                self._in_flight = 0
+                self._in_flight = []
 
     async def _send(self, batch: list[_Entry]) -> None:
         steps = [entry.step for entry in batch]
@@ -320,5 +321,7 @@ class GroupCommit:
             await self._stack.__aexit__(exc_type, exc_value, traceback)
         finally:
             closed = JournalUnavailable("the system was left before the store answered", sent=True)
-            while self._pending:
-                self._pending.popleft().on_result(closed)
+            for entry in (*self._in_flight, *self._pending):
+                entry.on_result(closed)
+            self._in_flight = []
+            self._pending.clear()

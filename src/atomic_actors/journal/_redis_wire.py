@@ -1,4 +1,4 @@
-"""Steps to the arguments of `aa1_commit`, and its answers to results.
+"""Steps to the keys and arguments of `aa1_commit`; its answers are read by `_redis_answers`.
 
 The other half is `atomic_actors.lua`, whose comments above each step name its keys and arguments. This
 side runs once or twice a message, so it appends ready-made bytes to two flat lists and keeps the keys of
@@ -15,66 +15,33 @@ from typing import Any, Final, cast
 
 from msgspec import Struct
 
-from atomic_actors._wal import State
 from atomic_actors.journal._protocol import (
-    NOTHING,
     PROTOCOL_VERSION,
     Append,
-    Appended,
     Audit,
-    Audited,
-    Claimed,
     ClaimPartition,
     CountKind,
-    DeadLetterPage,
-    Dispatch,
-    Dispatched,
-    EntityStatus,
     Expire,
-    Expired,
     Finish,
-    Finished,
     Inspect,
     Interrupt,
     JournalSettings,
-    KindCount,
-    LeaseHeld,
     ListDeadLetters,
-    Offer,
     Outgoing,
-    OutcomeRead,
     Park,
-    Parked,
     Purge,
-    Purged,
     ReadOutcome,
-    Rejected,
     RelayAck,
-    RelayAcked,
-    Relayed,
-    RelayEntry,
     RelayIn,
-    RelayPage,
     RelayRead,
     Release,
-    Released,
     Renew,
-    Renewed,
     Replay,
-    Replayed,
-    Result,
     Resume,
-    Settled,
-    Stale,
     Step,
-    StoredLetter,
-    Swept,
     Sweep,
     Take,
-    Taken,
-    Unsettled,
     Withdraw,
-    WithdrawAnswer,
 )
 
 __all__ = ("Call", "Wire")
@@ -82,24 +49,6 @@ __all__ = ("Call", "Wire")
 #: Entities whose keys are kept; all are forgotten when there are more.
 CACHED_ENTITIES_MAX: Final = 20_000
 
-#: The order in which `aa1_commit` answers an audit.
-BOOKS: Final = (
-    "accepted",
-    "enqueued",
-    "dispatched",
-    "completed",
-    "failed",
-    "interrupted",
-    "withdrawn",
-    "expired",
-    "refused",
-    "commit",
-    "incarnation",
-    "time",
-    "outbound",
-)
-
-_STALE, _REJECTED, _HELD = 1, 2, 3
 _FLAGS: Final = (b"0", b"1")
 #: The bytes of the numbers that nearly every step holds.
 _NUMBERS: Final = {number: b"%d" % number for number in range(-1, 1024)}
@@ -107,8 +56,6 @@ _DEAD: Final = frozenset(("fail", "interrupt"))
 
 #: An entity's name, its record, its log, and what its outcomes' and used keys' names begin with.
 EntityKeys = tuple[bytes, bytes, bytes, bytes, bytes]
-Reply = list[Any]
-
 
 def _number(value: int) -> bytes:
     return _NUMBERS.get(value) or b"%d" % value
@@ -224,29 +171,6 @@ class Wire:
         call.arguments = head
         return call
 
-    @staticmethod
-    def decode(call: Call, reply: Reply) -> list[Result]:
-        """The results of a call's steps, in their order.
-
-        Raises:
-            ValueError: the answer does not fit the steps.
-        """
-        results: list[Result] = []
-        for step, answer in zip(call.steps, reply[2:], strict=True):
-            status: int = answer[0]
-            if status == 0:
-                results.append(_DECODERS[type(step)](step, answer))
-            elif status == _STALE:
-                results.append(Stale(answer[1].decode()))
-            elif status == _REJECTED:
-                results.append(Rejected(answer[1].decode(), answer[2].decode("utf-8", "replace")))
-            elif status == _HELD:
-                _, node, epoch, claim, renewals = answer
-                results.append(LeaseHeld(node, epoch, claim.decode(), renewals))
-            else:
-                raise ValueError(f"unknown status {status}")
-        return results
-
 
 def _policy(call: Call, policy: str) -> bytes:
     policies = call.policies
@@ -280,6 +204,8 @@ def _append(wire: Wire, call: Call, step: Append, keys: PartitionKeys, index: by
         _policy(call, step.policy),
         _number(step.held_version),
     )
+    if step.key:
+        call.arguments.append(step.key.encode())
 
 
 def _take(wire: Wire, call: Call, step: Take, keys: PartitionKeys, index: bytes) -> None:
@@ -512,153 +438,5 @@ _ENCODERS: Final = cast(
         ClaimPartition: _claim,
         Renew: _renew,
         Release: _release,
-    },
-)
-
-
-# Answers.
-
-
-def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
-    kind = reply[at]
-    if kind == 0:
-        return NOTHING
-    if kind == 1:
-        _, turn, recovering, version, state = reply[at : at + 5]
-        if len(reply) == at + 9:
-            unique, own_body, attempt, interruptions = reply[at + 5 :]
-            messages: tuple[Dispatched, ...] = (
-                Dispatched(unique.decode(), body if own_body is None else own_body, attempt, interruptions),
-            )
-        else:
-            messages = tuple(
-                Dispatched(reply[j].decode(), reply[j + 1], reply[j + 2], reply[j + 3])
-                for j in range(at + 5, len(reply), 4)
-            )
-        return Offer(Dispatch(turn, messages, recovering == 1, version, state))
-    if kind == 2:
-        return Offer(not_before_ms=reply[at + 1])
-    if kind == 3:
-        return Offer(parked=True)
-    if kind == 4:
-        return Offer(expired=(reply[at + 1].decode(), reply[at + 2].decode()))
-    if kind == 5:
-        return Offer(unsettled=Unsettled("", reply[at + 1], _texts(reply, at + 2, len(reply))))
-    return Offer(more=True)
-
-
-def _texts(reply: Reply, start: int, stop: int) -> tuple[str, ...]:
-    return tuple(text.decode() for text in reply[start:stop])
-
-
-def _with_entity(offer: Offer, entity: str) -> Offer:
-    left = offer.unsettled
-    return Offer(unsettled=Unsettled(entity, left.turn, left.uniques)) if left is not None else offer
-
-
-def _appended(step: Append, reply: Reply) -> Result:
-    offer = _read_offer(reply, 4, step.body)
-    if offer.unsettled is not None:
-        offer = _with_entity(offer, step.entity)
-    duplicate = reply[2] == 1
-    return Appended(reply[1].decode() if duplicate else step.unique, duplicate, reply[3], offer)
-
-
-def _taken(step: Take, reply: Reply) -> Result:
-    return Taken(_with_entity(_read_offer(reply, 1), step.entity))
-
-
-def _finished(step: Finish, reply: Reply) -> Result:
-    unburied = reply[2]
-    offer = _with_entity(_read_offer(reply, 3 + unburied), step.entity)
-    if not unburied:
-        return Finished(reply[1], offer)
-    return Finished(reply[1], offer, _texts(reply, 3, 3 + unburied))
-
-
-def _settled(step: Interrupt, reply: Reply) -> Result:
-    return Settled(reply[1].decode(), tuple(reply[2:]))
-
-
-def _withdrawn(step: Withdraw, reply: Reply) -> Result:
-    return WithdrawAnswer(reply[1].decode(), reply[2], reply[3].decode())
-
-
-def _letter(message_id: bytes, letter: bytes) -> StoredLetter:
-    reason, attempts, interruptions, died_ms, replayed_as, size, rest = letter.split(b"\n", 6)
-    error_bytes = int(size)
-    return StoredLetter(
-        message_id.decode(),
-        cast("Any", reason.decode()),
-        int(attempts),
-        int(interruptions),
-        int(died_ms),
-        replayed_as.decode(),
-        rest[:error_bytes],
-        rest[error_bytes:],
-    )
-
-
-def _letters(step: ListDeadLetters, reply: Reply) -> Result:
-    letters = tuple(_letter(reply[j], reply[j + 1]) for j in range(2, len(reply), 2))
-    return DeadLetterPage(letters, reply[1] == 1)
-
-
-def _audited(step: Audit, reply: Reply) -> Result:
-    books = dict(zip(BOOKS, reply[5:], strict=True))
-    counts = {"accepted": books["accepted"], **{str(state): books.get(str(state), 0) for state in State}}
-    counts["refused"] = books["refused"]
-    _, dispatched, ready, letters, outbound = reply[:5]
-    return Audited(counts, dispatched, ready, letters, outbound, books["commit"], books["incarnation"])
-
-
-def _swept(step: Sweep, reply: Reply) -> Result:
-    _, next_due_ms, due, targets = reply[:4]
-    unsettled: list[Unsettled] = []
-    at = 4 + due + targets
-    while at < len(reply):
-        entity, turn, members = reply[at : at + 3]
-        unsettled.append(Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members)))
-        at += 3 + members
-    outbound = tuple(int(target) for target in reply[4 + due : 4 + due + targets])
-    return Swept(_texts(reply, 4, 4 + due), tuple(unsettled), next_due_ms, outbound)
-
-
-def _relay_page(step: RelayRead, reply: Reply) -> Result:
-    first: int = reply[2]
-    entries = tuple(
-        RelayEntry(first + number, reply[j].decode(), reply[j + 1].decode(), reply[j + 2])
-        for number, j in enumerate(range(3, len(reply), 3))
-    )
-    return RelayPage(reply[1], entries)
-
-
-_DECODERS: Final = cast(
-    "dict[type[Any], Callable[[Any, Reply], Result]]",
-    {
-        Append: _appended,
-        Take: _taken,
-        Finish: _finished,
-        Interrupt: _settled,
-        Expire: lambda step, reply: Expired(reply[1] == 1, reply[2]),
-        Withdraw: _withdrawn,
-        ReadOutcome: lambda step, reply: OutcomeRead(reply[1].decode(), reply[2]),
-        Replay: lambda step, reply: Replayed(reply[1].decode(), reply[2] == 1),
-        Purge: lambda step, reply: Purged(reply[1]),
-        ListDeadLetters: _letters,
-        Park: lambda step, reply: Parked(reply[1] == 1),
-        Resume: lambda step, reply: Parked(reply[1] == 1),
-        Inspect: lambda step, reply: EntityStatus(
-            reply[1], reply[2], reply[3] == 1, reply[4], reply[5], reply[6]
-        ),
-        CountKind: lambda step, reply: KindCount(*reply[1:]),
-        Audit: _audited,
-        Sweep: _swept,
-        RelayRead: _relay_page,
-        RelayIn: lambda step, reply: Relayed(reply[1], _texts(reply, 2, len(reply))),
-        RelayAck: lambda step, reply: RelayAcked(reply[1]),
-        ClaimPartition: lambda step, reply: Claimed(*reply[1:]),
-        Renew: lambda step, reply: Renewed(reply[1]),
-        Release: lambda step, reply: Released(),
     },
 )

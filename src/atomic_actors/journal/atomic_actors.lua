@@ -51,6 +51,7 @@ local PROTOCOL = "1"
 local TOMBSTONES_MAX = 32
 -- `unpack` has room for about 8,000 values; three a message stay far below.
 local RUN_MAX = 512
+local POLICIES_MAX = 256
 local DEFAULT_STAMP = "edc3"
 
 -- First element of each step's answer.
@@ -62,7 +63,9 @@ local NOTHING, DISPATCH, NOT_BEFORE, PARKED, EXPIRED, UNSETTLED, MORE = 0, 1, 2,
 local call, K, A
 local floor, max, min, byte, find, format, gmatch, match, sub
 local result_ttl, dedupe_ttl, depth_limit, letter_limit, letter_ttl, partition_count
-local policies, stamps
+-- Policies of this call by position; those that were read, by text.
+local texts
+local policies, policies_kept = {}, 0
 
 -- Checks and small readings.
 
@@ -124,30 +127,37 @@ local function read_head(body)
 end
 
 local function check_unique(unique)
-  if not find(unique, "^%x%x%x%x%x%x%x%x%x%x%x%x%w*$") then
-    refuse("unique: its first 12 characters are no hex digits")
+  if not find(unique, "^%w+$") then
+    refuse("unique: only letters and digits")
   end
 end
 
+-- A policy's stamps by wire name. The same text comes with every step of a kind, so a few are kept.
+local function read_policy(text)
+  local policy = policies[text]
+  if not policy then
+    policy = {}
+    for line in gmatch(text, "[^\n]+") do
+      local name, stamp = match(line, "^(.*)=([te][drm][cp]%d+)$")
+      if not name then
+        refuse("policy: " .. line .. " is not of the form name=stamp")
+      end
+      policy[name] = stamp
+    end
+    if policies_kept >= POLICIES_MAX then
+      policies, policies_kept = {}, 0
+    end
+    policies[text], policies_kept = policy, policies_kept + 1
+  end
+  return policy
+end
+
 local function stamp_of(policy, name)
-  local known = stamps[policy]
-  if not known then
-    known = {}
-    stamps[policy] = known
-  end
-  local stamp = known[name]
-  if not stamp then
-    local _, stop = find(policy, "\n" .. name .. "=", 1, true)
-    if not stop then
-      _, stop = find(policy, "\n*=", 1, true)
-    end
-    stamp = stop and match(policy, "^[^\n]*", stop + 1) or DEFAULT_STAMP
-    if not find(stamp, "^[te][drm][cp]%d+$") then
-      refuse("policy: " .. stamp .. " is no stamp")
-    end
-    known[name] = stamp
-  end
-  return stamp
+  return policy[name] or policy["*"] or DEFAULT_STAMP
+end
+
+local function is_partition(number)
+  return number >= 0 and number < partition_count
 end
 
 local function is_transactional(stamp)
@@ -396,7 +406,7 @@ local function offer_dry(P, record, q)
   if #messages == 0 then
     return { MORE }
   end
-  local _, offer = plan(P, messages, "", 0)
+  local _, offer = plan(P, messages, nil, 0)
   return offer
 end
 
@@ -513,13 +523,18 @@ local function answer_append(P, record, q, a, unique, duplicate, outcome)
   return { DONE, unique, duplicate and 1 or 0, outcome or false, unpack(offer) }
 end
 
--- keys: e q o [k]; entity unique body digest depth_limit claim policy held
-local function append(P, k, a, key_of_key)
+-- keys: e q o [k]; entity unique body digest depth_limit claim policy held [key]
+local function append(P, k, a, key_of_key, used_key)
   local e, q, o = K[k], K[k + 1], K[k + 2]
   local entity, unique, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
-  local limit, claim, policy = integer(A[a + 4], "depth_limit"), A[a + 5], policies[tonumber(A[a + 6])]
-  check_unique(unique)
-  local _, _, name = read_head(body)
+  local limit, claim, policy = integer(A[a + 4], "depth_limit"), A[a + 5], read_policy(texts[tonumber(A[a + 6])])
+  if not find(unique, "^%x%x%x%x%x%x%x%x%x%x%x%x%w*$") then
+    refuse("unique: its first 12 characters are no hex digits")
+  end
+  local deadline, _, name, key = read_head(body)
+  if key ~= used_key then
+    refuse("key: differs from the body's")
+  end
   local values = call("HMGET", e, "v", "t", "g", "d", "p", "m:" .. unique)
   local record = {
     key = e,
@@ -560,7 +575,8 @@ local function append(P, k, a, key_of_key)
     }
   end
   local idle = not record.dispatch and not record.parked and record.waiting == 0
-  if idle and is_current(P, claim) then
+  local expired = deadline ~= 0 and P.now >= deadline
+  if idle and not expired and is_current(P, claim) then
     local held = integer(A[a + 7], "held_version")
     local stamp, state = stamp_of(policy, name), read_state(record, held)
     local turn = decimal(record.turn + 1)
@@ -576,8 +592,13 @@ local function append(P, k, a, key_of_key)
     -- The caller has the body.
     return { DONE, unique, 0, false, DISPATCH, record.turn + 1, 0, record.version, state, unique, false, 1, 0 }
   end
-  -- Something waits already wherever the entity is idle, so this message cannot be the head.
-  local answer = answer_append(P, record, q, a, unique, false)
+  local answer
+  if idle and is_current(P, claim) then
+    answer = { DONE, unique, 0, false, EXPIRED, unique, key }
+  else
+    -- Where the claim is current, something is before this message: it cannot be the head.
+    answer = answer_append(P, record, q, a, unique, false)
+  end
   call("HSET", e, "m:" .. unique, body, "d", decimal(record.waiting + 1))
   call("RPUSH", q, unique)
   if idle then
@@ -590,8 +611,12 @@ local function append(P, k, a, key_of_key)
   return answer
 end
 
+local function append_without_key(P, k, a)
+  return append(P, k, a, nil, "")
+end
+
 local function append_with_key(P, k, a)
-  return append(P, k, a, K[k + 3])
+  return append(P, k, a, K[k + 3], A[a + 8])
 end
 
 -- Where a message stands in its record: absent, dispatched or enqueued, and its body and history.
@@ -609,12 +634,15 @@ local function find_message(e, unique)
 end
 
 -- Take a waiting message out, for good; its id stays behind in the list.
-local function remove_waiting(P, e, q, entity, unique, record)
+local function remove_waiting(P, e, q, entity, unique, record, was_head)
   call("HDEL", e, "m:" .. unique, "h:" .. unique)
   call("HSET", e, "d", decimal(record.waiting - 1))
   if record.waiting == 1 then
     call("DEL", q)
     call("ZREM", P.ready, entity)
+  elseif was_head and not record.dispatch and not record.parked then
+    local went, not_before = pcall(head_not_before, e, q)
+    index_ready(P, entity, went and not_before or 0)
   end
 end
 
@@ -646,8 +674,8 @@ local function withdraw(P, k, a)
     return { DONE, "needs_key", false, stored_key }
   end
   local record, forget = read_record(e), forget_key(key_of_key, unique)
-  call("LLEN", q)
-  remove_waiting(P, e, q, entity, unique, record)
+  local head = call("LINDEX", q, 0)
+  remove_waiting(P, e, q, entity, unique, record, head == unique)
   keep(o, "withdrawn\n", result_ttl)
   if forget then
     call("DEL", key_of_key)
@@ -677,8 +705,7 @@ local function expire(P, k, a)
     refuse("key: the message has another one")
   end
   local record, forget = read_record(e), forget_key(key_of_key, unique)
-  call("LLEN", q)
-  local letter = waited == "t"
+  local head, letter = call("LINDEX", q, 0), waited == "t"
   local old = letter and old_letters(P, letters, index)
   if letter and room_for_letters(P, index) < 1 then
     call("HSET", e, "p", "1")
@@ -686,7 +713,7 @@ local function expire(P, k, a)
     P.wrote = true
     return { DONE, 0, false }
   end
-  remove_waiting(P, e, q, entity, unique, record)
+  remove_waiting(P, e, q, entity, unique, record, head == unique)
   keep(o, "expired\n", result_ttl)
   if forget then
     call("DEL", key_of_key)
@@ -745,8 +772,8 @@ end
 
 -- keys: dl dlx; message ids
 local function purge(P, k, a, stop)
-  local ids = {}
-  call("ZCARD", K[k + 1])
+  local ids, old = {}, old_letters(P, K[k], K[k + 1])
+  forget_letters(K[k], K[k + 1], old)
   for j = a, stop do
     ids[#ids + 1] = A[j]
   end
@@ -911,10 +938,11 @@ end
 -- keys: e q; entity claim policy held limit
 local function take(P, k, a)
   local e, q, entity, claim = K[k], K[k + 1], A[a], A[a + 1]
-  local policy, held, limit = policies[tonumber(A[a + 2])], integer(A[a + 3], "held"), integer(A[a + 4], "run_limit")
+  local policy, held, limit = texts[tonumber(A[a + 2])], integer(A[a + 3], "held_version"), integer(A[a + 4], "run_limit")
   if not is_current(P, claim) then
     return { STALE, "claim" }
   end
+  policy = read_policy(policy)
   local record = read_record(e)
   if record.dispatch then
     return { DONE, unpack(offer_standing(record, read_dispatch(record.dispatch), claim, held)) }
@@ -954,6 +982,10 @@ local function read_verdicts(dispatch, a, n)
     if A[at] ~= message.unique then
       refuse("verdicts: they must name the messages of the turn, in order")
     end
+    local delay = integer(A[at + 4], "delay_ms")
+    if delay < 0 then
+      refuse("verdicts: delay_ms must not be negative")
+    end
     advance("dispatched", event)
     local own_rank = OUTCOME_WORDS[event] and 1 or event == "retry" and 2 or 3
     if own_rank < rank or (own_rank == 2 and rank == 2) then
@@ -966,7 +998,7 @@ local function read_verdicts(dispatch, a, n)
       event = event,
       reply = A[at + 2],
       text = A[at + 3],
-      delay = integer(A[at + 4], "delay_ms"),
+      delay = delay,
       recovering = dispatch.recovering,
     }
   end
@@ -992,13 +1024,25 @@ local function find_room(P, verdicts, index)
   return unburied
 end
 
+local function check_outgoing(seen, entity, unique, body)
+  check_unique(unique)
+  read_head(body)
+  local id = entity .. "/" .. unique
+  if seen[id] then
+    refuse("outbox: " .. id .. " was sent before")
+  end
+  seen[id] = true
+end
+
 -- The outbox, with what has to be known of each target; checked, nothing is written.
 local function read_outbox(P, own, k, a, locals, groups)
-  local outbox, records = { locals = {}, groups = {} }, { [own.key] = own }
+  local outbox, records, seen = { locals = {}, groups = {} }, { [own.key] = own }, {}
   for j = 1, locals do
     local e, q = K[k], K[k + 1]
-    check_unique(A[a + 1])
-    read_head(A[a + 2])
+    check_outgoing(seen, A[a], A[a + 1], A[a + 2])
+    if call("HEXISTS", e, "m:" .. A[a + 1]) == 1 then
+      refuse("outbox: " .. A[a + 1] .. " was sent before")
+    end
     if not records[e] then
       records[e] = read_record(e)
     end
@@ -1009,12 +1053,14 @@ local function read_outbox(P, own, k, a, locals, groups)
   outbox.streams = K[k]
   for j = 1, groups do
     local target, n, x = A[a], integer(A[a + 1], "outbox"), K[k + j]
+    if not is_partition(tonumber(target)) then
+      refuse("outbox: there is no partition " .. target)
+    end
     local numbers = call("HMGET", outbox.streams, "out:" .. target, "left:" .. target)
     local entries = {}
     for i = 1, n do
       local at = a + 2 + 3 * (i - 1)
-      check_unique(A[at + 1])
-      read_head(A[at + 2])
+      check_outgoing(seen, A[at], A[at + 1], A[at + 2])
       entries[i] = A[at] .. "\n" .. A[at + 1] .. "\n" .. A[at + 2]
     end
     call("LLEN", x)
@@ -1171,7 +1217,7 @@ local function finish(P, k, a)
     return { STALE, "claim" }
   end
   local expected, has_state, state = integer(A[a + 3], "expected_version"), A[a + 4] == "1", A[a + 5]
-  local parking, policy, limit = A[a + 6] == "1", policies[tonumber(A[a + 7])], integer(A[a + 8], "run_limit")
+  local parking, policy, limit = A[a + 6] == "1", read_policy(texts[tonumber(A[a + 7])]), integer(A[a + 8], "run_limit")
   local n, has_letters = integer(A[a + 9], "verdicts"), A[a + 10] == "1"
   local locals, groups = integer(A[a + 11], "outbox"), integer(A[a + 12], "outbox")
   local record = read_record(e)
@@ -1245,7 +1291,7 @@ local function interrupt(P, k, a, stop)
     if not old_turn or tonumber(old_turn) ~= turn then
       return { DONE, "gone" }
     end
-    local letter = word == "interrupt" and read_letter(P, letters, entity .. "/" .. A[a + 4])
+    local letter = word == "interrupt" and A[a + 4] and read_letter(P, letters, entity .. "/" .. A[a + 4])
     return { DONE, word, letter and letter.body or nil }
   end
   local messages = dispatch.messages
@@ -1479,8 +1525,8 @@ end
 
 -- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so.
 local STEPS = {
-  append = { append, 3, 8 },
-  append_key = { append_with_key, 4, 8 },
+  append = { append_without_key, 3, 8 },
+  append_key = { append_with_key, 4, 9 },
   take = { take, 2, 5 },
   finish = { finish, -1 },
   interrupt = { interrupt, -1 },
@@ -1556,8 +1602,8 @@ local function failure(problem)
 end
 
 local function execute(step, P, k, a, stop, stop_key)
-  if P.number >= partition_count then
-    refuse("partition: there are " .. decimal(partition_count))
+  if not is_partition(P.number) then
+    refuse("partition: there is no " .. decimal(P.number))
   end
   return step(P, k, a, stop, stop_key)
 end
@@ -1565,10 +1611,10 @@ end
 local function read_settings()
   result_ttl, dedupe_ttl, depth_limit = tonumber(A[2]), tonumber(A[3]), tonumber(A[4])
   letter_limit, letter_ttl, partition_count = tonumber(A[5]), tonumber(A[6]), tonumber(A[7])
-  policies, stamps = {}, {}
+  texts = {}
   local n = tonumber(A[9])
   for j = 1, n do
-    policies[j] = A[9 + j]
+    texts[j] = A[9 + j]
   end
   return 9 + n
 end

@@ -92,8 +92,10 @@ class Lives:
             await probe.own()
             for event in Event:
                 step = await bring_to(
-                    probe, state, f"account/{state}-{event}", expired=event is Event.EXPIRE
-                    and state is State.ENQUEUED,
+                    probe,
+                    state,
+                    f"account/{state}-{event}",
+                    expired=event is Event.EXPIRE and state is State.ENQUEUED,
                 )
                 await cause(probe, event, step)
                 after = TRANSITIONS[state].get(event, state)
@@ -108,7 +110,12 @@ class Lives:
             dispatch = await probe.taken(step)
             assert [message.unique for message in dispatch.messages] == [step.unique]
             assert dispatch.messages[0].body == step.body
-            assert (dispatch.turn, dispatch.recovering, dispatch.version, dispatch.state) == (1, False, 0, None)
+            assert (dispatch.turn, dispatch.recovering, dispatch.version, dispatch.state) == (
+                1,
+                False,
+                0,
+                None,
+            )
             assert (dispatch.messages[0].attempt, dispatch.messages[0].interruptions) == (1, 0)
             finished = await probe.finish(dispatch, event, run_limit=0)
             assert (finished.version, finished.not_buried) == (0, ())
@@ -233,7 +240,7 @@ class Lives:
             assert second == Expired(True, None)
             assert await probe.state_of(step) == "expired"
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
-            assert [letter.reason for letter in page.letters] == [] if waited_for else ["expired"]
+            assert [letter.reason for letter in page.letters] == ([] if waited_for else ["expired"])
             assert await probe.take() == NOTHING
             # It never ran, so its key is free again.
             renewed = probe.message(key="k")
@@ -438,5 +445,3 @@ class Lives:
             late = await probe.send(probe.finish_step(dispatch, "complete", state=b"too late"))
             assert late == Stale("turn")
             assert expect(Finished, await probe.send(probe.finish_step(again, "complete"))).version == 0
-
-

@@ -1,0 +1,176 @@
+"""Dead letters: what failed or was interrupted for good, until a person decides.
+
+Nothing is ever dropped: a letter stays until it is purged (or `dead_letter_ttl_s` is set), and a replay
+is a new message that the letter remembers, so that asking twice replays once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal
+
+import msgspec
+from attrs import define
+
+from atomic_actors._envelope import decode_envelope, derive_unique, plain_of
+from atomic_actors._errors import StoreUnavailable, SystemFailed, UnknownMessage, error_from_code
+from atomic_actors._records import DeadLetter, EntityRef, Receipt, partition_of, split_message_id
+from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import (
+    DeadLetterPage,
+    JournalUnavailable,
+    ListDeadLetters,
+    Purge,
+    Purged,
+    Rejected,
+    Replay,
+    Replayed,
+    Result,
+    Step,
+    StoredLetter,
+    unpack_body,
+)
+
+__all__ = ("DeadLetters",)
+
+#: Letters that one step reads.
+PAGE: Final = 100
+
+
+@define(eq=False)
+class DeadLetters:
+    """The dead letters of a system: `system.dead_letters`.
+
+    Args:
+        store_now_ms: the store's time, for the ids of replays.
+    """
+
+    _journal: GroupCommit
+    _store_now_ms: Callable[[], int]
+
+    async def list(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters, the oldest death first.
+
+        Args:
+            kind: only those of this kind.
+            limit: at most so many.
+
+        Raises:
+            StoreUnavailable: the store gave no answer.
+        """
+        found: list[StoredLetter] = []
+        for partition in range(self._journal.settings.partitions):
+            found.extend(await self._list_partition(partition, kind or "", limit))
+        found.sort(key=lambda letter: (letter.died_ms, letter.message_id))
+        return [_letter(stored) for stored in found[:limit]]
+
+    async def _list_partition(self, partition: int, kind: str, limit: int) -> Iterable[StoredLetter]:
+        found: list[StoredLetter] = []
+        after_ms, after_id = 0, ""
+        while len(found) < limit:
+            step = ListDeadLetters(partition, kind, after_ms, after_id, min(PAGE, limit - len(found)))
+            page = await self._request(step)
+            if not isinstance(page, DeadLetterPage):
+                raise SystemFailed(f"the journal answered a list of dead letters with {page!r}")
+            found.extend(page.letters)
+            if page.complete or not page.letters:
+                break
+            after_ms, after_id = page.letters[-1].died_ms, page.letters[-1].message_id
+        return found
+
+    async def get(self, message_id: str) -> DeadLetter:
+        """One dead letter.
+
+        Raises:
+            UnknownMessage: there is no dead letter of this id.
+            InvalidMessageId: the text is no message id.
+            StoreUnavailable: the store gave no answer.
+        """
+        entity, _, partition = self._locate(message_id)
+        page = await self._request(ListDeadLetters(partition, message_id=message_id))
+        if not isinstance(page, DeadLetterPage) or not page.letters:
+            raise UnknownMessage(f"there is no dead letter {message_id} of {entity}", message_id=message_id)
+        return _letter(page.letters[0])
+
+    async def replay(self, message_id: str, at: Literal["head", "tail"] = "tail") -> Receipt[Any]:
+        """Send a dead letter again, as a new message, once only even if asked twice.
+
+        Args:
+            message_id: the letter's.
+            at: before everything that waits for the entity, or behind it.
+
+        Returns:
+            The new message's receipt; the first replay's, where it was replayed before.
+
+        Raises:
+            UnknownMessage: there is no dead letter of this id.
+            StoreUnavailable: the store gave no answer.
+        """
+        if at not in ("head", "tail"):
+            raise ValueError(f"at: expected 'head' or 'tail', got {at!r}")
+        entity, unique, partition = self._locate(message_id)
+        new_unique = derive_unique(self._store_now_ms(), message_id, "replay", 1)
+        answer = await self._request(Replay(partition, str(entity), unique, new_unique, at == "head"))
+        if isinstance(answer, Replayed):
+            return Receipt(f"{entity}/{answer.unique}", entity)
+        if isinstance(answer, Rejected) and answer.code == "unknown_message":
+            raise UnknownMessage(f"there is no dead letter {message_id}", message_id=message_id)
+        if isinstance(answer, Rejected):
+            raise error_from_code(answer.code, answer.text, message_id=message_id)
+        raise SystemFailed(f"the journal answered a replay with {answer!r}")
+
+    async def purge(self, *message_ids: str) -> int:
+        """Forget dead letters by id; returns how many were there.
+
+        Raises:
+            InvalidMessageId: a text is no message id.
+            StoreUnavailable: the store gave no answer.
+        """
+        by_partition: dict[int, list[str]] = {}
+        for message_id in message_ids:
+            _, _, partition = self._locate(message_id)
+            by_partition.setdefault(partition, []).append(message_id)
+        count = 0
+        for partition, ids in by_partition.items():
+            for start in range(0, len(ids), PAGE):
+                answer = await self._request(Purge(partition, tuple(ids[start : start + PAGE])))
+                count += answer.count if isinstance(answer, Purged) else 0
+        return count
+
+    def _locate(self, message_id: str) -> tuple[EntityRef, str, int]:
+        entity, unique = split_message_id(message_id)
+        return entity, unique, partition_of(str(entity), self._journal.settings.partitions)
+
+    async def _request(self, step: Step) -> Result:
+        try:
+            return await self._journal.request(step)
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
+
+def _letter(stored: StoredLetter) -> DeadLetter:
+    entity, unique = split_message_id(stored.message_id)
+    body = unpack_body(stored.body)
+    failure: dict[str, Any] = {}
+    if stored.error:
+        failure = plain_of(stored.error)
+    try:
+        message = plain_of(decode_envelope(body.envelope).payload)
+    except msgspec.DecodeError:
+        # The letter may be here for just that reason; a person gets the bytes.
+        message = body.envelope
+    return DeadLetter(
+        message_id=stored.message_id,
+        entity=entity,
+        name=body.name,
+        message=message,
+        reason=stored.reason,
+        error=failure.get("text", ""),
+        error_type=failure.get("error_type", ""),
+        traceback=failure.get("traceback", ""),
+        attempts=stored.attempts,
+        interruptions=stored.interruptions,
+        accepted_at_s=int(unique[:12], 16) / 1000,
+        died_at_s=stored.died_ms / 1000,
+        replayed_as=f"{entity}/{stored.replayed_as}" if stored.replayed_as else None,
+    )

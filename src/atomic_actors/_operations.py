@@ -1,0 +1,268 @@
+"""What people on call ask and do: audit, statistics, where, counts, passivate, pause, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+from attrs import define, field, frozen
+
+from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed
+from atomic_actors._membership import Membership
+from atomic_actors._node import Node
+from atomic_actors._records import EntityRef, partition_of
+from atomic_actors._sender import Sender
+from atomic_actors._supervisor import Supervisor
+from atomic_actors._volatile import VolatileKinds
+from atomic_actors._wal import FINAL_STATES, State
+from atomic_actors.journal._group_commit import GroupCommit, GroupCommitStatistics
+from atomic_actors.journal._protocol import (
+    Audit,
+    Audited,
+    CountKind,
+    EntityStatus,
+    Inspect,
+    JournalUnavailable,
+    KindCount,
+    Park,
+    Parked,
+    Result,
+    Resume,
+    Step,
+)
+
+__all__ = ("AuditReport", "KindCounts", "Location", "Operations", "SystemStatistics")
+
+
+@frozen
+class AuditReport:
+    """The books of a whole service.
+
+    Every accepted message is in exactly one state: `accepted` is the sum of the states. `problems` names
+    what does not add up; empty means that everything does.
+    """
+
+    accepted: int
+    enqueued: int
+    dispatched: int
+    completed: int
+    #: Part of `completed`.
+    refused: int
+    failed: int
+    interrupted: int
+    withdrawn: int
+    expired: int
+    dead_letters: int
+    #: Outbox messages on their way to another partition.
+    outbound: int
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether everything adds up."""
+        return not self.problems
+
+
+@frozen
+class Location:
+    """Where an entity lives, and what waits for it."""
+
+    entity: EntityRef
+    partition: int
+    #: Whether this node owns the partition.
+    is_here: bool
+    #: Whether the entity is in memory here.
+    is_active: bool
+    waiting: int
+    dispatched: int
+    is_parked: bool
+    #: How often its state was committed.
+    version: int
+
+
+@frozen
+class KindCounts:
+    """Entities of one kind."""
+
+    kind: str
+    #: In memory on this node.
+    active: int
+    #: With a turn running, anywhere.
+    dispatched: int
+    #: With work waiting and no turn running, anywhere; parked ones are left out.
+    waiting: int
+    dead_letters: int
+
+
+@frozen
+class SystemStatistics:
+    """Counters of this node since it started, and what it holds now."""
+
+    accepted: int
+    turns: int
+    completed: int
+    refused: int
+    failed: int
+    retried: int
+    interrupted: int
+    dead_lettered: int
+    relayed: int
+    activations: int
+    volatile_activations: int
+    owned_partitions: int
+    store: GroupCommitStatistics = field(repr=False)
+
+
+@define(eq=False)
+class Operations:
+    """Implements the operating calls of `ActorSystem`."""
+
+    journal: GroupCommit
+    supervisor: Supervisor
+    volatile: VolatileKinds
+    membership: Membership
+    node: Node
+    sender: Sender
+
+    async def _request(self, step: Step) -> Result:
+        try:
+            return await self.journal.request(step)
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
+    async def check_store(self) -> None:
+        """One step to and fro: proves that the store answers, and reads its time.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        await self._request(Audit(0))
+
+    async def audit(self) -> AuditReport:
+        """See `ActorSystem.audit`."""
+        partitions = range(self.membership.partitions)
+        try:
+            answer = await self.journal.execute([Audit(partition) for partition in partitions])
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+        books = [result for result in answer.results if isinstance(result, Audited)]
+        if len(books) != len(partitions):
+            raise SystemFailed(f"the journal answered an audit with {answer.results!r}")
+        return make_report(books)
+
+    def statistics(self) -> SystemStatistics:
+        """See `ActorSystem.statistics`."""
+        counts = self.node.counts
+        return SystemStatistics(
+            accepted=self.sender.accepted,
+            turns=counts.turns,
+            completed=counts.completed,
+            refused=counts.refused,
+            failed=counts.failed,
+            retried=counts.retried,
+            interrupted=counts.interrupted,
+            dead_lettered=counts.dead_lettered,
+            relayed=self.supervisor.relay.moved,
+            activations=self.supervisor.count(),
+            volatile_activations=self.volatile.count(),
+            owned_partitions=len(self.membership.owned()),
+            store=self.journal.statistics(),
+        )
+
+    def _address(self, ref: object) -> tuple[str, int]:
+        if not isinstance(ref, EntityRef):
+            raise InvalidEntityId(f"entity: expected an EntityRef such as Account.ref('a-42'), got {ref!r}")
+        entity = str(ref)
+        return entity, partition_of(entity, self.membership.partitions)
+
+    async def where(self, ref: EntityRef) -> Location:
+        """See `ActorSystem.where`."""
+        entity, partition = self._address(ref)
+        status = await self._request(Inspect(partition, entity))
+        if not isinstance(status, EntityStatus):
+            raise SystemFailed(f"the journal answered an inspection with {status!r}")
+        return Location(
+            ref,
+            partition,
+            bool(self.membership.claims[partition]),
+            self.supervisor.find(entity) is not None,
+            status.waiting,
+            status.dispatched,
+            status.parked,
+            status.version,
+        )
+
+    async def counts(self, kind: str) -> KindCounts:
+        """See `ActorSystem.counts`."""
+        try:
+            answer = await self.journal.execute(
+                [CountKind(partition, kind) for partition in range(self.membership.partitions)]
+            )
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+        found = [result for result in answer.results if isinstance(result, KindCount)]
+        return KindCounts(
+            kind,
+            self.supervisor.count(kind) + self.volatile.count(kind),
+            sum(count.dispatched for count in found),
+            sum(count.ready for count in found),
+            sum(count.dead_letters for count in found),
+        )
+
+    async def passivate(self, ref: EntityRef) -> bool:
+        """See `ActorSystem.passivate`."""
+        entity, _ = self._address(ref)
+        activation = self.supervisor.find(entity)
+        if activation is None:
+            await anyio.lowlevel.checkpoint()
+            return self.volatile.passivate(ref)
+        self.supervisor.close(activation)
+        while self.supervisor.find(entity) is activation:
+            await self.supervisor.wait_for_room(1.0)
+        return True
+
+    async def pause(self, ref: EntityRef) -> bool:
+        """See `ActorSystem.pause`."""
+        entity, partition = self._address(ref)
+        answer = await self._request(Park(partition, entity))
+        return isinstance(answer, Parked) and not answer.was_parked
+
+    async def resume(self, ref: EntityRef) -> bool:
+        """See `ActorSystem.resume`."""
+        entity, partition = self._address(ref)
+        answer = await self._request(Resume(partition, entity))
+        self.supervisor.wake(partition, entity)
+        return isinstance(answer, Parked) and answer.was_parked
+
+
+def make_report(books: Sequence[Audited]) -> AuditReport:
+    """Add up the partitions' books, and check each against itself."""
+    problems: list[str] = []
+    for partition, book in enumerate(books):
+        counts = book.counts
+        waiting = sum(counts[str(state)] for state in (State.ENQUEUED, State.DISPATCHED))
+        ended = sum(counts[str(state)] for state in FINAL_STATES)
+        if counts["accepted"] != waiting + ended:
+            problems.append(
+                f"partition {partition}: accepted {counts['accepted']}, but {waiting} wait or run and {ended} ended"
+            )
+        if counts["dispatched"] != book.indexed_dispatched:
+            problems.append(
+                f"partition {partition}: {counts['dispatched']} dispatched, but the index has "
+                f"{book.indexed_dispatched}"
+            )
+    total = {name: sum(book.counts[name] for book in books) for name in books[0].counts}
+    return AuditReport(
+        accepted=total["accepted"],
+        enqueued=total["enqueued"],
+        dispatched=total["dispatched"],
+        completed=total["completed"],
+        refused=total["refused"],
+        failed=total["failed"],
+        interrupted=total["interrupted"],
+        withdrawn=total["withdrawn"],
+        expired=total["expired"],
+        dead_letters=sum(book.dead_letters for book in books),
+        outbound=sum(book.outbound for book in books),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,336 @@
+"""Conformance: who owns what. Leases, fences, settling, parking, sweeping."""
+
+from __future__ import annotations
+
+import pytest
+
+from atomic_actors.journal._protocol import (
+    NOTHING,
+    Append,
+    Claimed,
+    ClaimPartition,
+    Dispatch,
+    Finish,
+    Interrupt,
+    LeaseHeld,
+    Park,
+    Parked,
+    Rejected,
+    RelayAck,
+    RelayRead,
+    Release,
+    Released,
+    Renew,
+    Renewed,
+    Resume,
+    Settled,
+    Stale,
+    Step,
+    Sweep,
+    Swept,
+    Take,
+    Unsettled,
+    Verdict,
+)
+from atomic_actors.testing._journal_probe import POLICY, OpenProbe, Probe, expect
+
+
+async def sweep(probe: Probe, claim: str = "claim-1", **fields: int) -> Swept:
+    """What there is to do in partition 0."""
+    return expect(Swept, await probe.send(Sweep(0, claim, **fields)))
+
+
+class Owners:
+    """Leases and what they fence."""
+
+    async def test_claim_renew_release(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            assert (await probe.own()).epoch == 1
+            for renewals in (1, 2):
+                assert await probe.once(Renew(0, "claim-1")) == Renewed(renewals)
+            assert await probe.send(Renew(0, "claim-2")) == Stale("claim")
+            assert await probe.send(Release(0, "claim-2")) == Stale("claim")
+            assert await probe.send(Release(0, "claim-1")) == Released()
+            assert await probe.send(Renew(0, "claim-1")) == Stale("claim")
+            assert (await probe.own("claim-2")).epoch == 2
+            assert await probe.once(Renew(0, "claim-2")) == Renewed(1)
+
+    async def test_claim_of_a_held_lease(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            first = await probe.own()
+            await probe.once(Renew(0, "claim-1"))
+            held = LeaseHeld(b"node", first.epoch, "claim-1", 1)
+            for expected_claim, expected_renewals in [
+                ("", 0),
+                ("claim-1", 0),
+                ("claim-1", 2),
+                ("claim-0", 1),
+            ]:
+                step = ClaimPartition(0, "claim-2", b"other", expected_claim, expected_renewals)
+                assert await probe.send(step) == held
+            second = expect(Claimed, await probe.send(ClaimPartition(0, "claim-2", b"other", "claim-1", 1)))
+            assert second.epoch == first.epoch + 1
+            assert second.incarnation == first.incarnation != 0
+            held = LeaseHeld(b"other", second.epoch, "claim-2", 0)
+            assert await probe.send(ClaimPartition(0, "claim-1", b"node", "claim-1", 1)) == held
+            assert await probe.send(Renew(0, "claim-1")) == Stale("claim")
+
+    async def test_own_claim_again(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            first = await probe.own()
+            await probe.once(Renew(0, "claim-1"))
+            assert (await probe.own()).epoch == first.epoch
+            assert await probe.once(Renew(0, "claim-1")) == Renewed(2)
+
+    async def test_an_empty_claim_is_nobodys(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            refused = await probe.send(ClaimPartition(0, "", b"node"))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.accept(probe.message()) == NOTHING
+            assert await probe.send(Take(0, "account/a", "", POLICY)) == Stale("claim")
+            assert await probe.send(Renew(0, "")) == Stale("claim")
+
+    async def test_partitions_are_apart(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own("claim-1", 0)
+            await probe.own("claim-2", 1)
+            assert await probe.send(Take(1, "account/a", "claim-1", POLICY)) == Stale("claim")
+            await probe.accept(probe.message("account/a", partition=0))
+            assert await probe.take("account/a", "claim-2", partition=1) == NOTHING
+            assert (await probe.audit(1)).counts["accepted"] == 0
+
+    async def test_release_waits_for_what_runs(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dispatch = await probe.taken(probe.message())
+            refused = await probe.send(Release(0, "claim-1"))
+            assert expect(Rejected, refused).code == "dispatched"
+            assert await probe.once(Renew(0, "claim-1")) == Renewed(1)
+            await probe.finish(dispatch, "complete")
+            assert await probe.send(Release(0, "claim-1")) == Released()
+
+    # Fences.
+
+    @pytest.mark.parametrize("claim", ["claim-1", "claim-9", ""])
+    async def test_stale_claims(self, open_probe: OpenProbe, claim: str) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            await probe.accept(probe.message("account/b"))
+            await probe.take_over("claim-2")
+            before = await probe.audit()
+            unique = dispatch.messages[0].unique
+            verdicts = (Verdict(unique, "complete"),)
+            steps: list[Step] = [
+                Take(0, "account/a", claim, POLICY),
+                Take(0, "account/b", claim, POLICY),
+                Finish(0, "account/a", claim, 1, verdicts, b"stale", 0, policy=POLICY),
+                Interrupt(0, "account/a", claim, 1, (unique,)),
+                Sweep(0, claim),
+                RelayRead(0, claim, 1),
+                RelayAck(0, claim, 1, 5),
+                Release(0, claim),
+                Renew(0, claim),
+            ]
+            for stale in steps:
+                assert await probe.send(stale) == Stale("claim"), stale
+            assert await probe.audit() == before
+            assert await probe.state_of(step) == "dispatched"
+            assert (await probe.inspect()).version == 0
+
+    async def test_a_stale_claim_refuses_no_message(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own("claim-2")
+            step = probe.message(claim="claim-1")
+            assert await probe.accept(step) == NOTHING
+            assert (await probe.dispatch(claim="claim-2")).messages[0].unique == step.unique
+
+    async def test_a_claim_that_was_lost_and_won_again(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message(name="erc3")
+            dispatch = await probe.taken(step)
+            await probe.take_over("claim-2")
+            await probe.take_over("claim-3")
+            # The same node owns it again, by another claim: what ran under the first one cannot commit.
+            stale = await probe.send(probe.finish_step(dispatch, "complete", state=b"old", claim="claim-3"))
+            assert stale == Stale("turn")
+            offer = await probe.take(claim="claim-3")
+            assert offer.unsettled == Unsettled("account/a", 1, (step.unique,))
+
+    async def test_turns(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            never = Finish(0, "account/a", "claim-1", 1, (), None, 0, policy=POLICY)
+            assert await probe.send(never) == Stale("turn")
+            steps = [probe.message() for _ in range(3)]
+            first = await probe.taken(steps[0])
+            for step in steps[1:]:
+                await probe.accept(step)
+            for turn in (0, 2):
+                assert await probe.send(probe.finish_step(first, "complete", turn=turn)) == Stale("turn")
+            finished = await probe.finish(first, "complete", state=b"1")
+            second = expect(Dispatch, finished.offer.dispatch)
+            # The stored answer, and the turn that it brought, again.
+            assert await probe.finish(first, "complete", state=b"1") == finished
+            finished = await probe.finish(second, "complete", state=b"2")
+            late = await probe.send(probe.finish_step(first, "complete", state=b"1"))
+            assert late == Stale("turn")
+            assert (await probe.inspect()).version == 2
+            third = expect(Dispatch, finished.offer.dispatch)
+            assert third.messages[0].unique == steps[2].unique
+
+    # Settling what an earlier claim left behind.
+
+    async def test_settling(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            stamps = {"account/d": "edc3", "account/r": "erc3", "account/m": "emc3", "account/t": "tdc3"}
+            steps = {entity: probe.message(entity, stamp) for entity, stamp in stamps.items()}
+            for step in steps.values():
+                await probe.taken(step)
+            await probe.take_over("claim-2")
+            swept = await sweep(probe, "claim-2")
+            left = {unsettled.entity: unsettled for unsettled in swept.unsettled}
+            assert left == {entity: Unsettled(entity, 1, (step.unique,)) for entity, step in steps.items()}
+            assert swept.due == ()
+            refused = await probe.send(Release(0, "claim-2"))
+            assert expect(Rejected, refused).code == "dispatched"
+            words: dict[str, str] = {}
+            for entity, unsettled in left.items():
+                offer = await probe.take(entity, "claim-2")
+                assert offer.unsettled == unsettled
+                settled = await probe.send(Interrupt(0, entity, "claim-2", unsettled.turn, unsettled.uniques))
+                words[entity] = expect(Settled, settled).settlement
+            assert words == {
+                "account/d": "interrupt", "account/r": "requeue", "account/m": "recover",
+                "account/t": "requeue",
+            }  # fmt: skip
+            swept = await sweep(probe, "claim-2")
+            assert (set(swept.due), swept.unsettled) == ({"account/r", "account/m", "account/t"}, ())
+            assert (await probe.dispatch("account/m", "claim-2")).recovering
+            assert not (await probe.dispatch("account/r", "claim-2")).recovering
+
+    async def test_append_meets_an_old_dispatch(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            await probe.taken(step)
+            await probe.take_over("claim-2")
+            offer = await probe.accept(probe.message(claim="claim-2"))
+            assert offer.unsettled == Unsettled("account/a", 1, (step.unique,))
+
+    async def test_settling_a_run(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            steps: list[Append] = [probe.message(name="tdc3") for _ in range(3)]
+            for step in steps:
+                await probe.accept(step)
+            await probe.own()
+            await probe.dispatch(run_limit=3)
+            await probe.take_over("claim-2")
+            offer = await probe.take(claim="claim-2", run_limit=3)
+            names = tuple(step.unique for step in steps)
+            assert offer.unsettled == Unsettled("account/a", 1, names)
+            refused = await probe.send(Interrupt(0, "account/a", "claim-2", 1, names[:2]))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.send(Interrupt(0, "account/a", "claim-2", 1, names)) == Settled("requeue")
+            dispatch = await probe.dispatch(claim="claim-2", run_limit=3)
+            assert [message.unique for message in dispatch.messages] == [steps[0].unique]
+
+    @pytest.mark.parametrize(("stamp", "parks"), [("edc3", False), ("edp3", True), ("erp3", False)])
+    async def test_settling_parks_by_the_stamp(self, open_probe: OpenProbe, stamp: str, parks: bool) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message(name=stamp)
+            await probe.taken(step)
+            await probe.accept(probe.message())
+            await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.unique,)))
+            assert (await probe.inspect()).parked is parks
+            assert (await probe.take()).parked is parks
+
+    # Parking.
+
+    async def test_park_and_resume(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            await probe.accept(step)
+            assert await probe.once(Park(0, "account/a")) == Parked(False)
+            assert await probe.once(Park(0, "account/a")) == Parked(True)
+            assert (await probe.take()).parked
+            assert (await probe.accept(probe.message(claim="claim-1"))).parked
+            assert (await sweep(probe)).due == ()
+            status = await probe.inspect()
+            assert (status.parked, status.waiting) == (True, 2)
+            assert await probe.once(Resume(0, "account/a")) == Parked(True)
+            assert await probe.once(Resume(0, "account/a")) == Parked(False)
+            assert (await sweep(probe)).due == ("account/a",)
+            assert (await probe.dispatch()).messages[0].unique == step.unique
+
+    async def test_park_an_entity_without_messages(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            assert await probe.once(Resume(0, "account/a")) == Parked(False)
+            assert await probe.once(Park(0, "account/a")) == Parked(False)
+            assert (await probe.accept(probe.message(claim="claim-1"))).parked
+            assert (await probe.inspect()).dispatched == 0
+
+    async def test_park_during_a_turn(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dispatch = await probe.taken(probe.message())
+            await probe.accept(probe.message())
+            await probe.once(Park(0, "account/a"))
+            assert await probe.dispatch() == dispatch
+            finished = await probe.finish(dispatch, "complete", state=b"done")
+            assert (finished.version, finished.offer.parked) == (1, True)
+
+    @pytest.mark.parametrize("event", ["complete", "fail", "retry"])
+    async def test_finish_parks(self, open_probe: OpenProbe, event: str) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dispatch = await probe.taken(probe.message())
+            await probe.accept(probe.message())
+            assert (await probe.finish(dispatch, event, park=True)).offer.parked
+            assert (await sweep(probe)).due == ()
+
+    # Sweeping.
+
+    async def test_sweep(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            assert await sweep(probe) == Swept((), (), 0, ())
+            for name in "abc":
+                await probe.accept(probe.message(f"account/{name}"))
+            running = await probe.taken(probe.message("account/r"))
+            waiting = await probe.taken(probe.message("account/w"))
+            await probe.accept(probe.message("account/r"))
+            finished = await probe.finish(waiting, "retry", entity="account/w", delay_ms=3_600_000)
+            swept = await sweep(probe)
+            assert set(swept.due) == {"account/a", "account/b", "account/c"}
+            assert (swept.unsettled, swept.outbound) == ((), ())
+            assert swept.next_due_ms == finished.offer.not_before_ms > probe.now_ms
+            assert len((await sweep(probe, limit=2)).due) == 2
+            await probe.finish(running, "complete", entity="account/r", run_limit=0)
+            assert "account/r" in (await sweep(probe)).due
+            audited = await probe.audit()
+            assert (audited.indexed_ready, audited.indexed_dispatched) == (5, 0)
+
+    async def test_sweep_finds_a_retry_when_it_is_due(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=20)
+            await probe.pass_ms(20)
+            swept = await sweep(probe)
+            assert (swept.due, swept.next_due_ms) == (("account/a",), 0)
+
+    async def test_sweep_is_bounded(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            for number in range(6):
+                await probe.taken(probe.message(f"account/{number}"))
+            await probe.take_over("claim-2")
+            assert len((await sweep(probe, "claim-2", limit=4)).unsettled) == 4
+            refused = await probe.send(Sweep(0, "claim-2", limit=0))
+            assert expect(Rejected, refused).code == "bad_step"
