@@ -31,8 +31,6 @@ from atomic_actors._cells import Cell
 from atomic_actors._declarations import Outbox
 from atomic_actors._envelope import Failure, decode_envelope, encode_plain
 from atomic_actors._errors import (
-    AtomicActorsError,
-    HandlerFailed,
     InvalidPayload,
     InvalidReply,
     InvalidState,
@@ -43,7 +41,7 @@ from atomic_actors._errors import (
     SystemFailed,
     UnknownMessageType,
 )
-from atomic_actors._kinds import BoundHandler, Kind
+from atomic_actors._kinds import Kind
 from atomic_actors._messages import Message, RawMessage
 from atomic_actors._records import Completed, EntityRef, Park, Retry
 from atomic_actors._telemetry import logger
@@ -66,9 +64,7 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     Offer,
     Outgoing,
-    Rejected,
     Result,
-    Settled,
     Stale,
     Verdict,
     unpack_body,
@@ -97,17 +93,20 @@ class Services(Protocol):
     clock: Callable[[], float]
     max_payload_bytes: int
     max_outbox_messages: int
-    draining: bool
-    #: Whether anybody listens to lifecycle events.
-    listening: bool
 
+    @property
+    def draining(self) -> bool: ...
+    @property
+    def listening(self) -> bool: ...
     def is_valid(self, partition: int) -> bool: ...
     def fencing_token(self, partition: int) -> int: ...
     def store_now_ms(self) -> int: ...
     def commit(self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None]) -> None: ...
     def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None: ...
     def reply(self, sender: str, unique: str, outcome: bytes) -> None: ...
-    def outgoing(self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]) -> Outgoing: ...
+    def outgoing(
+        self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
+    ) -> Outgoing: ...
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
     def follow_up(self, activation: Activation, offer: Offer) -> None: ...
     def lost(self, partition: int, why: str) -> None: ...
@@ -202,6 +201,8 @@ class Activation:
         """Take what the store offers; a dispatch that is known already is dropped."""
         dispatch = offer.dispatch
         if dispatch is None:
+            if offer.more and (self._turn is not None or self._offer is not None):
+                return  # the commit of what runs will take it
             if offer is not NOTHING and self._offer is None:
                 self.services.follow_up(self, offer)
             elif self.status == "reserved" and not self.admitted:
@@ -210,9 +211,9 @@ class Activation:
             return
         if self._turn is not None and dispatch.turn <= self._turn.dispatch.turn:
             return
-        if self._offer is not None and self._offer.dispatch is not None:
-            if dispatch.turn <= self._offer.dispatch.turn:
-                return
+        held = self._offer.dispatch if self._offer is not None else None
+        if held is not None and dispatch.turn <= held.turn:
+            return
         self._offer = offer
         if self.status != "active":
             self.services.follow_up(self, offer)
@@ -262,10 +263,13 @@ class Activation:
             async with anyio.create_task_group() as self._task_group:
                 await self._serve()
         finally:
-            was_closing = self.status == "closing"
+            was_closing = self._is_closing()
             self.status = "ended"
             self._leave_turn()
             self.services.ended(self, was_closing=was_closing)
+
+    def _is_closing(self) -> bool:
+        return self.status == "closing"
 
     def _leave_turn(self) -> None:
         """The task ends while a turn is on: if it is not on its way to the store, settle it."""
@@ -307,7 +311,7 @@ class Activation:
 
     async def _next_offer(self) -> Offer | None:
         while self._offer is None:
-            if self.status == "closing" and not self.admitted:
+            if self._is_closing() and not self.admitted:
                 return None
             self._waiting = self.services.new_cell()
             await self._waiting
@@ -469,16 +473,22 @@ class Activation:
         try:
             told = handler.encode_reply(reply)
         except InvalidPayload as error:
-            raise InvalidReply(f"{handler.spec.location}: the reply does not fit its type: {error}") from error
+            raise InvalidReply(
+                f"{handler.spec.location}: the reply does not fit its type: {error}"
+            ) from error
         if limit and len(told) > limit:
-            raise PayloadTooLarge(f"{handler.spec.location}: the reply has {len(told)} bytes (max_payload_bytes)")
+            raise PayloadTooLarge(
+                f"{handler.spec.location}: the reply has {len(told)} bytes (max_payload_bytes)"
+            )
         after = before
         encode = self.kind.encode_state
         if encode is not None:
             try:
                 after = encode(self._get_state())
             except InvalidPayload as error:
-                raise InvalidState(f"{handler.spec.location}: the state does not fit its type: {error}") from error
+                raise InvalidState(
+                    f"{handler.spec.location}: the state does not fit its type: {error}"
+                ) from error
             if limit and len(after) > limit:
                 raise PayloadTooLarge(f"{self.entity}: the state has {len(after)} bytes (max_payload_bytes)")
             if not before and after == encode(self.kind.new_state()):

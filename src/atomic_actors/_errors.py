@@ -63,9 +63,12 @@ class AtomicActorsError(Exception):
     #: Stable across releases and the same on the wire.
     code: ClassVar[str] = "error"
 
+    #: The message this is about, where there is one: `kind/id/<uuid7>`. A class default, because attrs
+    #: subclasses of `Refused` do not run this constructor.
+    message_id: str | None = None
+
     def __init__(self, message: str = "", *, message_id: str | None = None) -> None:
         super().__init__(message)
-        #: The message this is about, where there is one: `kind/id/<uuid7>`.
         self.message_id = message_id
 
 
@@ -154,9 +157,10 @@ class Refused(AtomicActorsError):
     #: The refusal's fields as plain data, where the class is not known here.
     details: Any = None
 
-    def __init__(self, message: str = "", *, name: str = "Refused", details: Any = None) -> None:
+    def __init__(self, message: str = "", *, name: str | None = None, details: Any = None) -> None:
         super().__init__(message)
-        self.name = name
+        if name is not None:
+            self.name = name
         self.details = details
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -206,7 +210,9 @@ class AskCycle(AtomicActorsError):
 
     code = "ask_cycle"
 
-    def __init__(self, message: str = "", *, path: tuple[str, ...] = (), message_id: str | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, path: tuple[str, ...] = (), message_id: str | None = None
+    ) -> None:
         super().__init__(message, message_id=message_id)
         self.path = path
 
@@ -216,7 +222,9 @@ class TooManyHops(AtomicActorsError):
 
     code = "too_many_hops"
 
-    def __init__(self, message: str = "", *, path: tuple[str, ...] = (), message_id: str | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, path: tuple[str, ...] = (), message_id: str | None = None
+    ) -> None:
         super().__init__(message, message_id=message_id)
         self.path = path
 

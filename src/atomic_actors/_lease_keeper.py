@@ -46,6 +46,10 @@ def elapsed_s(since: Instant) -> float:
     return max(now[0] - since[0], now[1] - since[1])
 
 
+#: The nodes of this process that have not ended.
+_live_nodes: Final[set[str]] = set()
+
+
 def _read_text(path: str) -> str:
     try:
         return Path(path).read_text().strip()
@@ -79,13 +83,19 @@ class NodeIdentity:
         except OSError:
             pid_namespace = ""
         pid = os.getpid()
+        node_id = os.urandom(8).hex()
+        _live_nodes.add(node_id)
         return cls(
-            node_id=os.urandom(8).hex(),
+            node_id=node_id,
             boot_id=_read_text("/proc/sys/kernel/random/boot_id"),
             pid_namespace=pid_namespace,
             pid=pid,
             start_time=_process_start_time(pid),
         )
+
+    def retire(self) -> None:
+        """The node has ended, though its process lives on."""
+        _live_nodes.discard(self.node_id)
 
     def encode(self) -> bytes:
         """The form that is stored beside the lease."""
@@ -110,7 +120,7 @@ class NodeIdentity:
             return None
 
     def knows_dead(self, other: NodeIdentity) -> bool:
-        """Whether `other` was a process of this very host and is certainly gone.
+        """Whether `other` was a node of this very host and is certainly gone.
 
         Only where boot id and pid namespace are known and equal: then its pid is free, or belongs to
         a process that started at another time.
@@ -119,6 +129,8 @@ class NodeIdentity:
             return False
         if (self.boot_id, self.pid_namespace) != (other.boot_id, other.pid_namespace):
             return False
+        if other.pid == self.pid and other.start_time == self.start_time:
+            return other.node_id not in _live_nodes
         return _process_start_time(other.pid) != other.start_time
 
 

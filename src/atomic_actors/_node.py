@@ -150,7 +150,9 @@ class Node:
         """Tell an asker how its message ended."""
         self.router.reply(sender, unique, outcome)
 
-    def outgoing(self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]) -> Outgoing:
+    def outgoing(
+        self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
+    ) -> Outgoing:
         """An outbox entry: its id derives from the turn's message, attempt and the entry's ordinal."""
         name, payload = self.encode(entity, message)
         address = str(entity)
@@ -264,5 +266,3 @@ class Node:
         for name in names:
             if self.listeners.wants(name):
                 self.listeners.emit(LifecycleEvent(name, f"{entity}/{unique}", ref, wire_name))
-
-

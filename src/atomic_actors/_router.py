@@ -322,7 +322,12 @@ class Router:
 
     def reply(self, sender: str, unique: str, outcome: bytes) -> None:
         """Tell a message's sender how it ended: here, or over the sender's reply channel."""
-        if not self.answered(unique, outcome) and sender and sender != self.node_id and self.remote is not None:
+        if (
+            not self.answered(unique, outcome)
+            and sender
+            and sender != self.node_id
+            and self.remote is not None
+        ):
             self.remote.push(sender, unique, outcome)
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:

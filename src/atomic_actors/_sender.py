@@ -112,7 +112,7 @@ class Sender:
 
     def _check(self, target: object, message: object) -> _Call:
         if isinstance(target, Message) and message is None:
-            message = cast("Message[Any]", target)
+            message = target
             target = target_of(message)
         if not isinstance(target, EntityRef):
             raise InvalidEntityId(
@@ -185,7 +185,9 @@ class Sender:
 
     def _check_running(self) -> None:
         if not self.running:
-            raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
+            raise SystemNotRunning(
+                "the actor system is not running; use it inside `async with ActorSystem(...)`"
+            )
 
     # Sending.
 
@@ -233,7 +235,8 @@ class Sender:
             )
         if self.config.max_hops and len(path) > self.config.max_hops:
             raise TooManyHops(
-                f"the chain of asks {' -> '.join(path)} is longer than max_hops={self.config.max_hops}", path=path
+                f"the chain of asks {' -> '.join(path)} is longer than max_hops={self.config.max_hops}",
+                path=path,
             )
         left_s = context.deadline - self.router.clock()
         if left_s <= 0:
@@ -255,7 +258,9 @@ class Sender:
         admission = self._admit(call)
         pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
         deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
-        router.send(pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s)
+        router.send(
+            pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s
+        )
         outcome = await router.wait(pending, on_cancel, key or "")
         self.accepted += 1
         return router.value_of(pending, outcome)
@@ -333,7 +338,7 @@ class Sender:
             self.listeners.emit(LifecycleEvent("accepted", message_id, call.ref, call.name))
         return Receipt(message_id, call.ref, reply_type=call.reply_type)
 
-    async def tell_many(self, messages: Sequence[tuple[object, object]]) -> list[Receipt[Any]]:
+    async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
         self._check_running()
         calls = [self._check(*self._pair(pair)) for pair in messages]
@@ -385,9 +390,9 @@ class Sender:
 
     def _pair(self, pair: object) -> tuple[object, object]:
         if isinstance(pair, Message):
-            return cast("Message[Any]", pair), None
-        if isinstance(pair, tuple) and len(cast("tuple[Any, ...]", pair)) == 2:
-            return cast("tuple[object, object]", pair)
+            return pair, None
+        if isinstance(pair, tuple) and len(pair) == 2:
+            return pair[0], pair[1]
         raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
 
     def _timeout(self, value: float | None, default: float) -> float:
@@ -414,7 +419,7 @@ class Sender:
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
         if isinstance(message, Receipt):
-            receipt = cast("Receipt[Any]", message)
+            receipt = message
             ref, unique = split_message_id(receipt.message_id)
             reply_type = receipt.reply_type
         elif isinstance(message, str):
@@ -445,5 +450,3 @@ class Sender:
         entity = str(ref)
         answer = await self.router.withdraw(partition_of(entity, self.partitions), entity, unique, "")
         return answer is not None and answer.state == "withdrawn"
-
-

@@ -222,9 +222,9 @@ class Supervisor:
         return activation
 
     def _reserve(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
-        if self.max_activations and len(self._by_entity) - self._closing >= self.max_activations:
-            if not self._evict():
-                return None
+        is_full = self.max_activations and len(self._by_entity) - self._closing >= self.max_activations
+        if is_full and not self._evict():
+            return None
         activation = Activation(
             self.node, kind, ref, entity, number, self.membership.claims[number], used_at_s=self.clock()
         )
@@ -322,7 +322,12 @@ class Supervisor:
         uniques = tuple(item.unique for item in offer.dispatch.messages)
         self.node.settle(
             Interrupt(
-                activation.partition, activation.entity, activation.claim, offer.dispatch.turn, uniques, began=False
+                activation.partition,
+                activation.entity,
+                activation.claim,
+                offer.dispatch.turn,
+                uniques,
+                began=False,
             )
         )
 
@@ -406,9 +411,9 @@ class Supervisor:
         self._passivate_idle(now_s)
         if self.journal.available:
             for partition in self._partitions.values():
-                if partition.task_group is not None and partition.next_sweep_s <= now_s:
-                    if self.membership.claims[partition.number] == partition.claim:
-                        self.sweep(partition)
+                is_open = partition.task_group is not None and partition.next_sweep_s <= now_s
+                if is_open and self.membership.claims[partition.number] == partition.claim:
+                    self.sweep(partition)
 
     def _passivate_idle(self, now_s: float) -> None:
         for name, by_use in self._by_use.items():

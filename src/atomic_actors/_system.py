@@ -50,6 +50,7 @@ from atomic_actors._telemetry import EventName, Listener, Listeners, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import Journal
 
 __all__ = ("ActorSystem", "EntityHandle")
 
@@ -87,16 +88,19 @@ class ActorSystem:
 
     Args:
         config: the settings; `Config()` where left out.
+        journal: where messages live, instead of what `config.url` names: your own journal, or one that
+            several systems of a test share. It is entered and left with the system.
 
     Raises:
         UsageError: an actor, handler, message, state or setting cannot work (at construction).
         StoreUnavailable, StoreIncompatible, StoreUnsafe, EmbeddedServerError: at entering.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, *, journal: Journal | None = None) -> None:
         if config is not None and not isinstance(config, Config):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidConfig(f"config: expected a Config, got {type(config).__name__}")
         self.config = config if config is not None else Config()
+        self._journal = journal
         self._codec = Codec()
         self._kinds: dict[str, Kind] = bind_kinds(self.config, self._codec)
         self._listeners = Listeners()
@@ -107,7 +111,9 @@ class ActorSystem:
 
     def __repr__(self) -> str:
         state = "running" if self._parts is not None else "not running"
-        return f"<ActorSystem {self.config.namespace}/{self.config.service} {state}, {len(self._kinds)} kinds>"
+        return (
+            f"<ActorSystem {self.config.namespace}/{self.config.service} {state}, {len(self._kinds)} kinds>"
+        )
 
     # Sending.
 
@@ -189,7 +195,9 @@ class ActorSystem:
         """Send a message; it is accepted, durably, when this returns.
 
         Args:
-            entity, message, key: as for `ask`.
+            entity: who gets it; or, alone, a message that names its entity with `EntityId`.
+            message: the command or query.
+            key: an idempotency key, as for `ask`.
             expires_in_s: seconds after which it may no longer begin; never where left out.
 
         Returns:
@@ -301,7 +309,9 @@ class ActorSystem:
     def _running(self) -> _Parts:
         parts = self._parts
         if parts is None:
-            raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
+            raise SystemNotRunning(
+                "the actor system is not running; use it inside `async with ActorSystem(...)`"
+            )
         return parts
 
     async def __aenter__(self) -> Self:
@@ -310,7 +320,10 @@ class ActorSystem:
         self._entered = True
         self._refusals = _refusal_classes()
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(open_store(self.config))
+            if self._journal is not None:
+                store = Store(self._journal)
+            else:
+                store = await stack.enter_async_context(open_store(self.config))
             parts = _Parts(self, store)
             await stack.enter_async_context(parts.journal)
             task_group = anyio.create_task_group()
@@ -320,6 +333,7 @@ class ActorSystem:
             except BaseException as error:
                 task_group.cancel_scope.cancel()
                 await task_group.__aexit__(None, None, None)
+                parts.identity.retire()
                 await parts.stop_keeper()
                 raise error
             body_scope = anyio.CancelScope()
@@ -347,6 +361,7 @@ class ActorSystem:
         try:
             await self._task_group.__aexit__(None, None, None)
         finally:
+            parts.identity.retire()
             await parts.stop_keeper()
             # Not shielded as a whole: a scope of ours must not be open while older ones are left. Each
             # part that has to wait on its way out bounds and shields that itself.
@@ -391,7 +406,10 @@ class _Parts:
         self.keeper: LeaseKeeper | None = None
         if store.lease_client is not None:
             self.keeper = LeaseKeeper(
-                store.lease_client, config.partitions, config.lease_renew_interval_s, config.loop_stall_limit_s
+                store.lease_client,
+                config.partitions,
+                config.lease_renew_interval_s,
+                config.loop_stall_limit_s,
             )
         self.membership = Membership(
             self.journal,
@@ -401,8 +419,8 @@ class _Parts:
             config.lease_ttl_s,
             config.lease_margin_s,
             config.same_host_takeover,
-            lambda partition: self.supervisor.claimed(partition),
-            lambda partition, why: self.supervisor.lost(partition, why),
+            self._claimed,
+            self._lost,
         )
         self.router = Router(
             self.journal,
@@ -459,12 +477,20 @@ class _Parts:
         )
         self._wire()
 
+    def _claimed(self, partition: int) -> None:
+        self.supervisor.claimed(partition)
+
+    def _lost(self, partition: int, why: str) -> None:
+        self.supervisor.lost(partition, why)
+
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
         self.node.supervisor = self.supervisor
         self.node.encode = self.sender.encode
         self.node.ask_with = self.sender.ask_from_turn
-        self.volatile.ask_other = lambda entity, message: self.sender.ask(entity, message, None, None, "withdraw")
+        self.volatile.ask_other = lambda entity, message: self.sender.ask(
+            entity, message, None, None, "withdraw"
+        )
         self.volatile.send_other = self.sender.send_soon
         self.journal.on_answer = self.router.on_answer
 

@@ -10,7 +10,7 @@ import random
 import traceback as traceback_module
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from attrs import define, field
 
@@ -23,22 +23,57 @@ from atomic_actors._records import EntityRef
 from atomic_actors._wal import Event, decide_failure
 from atomic_actors.journal._protocol import Body, Dispatch, Dispatched, Outgoing, Verdict
 
-if TYPE_CHECKING:
-    from atomic_actors._activation import Activation
-
 __all__ = (
     "Member",
     "Turn",
     "TurnContext",
+    "TurnHost",
     "current_activation",
     "failure_of",
     "failure_verdict",
     "refusal_verdict",
 )
 
+
+class TurnServices(Protocol):
+    """What a turn needs of the node."""
+
+    async def ask_from_turn(
+        self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
+    ) -> Any:
+        """Send an ask on behalf of a running turn."""
+        ...
+
+
+class TurnHost(Protocol):
+    """What a turn needs of its activation."""
+
+    ref: EntityRef
+    state: Any
+
+    @property
+    def services(self) -> TurnServices:
+        """The node."""
+        ...
+
+    @property
+    def context(self) -> TurnContext:
+        """What the running handler sees."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a turn is in a handler or on its way to the store."""
+        ...
+
+    def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        """Run a task that ends before the commit."""
+        ...
+
+
 #: The activation whose handler the running task belongs to; set once for each activation's task, and
 #: inherited by what the handler starts.
-current_activation: ContextVar[Activation | None] = ContextVar("current_activation", default=None)
+current_activation: ContextVar[TurnHost | None] = ContextVar("current_activation", default=None)
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -103,7 +138,7 @@ class TurnContext(Context[Any]):
         "path",
     )
 
-    def __init__(self, activation: Activation, outbox: Outbox) -> None:
+    def __init__(self, activation: TurnHost, outbox: Outbox) -> None:
         self._activation = activation
         self._ordinal = 0
         self._transactional = False
@@ -149,7 +184,7 @@ class TurnContext(Context[Any]):
         reply: R = await self._activation.services.ask_from_turn(self, entity, message, self._ordinal)
         return reply
 
-    def start_soon(self, function: Callable[[Unpack[Ts]], Awaitable[Any]], *args: Unpack[Ts]) -> None:
+    def start_soon(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
         """See `Context.start_soon`."""
         self._activation.start_child(function, args)
 

@@ -8,10 +8,9 @@ answered at most once.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVarTuple
 
-import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
@@ -40,6 +39,8 @@ __all__ = ("VolatileKinds",)
 BUCKET_S: Final = 0.05
 #: Messages that may wait for one volatile entity where the kind sets no `max_depth`.
 DEFAULT_DEPTH: Final = 10_000
+
+Ts = TypeVarTuple("Ts")
 
 AskOther = Callable[[EntityRef, Message[Any]], Any]
 
@@ -104,7 +105,7 @@ class _VolatileContext(Context[Any]):
     async def ask(self, entity: EntityRef, message: Message[Any]) -> Any:
         return await self._activation.owner.ask_other(entity, message)
 
-    def start_soon(self, function: Callable[..., Any], *args: Any) -> None:
+    def start_soon(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
         raise NotSupported("context.start_soon: a volatile kind has no commit to wait for its children")
 
 
@@ -396,5 +397,3 @@ class VolatileKinds:
 def handler_bytes(message: RawMessage) -> bytes:
     """A raw message's payload, encoded, for a handler that wants it structured."""
     return encode_plain(message.payload)
-
-

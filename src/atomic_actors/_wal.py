@@ -26,7 +26,7 @@ copy, the diagram in the docs and the counters of `audit()` are generated from i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
@@ -48,7 +48,7 @@ __all__ = (
 )
 
 
-class State(str, Enum):
+class State(StrEnum):
     """Where a message is. Values are the words on the wire and in the store."""
 
     ABSENT = "absent"
@@ -60,11 +60,8 @@ class State(str, Enum):
     WITHDRAWN = "withdrawn"
     EXPIRED = "expired"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Event(str, Enum):
+class Event(StrEnum):
     """What can happen to a message."""
 
     APPEND = "append"
@@ -83,9 +80,6 @@ class Event(str, Enum):
     INTERRUPT = "interrupt"
     WITHDRAW = "withdraw"
     EXPIRE = "expire"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _TABLE: dict[State, dict[Event, State]] = {
@@ -140,7 +134,7 @@ def advance(state: State, event: Event) -> State:
         raise IllegalTransition(state, event) from None
 
 
-class InterruptionPolicy(str, Enum):
+class InterruptionPolicy(StrEnum):
     """What becomes of an effectful turn that was cut off. Values are single letters on the wire."""
 
     #: Dead-letter it and tell its sender: the default, and the motto.
@@ -202,7 +196,7 @@ def decide_failure(attempts: int, interruptions: int, max_attempts: int) -> Even
     return Event.RETRY if max_attempts == 0 or failures < max_attempts else Event.FAIL
 
 
-class Settlement(str, Enum):
+class Settlement(StrEnum):
     """How a turn that was cut off is settled."""
 
     #: Back to the head; the next take is a plain one.

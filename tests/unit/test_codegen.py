@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from atomic_actors import _errors
+import atomic_actors._errors as _errors
 from atomic_actors._config import Config
 from atomic_actors._errors import UsageError
 from atomic_actors._wal import TRANSITIONS

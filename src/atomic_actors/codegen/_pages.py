@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from atomic_actors import _errors
+import atomic_actors._errors as errors
 from atomic_actors._config import Config, KindConfig, environment_variable
 from atomic_actors._errors import AtomicActorsError, UsageError
 from atomic_actors.codegen._transitions import PAGE_MARKERS
@@ -65,28 +65,28 @@ again?
 
 #: Title, what is known, and the classes whose whole trees belong to the group.
 _ERROR_GROUPS: Final[tuple[tuple[str, str, tuple[type[AtomicActorsError], ...]], ...]] = (
-    ("It never ran", "The message never ran. Sending it again is safe.", (_errors.NotExecuted,)),
+    ("It never ran", "The message never ran. Sending it again is safe.", (errors.NotExecuted,)),
     (
         "Not known yet",
         "What became of the message is not known yet. `result(error.message_id)` waits for it again.",
-        (_errors.OutcomeUnknown,),
+        (errors.OutcomeUnknown,),
     ),
     (
         "It ran",
         "An attempt was made. The class says how it ended.",
-        (_errors.Refused, _errors.HandlerFailed, _errors.Interrupted),
+        (errors.Refused, errors.HandlerFailed, errors.Interrupted),
     ),
-    ("It would deadlock", "An ask inside a turn was refused; `path` names the chain.", (_errors.AskCycle, _errors.TooManyHops)),
+    ("It would deadlock", "An ask inside a turn was refused; `path` names the chain.", (errors.AskCycle, errors.TooManyHops)),
     (
         "The answer is not there",
         "It is gone, was never there, or belongs to something else.",
-        (_errors.ResultExpired, _errors.UnknownMessage, _errors.KeyReused),
+        (errors.ResultExpired, errors.UnknownMessage, errors.KeyReused),
     ),
-    ("The program is wrong", "Raised at the call site, before anything is sent.", (_errors.UsageError,)),
+    ("The program is wrong", "Raised at the call site, before anything is sent.", (errors.UsageError,)),
     (
         "The store or the system",
         "Nothing is said about any one message.",
-        (_errors.StoreIncompatible, _errors.StoreUnsafe, _errors.EmbeddedServerError, _errors.SystemFailed),
+        (errors.StoreIncompatible, errors.StoreUnsafe, errors.EmbeddedServerError, errors.SystemFailed),
     ),
 )  # fmt: skip
 
@@ -144,7 +144,7 @@ def configuration_page() -> str:
 
 
 def _tree(cls: type[AtomicActorsError]) -> list[type[AtomicActorsError]]:
-    children = [child for child in cls.__subclasses__() if child.__module__ == _errors.__name__]
+    children = [child for child in cls.__subclasses__() if child.__module__ == errors.__name__]
     return [cls, *(found for child in children for found in _tree(child))]
 
 

@@ -131,7 +131,11 @@ class GroupCommit:
     def statistics(self) -> GroupCommitStatistics:
         """Counters since the start, and what waits now."""
         return GroupCommitStatistics(
-            self._batches, self._steps, self._retries, len(self._pending) + len(self._in_flight), self.available
+            self._batches,
+            self._steps,
+            self._retries,
+            len(self._pending) + len(self._in_flight),
+            self.available,
         )
 
     def submit(self, step: Step, on_result: OnResult) -> None:

@@ -557,9 +557,7 @@ local function append(P, k, a, key_of_key, used_key)
     if first_digest ~= digest then
       return { REJECTED, "key_reused", "the key was used before, with other content" }
     end
-    if first ~= unique then
-      return answer_append(P, record, q, a, first, true)
-    end
+    return answer_append(P, record, q, a, first, true)
   end
   if result_ttl > 0 and (P.now - tonumber(sub(unique, 1, 12), 16)) * 2 > result_ttl then
     return { REJECTED, "unknown_message", "it is too old to tell whether it ran already" }

@@ -18,7 +18,7 @@ pytest.register_assert_rewrite(
     "atomic_actors.testing._journal_suite_streams",
 )
 
-from atomic_actors.testing._journal_probe import Subject
-from atomic_actors.testing._journal_suite import JournalSuite
+from atomic_actors.testing._journal_probe import Subject  # noqa: E402
+from atomic_actors.testing._journal_suite import JournalSuite  # noqa: E402
 
 __all__ = ("JournalSuite", "Subject")

@@ -133,23 +133,19 @@ def same_answer(first: Result, second: Result) -> bool:
     What may differ is what says that it is the second one, and what steps do that are no operation on a
     message (each renewal counts).
     """
-    match first, second:
-        case Appended(), Appended():
-            return replace(first, duplicate=True) == second
-        case Expired(), Expired():
-            return first.expired == second.expired
-        case Relayed(), Relayed():
-            return first.last == second.last
-        case Replayed(), Replayed():
-            return first.unique == second.unique
-        case (Parked(), Parked()) | (Purged(), Purged()) | (Renewed(), Renewed()):
-            return True
-        case Taken(offer=Offer(more=True)), Taken():
-            return True
-        case Audited(), Audited():
-            return replace(first, commit=second.commit) == second
-        case _:
-            return first == second
+    if isinstance(first, Appended):
+        return replace(first, duplicate=True) == second
+    if isinstance(first, Expired):
+        return isinstance(second, Expired) and first.expired == second.expired
+    if isinstance(first, Relayed):
+        return isinstance(second, Relayed) and first.last == second.last
+    if isinstance(first, Replayed):
+        return isinstance(second, Replayed) and first.unique == second.unique
+    if isinstance(first, Parked | Purged | Renewed) or (isinstance(first, Taken) and first.offer.more):
+        return type(first) is type(second)
+    if isinstance(first, Audited) and isinstance(second, Audited):
+        return replace(first, commit=second.commit) == second
+    return first == second
 
 
 @define(eq=False)

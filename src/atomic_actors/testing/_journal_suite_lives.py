@@ -325,6 +325,7 @@ class Lives:
             last = steps[-1]
             await probe.batch(*(Withdraw(0, step.entity, step.unique) for step in steps[:-1]))
             assert (await probe.inspect()).waiting == 1
+            offer = NOTHING
             for _ in range(5):
                 offer = expect(Taken, await probe.once(Take(0, "account/a", "claim-1", POLICY))).offer
                 if offer.dispatch is not None:

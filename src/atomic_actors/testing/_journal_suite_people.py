@@ -63,7 +63,8 @@ class People:
                 seen += [letter.message_id for letter in page.letters]
                 if page.complete:
                     break
-                after_ms, after_id = page.letters[-1].died_ms, page.letters[-1].message_id
+                last = list(page.letters)[-1]
+                after_ms, after_id = last.died_ms, last.message_id
             assert seen == [message_id for _, message_id in places]
             of_kind = await letters(probe, kind="a", limit=5)
             assert {letter.message_id for letter in of_kind.letters} == set(names[::2])

@@ -1,0 +1,304 @@
+"""The journal in a Redis or Valkey server.
+
+The work is done by `atomic_actors.lua` inside the store. This side encodes the steps, keeps one connection
+for them so that they arrive in the order of the calls, and says what a missing answer means. Several
+calls may be in flight at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+import anyio
+from anyio.abc import TaskGroup
+from coredis.connection import BaseConnection
+from coredis.exceptions import AuthorizationError, RedisError, ResponseError
+
+from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
+from atomic_actors._store_url import StoreLocation, parse_store_url
+from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
+from atomic_actors.journal._redis_answers import read_results
+from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
+from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain, request_all
+from atomic_actors.journal._redis_wire import Call, Wire
+
+__all__ = ("RedisJournal", "check_store_safety")
+
+VERSION_MIN: Final = (7, 0)
+
+
+class RedisJournal:
+    """A journal in one Redis (7.0 or newer) or Valkey server.
+
+    Args:
+        location: where the server is, or the function that makes connections to it.
+        settings: the namespace, the service and its limits.
+        merge_partitions: whether the steps of several partitions may share a call; not in a cluster.
+        timeout_s: how long the answer to a call may take before the connection is given up.
+        connect_timeout_s: how long it may take to connect, sign in and check the store.
+        allow_eviction: accept a store that may evict keys when its memory is full.
+        allow_no_persistence: accept a store that writes no append-only file.
+
+    Raises:
+        InvalidConfig: the location is no single server, or a name holds braces or control characters.
+    """
+
+    def __init__(
+        self,
+        location: StoreLocation | Connect,
+        settings: JournalSettings,
+        *,
+        merge_partitions: bool = True,
+        timeout_s: float = 1.5,
+        connect_timeout_s: float = 3.0,
+        allow_eviction: bool = False,
+        allow_no_persistence: bool = False,
+    ) -> None:
+        for name, text in (("namespace", settings.namespace), ("service", settings.service)):
+            if not text or any(letter in "{}" or letter < " " for letter in text):
+                raise InvalidConfig(f"{name}: {text!r} must not be empty, nor hold braces or control characters")
+        connect = (
+            connector(location, connect_timeout_s=connect_timeout_s)
+            if isinstance(location, StoreLocation)
+            else location
+        )
+        #: The server's run id at the last connect: another one means that it was restarted or replaced.
+        self.run_id = ""
+        #: The commit number of each partition at its last answer.
+        self.commits: dict[int, int] = {}
+        self._settings = settings
+        self._wire = Wire(settings)
+        self._merge_partitions = merge_partitions
+        self._timeout_s = timeout_s
+        self._allow_eviction = allow_eviction
+        self._allow_no_persistence = allow_no_persistence
+        self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet)
+        self._task_group: TaskGroup | None = None
+        self._now_ms = 0
+
+    @classmethod
+    def from_url(cls, url: str, settings: JournalSettings, **options: Any) -> Self:
+        """The journal at `redis://host:port/db`, `rediss://...` or `unix:///path`; `options` as above.
+
+        Raises:
+            InvalidConfig: the URL is none of these.
+        """
+        return cls(parse_store_url(url)[0], settings, **options)
+
+    def __repr__(self) -> str:
+        state = "open" if self._link.usable is not None else "closed"
+        return f"<RedisJournal {self._settings.namespace}:{self._settings.service} {state}>"
+
+    @property
+    def settings(self) -> JournalSettings:
+        """The settings it was made with."""
+        return self._settings
+
+    def lease_key(self, partition: int) -> bytes:
+        """The key of a partition's lease, for `aa1_renew` on a connection of the lease keeper's own."""
+        return self._wire.lease_key(partition)
+
+    async def __aenter__(self) -> Self:
+        """Connect, check the store, and load the library.
+
+        Raises:
+            JournalUnavailable: the store cannot be reached.
+            StoreIncompatible: it is too old, has another number of partitions, or wants another password.
+            StoreUnsafe: it may lose what it accepted.
+        """
+        self._lock = anyio.Lock()
+        self._task_group = await anyio.create_task_group().__aenter__()
+        try:
+            await self._link.open(self._task_group)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task_group, self._task_group = self._task_group, None
+        assert task_group is not None
+        self._link.close("the journal was left")
+        task_group.cancel_scope.cancel()
+        await task_group.__aexit__(None, None, None)
+
+    # Steps.
+
+    async def execute(self, steps: Sequence[Step]) -> BatchResult:
+        """Execute steps, in order within each partition.
+
+        Raises:
+            JournalUnavailable: no usable answer; the steps may have happened unless `sent` is False.
+            StoreIncompatible: the store's library or namespace does not fit, or its user may not do this.
+        """
+        if self._task_group is None:
+            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+        if not steps:
+            await anyio.lowlevel.checkpoint()
+            return BatchResult((), self._now_ms)
+        calls, positions = self._encode(steps)
+        connection = self._link.usable
+        if connection is None or self._lock.locked():
+            # Whoever waits here first is sent first; nobody who comes later may overtake.
+            async with self._lock:
+                connection = await self._link.open(self._task_group)
+                pending = self._send(connection, calls)
+        else:
+            pending = self._send(connection, calls)
+        replies = await self._receive(connection, pending)
+        if any(is_missing(reply) for reply in replies):
+            replies = await self._send_again(calls, replies)
+        return self._read(calls, positions, replies, len(steps))
+
+    def _encode(self, steps: Sequence[Step]) -> tuple[list[Call], list[Sequence[int]]]:
+        """The calls, and the positions of each one's steps."""
+        if self._merge_partitions:
+            return [self._wire.encode(steps)], [range(len(steps))]
+        groups: dict[int, list[int]] = {}
+        for position, step in enumerate(steps):
+            groups.setdefault(step.partition, []).append(position)
+        positions: list[Sequence[int]] = list(groups.values())
+        return [self._wire.encode([steps[at] for at in group]) for group in positions], positions
+
+    @staticmethod
+    def _send(connection: BaseConnection, calls: Sequence[Call]) -> list[Any]:
+        commands = [(COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls]
+        try:
+            return request_all(connection, commands)
+        except RedisError as error:
+            raise explain(error, sent=False) from error
+
+    async def _receive(self, connection: BaseConnection, pending: Sequence[Any]) -> list[Any]:
+        replies: list[Any] = []
+        with anyio.move_on_after(self._timeout_s) as scope:
+            for request in pending:
+                replies.append(await request)
+        if scope.cancelled_caught:
+            connection.invalidate("an answer did not come in time")
+            raise JournalUnavailable(f"the store did not answer within {self._timeout_s:g} s", sent=True)
+        return replies
+
+    async def _send_again(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
+        """Load the library, which somebody flushed, and repeat the calls that missed it."""
+        assert self._task_group is not None
+        missed = [position for position, reply in enumerate(replies) if is_missing(reply)]
+        async with self._lock:
+            connection = await self._link.open(self._task_group)
+            try:
+                with anyio.fail_after(self._timeout_s):
+                    await load_library(connection)
+            except (RedisError, TimeoutError) as error:
+                raise explain(error, sent=len(missed) < len(calls)) from error
+            pending = self._send(connection, [calls[position] for position in missed])
+        result = list(replies)
+        for position, reply in zip(missed, await self._receive(connection, pending), strict=True):
+            result[position] = reply
+        return result
+
+    def _read(
+        self, calls: Sequence[Call], positions: Sequence[Sequence[int]], replies: Sequence[Any], count: int
+    ) -> BatchResult:
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        if errors:
+            answers = [explain(error, sent=True) for error in errors]
+            worst = next((answer for answer in answers if isinstance(answer, StoreIncompatible)), None)
+            if worst is not None:
+                raise worst from errors[0]
+            all_refused = len(errors) == len(calls) and not any(
+                isinstance(answer, JournalUnavailable) and answer.sent for answer in answers
+            )
+            raise JournalUnavailable(str(answers[0]), sent=not all_refused) from errors[0]
+        results: list[Result | None] = [None] * count
+        now_ms = 0
+        for call, group, reply in zip(calls, positions, replies, strict=True):
+            now_ms = max(now_ms, int(reply[0]))
+            self.commits.update(zip(call.partitions, reply[1], strict=True))
+            answers = read_results(call.steps, reply[2:])
+            if len(calls) == 1:
+                self._now_ms = now_ms
+                return BatchResult(answers, now_ms)
+            for position, result in zip(group, answers, strict=True):
+                results[position] = result
+        self._now_ms = now_ms
+        return BatchResult(cast("list[Result]", results), now_ms)
+
+    # A new connection.
+
+    async def _greet(self, connection: BaseConnection) -> None:
+        version = connection.server_version or "0"
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if numbers < VERSION_MIN:
+            raise StoreIncompatible(f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed")
+        run_id = await _read_run_id(connection)
+        if run_id and run_id == self.run_id:
+            return
+        await check_store_safety(
+            connection,
+            allow_eviction=self._allow_eviction,
+            allow_no_persistence=self._allow_no_persistence,
+        )
+        await load_library(connection)
+        await register_service(connection, self._settings)
+        self.run_id = run_id
+
+
+def _read_information(text: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+async def _read_run_id(connection: BaseConnection) -> str:
+    try:
+        information = _read_information(await ask(connection, b"INFO", b"server"))
+    except AuthorizationError:
+        return ""
+    return information.get("run_id", "")
+
+
+async def _read_store_settings(connection: BaseConnection) -> tuple[str, str]:
+    """The eviction policy, and `yes` or `no` for the append-only file; "" for what nobody may know."""
+    try:
+        answer: Mapping[bytes, bytes] = await ask(connection, b"CONFIG GET", b"maxmemory-policy", b"appendonly")
+        return answer[b"maxmemory-policy"].decode(), answer[b"appendonly"].decode()
+    except (ResponseError, KeyError):
+        # Hosted stores forbid CONFIG; INFO says the same.
+        pass
+    try:
+        memory = _read_information(await ask(connection, b"INFO", b"memory"))
+        persistence = _read_information(await ask(connection, b"INFO", b"persistence"))
+    except ResponseError:
+        return "", ""
+    append_only = {"1": "yes", "0": "no"}.get(persistence.get("aof_enabled", ""), "")
+    return memory.get("maxmemory_policy", ""), append_only
+
+
+async def check_store_safety(
+    connection: BaseConnection, *, allow_eviction: bool, allow_no_persistence: bool
+) -> None:
+    """Refuse a store that may lose what it accepted, unless the user allows it by name.
+
+    Raises:
+        StoreUnsafe: it may evict keys, or writes no append-only file; the text says what to set.
+    """
+    if allow_eviction and allow_no_persistence:
+        return
+    policy, append_only = await _read_store_settings(connection)
+    if not allow_eviction and policy != "noeviction":
+        found = f"maxmemory-policy is {policy}" if policy else "maxmemory-policy cannot be read"
+        raise StoreUnsafe(
+            f"{found}: a full store may throw accepted messages away. Run `CONFIG SET maxmemory-policy "
+            "noeviction` and write it into the server's configuration file, or set allow_eviction=True"
+        )
+    if not allow_no_persistence and append_only != "yes":
+        found = f"appendonly is {append_only}" if append_only else "appendonly cannot be read"
+        raise StoreUnsafe(
+            f"{found}: a restart of the store may lose accepted messages. Run `CONFIG SET appendonly yes` "
+            "and write it into the server's configuration file, or set allow_no_persistence=True"
+        )

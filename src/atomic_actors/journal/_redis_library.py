@@ -1,0 +1,84 @@
+"""The Lua library: its text, how it gets into a store, and a typed stub for each of its functions."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from coredis.connection import BaseConnection
+from coredis.exceptions import ResponseError
+
+from atomic_actors._errors import StoreIncompatible
+from atomic_actors.journal._protocol import PROTOCOL_VERSION, JournalSettings
+from atomic_actors.journal._redis_link import ask
+
+__all__ = ("COMMIT", "LIBRARY", "RENEW", "is_missing", "library_source", "load_library", "register_service")
+
+#: The names carry the protocol's version, so that two versions can live in one store.
+LIBRARY: Final = f"atomic_actors_{PROTOCOL_VERSION}"
+COMMIT: Final = b"aa%d_commit" % PROTOCOL_VERSION
+#: `FCALL aa1_renew <n> <lease keys> <claims>`: for each lease its renewals, or -1 where the claim is lost.
+RENEW: Final = b"aa%d_renew" % PROTOCOL_VERSION
+REGISTER: Final = b"aa%d_register" % PROTOCOL_VERSION
+
+
+@cache
+def library_source() -> bytes:
+    """The text of the library."""
+    return files("atomic_actors.journal").joinpath("atomic_actors.lua").read_bytes()
+
+
+def is_missing(error: object) -> bool:
+    """Whether the store said that it does not have the function."""
+    return isinstance(error, ResponseError) and "function not found" in str(error).lower()
+
+
+async def load_library(connection: BaseConnection) -> None:
+    """Put the library into the store where it is not there; never replace another one.
+
+    Raises:
+        StoreIncompatible: the store has other code under this name.
+        RedisError: what the store answered, or that the connection is lost.
+    """
+    source = library_source()
+    try:
+        await ask(connection, b"FUNCTION LOAD", source)
+    except ResponseError as error:
+        if "already exists" not in str(error).lower():
+            raise
+    else:
+        return
+    listed = await ask(connection, b"FUNCTION LIST", b"LIBRARYNAME", LIBRARY, b"WITHCODE")
+    for library in listed:
+        if library[b"library_name"] == LIBRARY.encode() and library[b"library_code"] == source:
+            return
+    raise StoreIncompatible(
+        f"the store has a library {LIBRARY} with other code: another release of atomic_actors uses it. Run "
+        f"the same release everywhere; if none is running, remove it with FUNCTION DELETE {LIBRARY}"
+    )
+
+
+async def register_service(connection: BaseConnection, settings: JournalSettings) -> None:
+    """Note the service's number of partitions where the namespace is new; else compare it.
+
+    Raises:
+        StoreIncompatible: the service has another number of partitions, or another protocol.
+        RedisError: what the store answered, or that the connection is lost.
+    """
+    meta = f"{{{settings.namespace}}}:meta"
+    service = settings.service
+    answer = await ask(
+        connection, b"FCALL", REGISTER, 1, meta, service, settings.partitions, PROTOCOL_VERSION
+    )
+    partitions, protocol = int(answer[0]), int(answer[1])
+    if protocol != PROTOCOL_VERSION:
+        raise StoreIncompatible(
+            f"service {service!r} of namespace {settings.namespace!r} was made with protocol {protocol}; "
+            f"this release speaks {PROTOCOL_VERSION}"
+        )
+    if partitions != settings.partitions:
+        raise StoreIncompatible(
+            f"service {service!r} of namespace {settings.namespace!r} has {partitions} partitions in the "
+            f"store, but partitions={settings.partitions} here; the number is fixed when a service first appears"
+        )

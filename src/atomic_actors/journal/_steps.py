@@ -1,0 +1,358 @@
+"""The steps of a journal: each one state-checked operation on one partition, as a whole or not at all.
+
+See `_protocol` for the rules that hold for all of them, and `_answers` for what they answer. First
+stand the steps of a sender, which need no claim; then those of an owner; then the lease.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from atomic_actors.journal._answers import RelayEntry
+
+__all__ = (
+    "Append",
+    "Audit",
+    "ClaimPartition",
+    "CountKind",
+    "Expire",
+    "Finish",
+    "Inspect",
+    "Interrupt",
+    "ListDeadLetters",
+    "Outgoing",
+    "Park",
+    "Purge",
+    "ReadOutcome",
+    "RelayAck",
+    "RelayIn",
+    "RelayRead",
+    "Release",
+    "Renew",
+    "Replay",
+    "Resume",
+    "Step",
+    "Sweep",
+    "Take",
+    "Verdict",
+    "Withdraw",
+)
+
+
+class Append(Struct, frozen=True):
+    """Accept a message: push it to its entity's log; and take it at once where that is possible.
+
+    Dedupes by `unique` (in the log, running, or with a kept outcome) and, where `key` is not empty,
+    by `(entity, key)`: the same key with the same digest answers with the first message's id and
+    `duplicate=True`; with another digest it is rejected as `key_reused`. A `unique` whose birth (its
+    first 12 hex digits: milliseconds) is older than half of the result's time to live, and that is
+    neither in the log nor has a kept outcome, is rejected as `unknown_message`: it might have run
+    already. Depth limits reject with `queue_depth_exceeded` before anything is written.
+
+    If `claim` is the partition's current claim, nothing of the entity is dispatched or waiting, and it
+    is not parked, then the message is taken in the same step, as `Take` would. Otherwise, if `claim`
+    is not current, the partition's doorbell is rung. A stale claim does not refuse the message.
+    """
+
+    partition: int
+    entity: str
+    unique: str
+    body: bytes
+    #: "" means none. Also stands in the body.
+    key: str = ""
+    #: A digest of the message's name and payload; compared where the key was used before.
+    digest: str = ""
+    #: The entity's waiting messages may not exceed this; 0 means unbounded.
+    depth_limit: int = 0
+    claim: str = ""
+    #: The kind's stamps, one `\nname=stamp` a handler, then `\n*=stamp\n` for every other name.
+    policy: str = ""
+    #: The state version in the caller's memory; -1 for none.
+    held_version: int = -1
+
+
+class Withdraw(Struct, frozen=True):
+    """Take a message back that no attempt was made for. `key` is the message's key, or ""."""
+
+    partition: int
+    entity: str
+    unique: str
+    key: str = ""
+
+
+class ReadOutcome(Struct, frozen=True):
+    """Look a message up."""
+
+    partition: int
+    entity: str
+    unique: str
+
+
+class Replay(Struct, frozen=True):
+    """Send a dead letter again, as a new message `new_unique`, and mark the letter.
+
+    A letter that is marked already answers with the id of its first replay and changes nothing. At
+    the head it goes before everything that waits; a running turn is not disturbed.
+    """
+
+    partition: int
+    entity: str
+    unique: str
+    new_unique: str
+    at_head: bool
+
+
+class Purge(Struct, frozen=True):
+    """Forget dead letters of one partition by message id (`kind/id/unique`)."""
+
+    partition: int
+    message_ids: tuple[str, ...]
+
+
+class ListDeadLetters(Struct, frozen=True):
+    """Read dead letters, oldest death first.
+
+    Args: `kind` "" for all; `after_ms` and `after_id` continue behind the last letter of the page
+    before; `message_id` reads that one alone.
+    """
+
+    partition: int
+    kind: str = ""
+    after_ms: int = 0
+    after_id: str = ""
+    limit: int = 100
+    message_id: str = ""
+
+
+class Park(Struct, frozen=True):
+    """Stop taking an entity's messages until a person resumes it; a running turn goes on."""
+
+    partition: int
+    entity: str
+
+
+class Resume(Struct, frozen=True):
+    """Let a parked entity go on, and ring the doorbell."""
+
+    partition: int
+    entity: str
+
+
+class Inspect(Struct, frozen=True):
+    """Look at one entity."""
+
+    partition: int
+    entity: str
+
+
+class CountKind(Struct, frozen=True):
+    """Count a kind's entities and letters in one partition."""
+
+    partition: int
+    kind: str
+
+
+class Audit(Struct, frozen=True):
+    """Read one partition's books."""
+
+    partition: int
+
+
+class Take(Struct, frozen=True):
+    """Move the due head, or a run of transactional messages from the head, to DISPATCHED.
+
+    An entity that has a dispatch of this claim already answers with it again: same turn, no new
+    attempt. The run ends before a message that is not stamped transactional, that is expired, or that
+    was attempted before; a head that was attempted before is taken alone, and so is every member of a
+    run that was cut off.
+    """
+
+    partition: int
+    entity: str
+    claim: str
+    policy: str
+    held_version: int = -1
+    #: At most this many messages in one dispatch.
+    run_limit: int = 1
+
+
+class Verdict(Struct, frozen=True):
+    """How one message of a turn ended. `event` is one of `_wal.Event`'s words."""
+
+    unique: str
+    #: complete, refuse, fail, interrupt, retry, requeue. `interrupt` is the answer `Park` of a user's
+    #: `on_interrupted` method: final, a dead letter of that reason. `requeue` gives back a member of a
+    #: run that did not begin (its attempt is not counted).
+    event: str
+    #: What is kept for the asker: opaque bytes behind the state word, which the journal writes itself.
+    reply: bytes = b""
+    #: For `fail` and `interrupt`: what the dead letter says; opaque.
+    error: bytes = b""
+    #: For `retry`: the back-off.
+    delay_ms: int = 0
+
+
+class Outgoing(Struct, frozen=True):
+    """A message of a turn's outbox."""
+
+    partition: int
+    entity: str
+    unique: str
+    body: bytes
+
+
+class Finish(Struct, frozen=True):
+    """Commit a turn: outcomes, state, outbox, dead letters, all or nothing; then take the next.
+
+    `verdicts` covers every message of the dispatch, in order. Finals (complete, refuse, fail) come
+    first (`interrupt` among them); at most one `retry` follows them; the rest is `requeue`. `retry` and
+    `requeue` put their messages back at the head in order; after a `retry` the head's interruptions
+    are kept, and the next take is a plain one, not a recovering one. A `fail` or `interrupt` whose
+    partition has no room for another dead letter becomes `retry` without delay, what follows it in the
+    run is given back too, and the entity is parked: nothing is dropped.
+
+    Checks, before anything is written: claim; turn (`Stale` where the entity's dispatch is not this
+    turn of this claim, unless this very turn was finished before: then the stored answer comes back);
+    `expected_version` where `state` is given (`Rejected("version_conflict")`).
+
+    Outbox messages for entities of the same partition are appended here (they bind to no depth limit,
+    and the doorbell is rung for nobody: the caller is the owner and takes them). The others get the
+    next numbers of the streams (this partition, incarnation, target partition).
+    """
+
+    partition: int
+    entity: str
+    claim: str
+    turn: int
+    verdicts: tuple[Verdict, ...]
+    #: The new state, or None where it did not change.
+    state: bytes | None
+    expected_version: int
+    outbox: tuple[Outgoing, ...] = ()
+    #: Park the entity in the same commit.
+    park: bool = False
+    policy: str = ""
+    #: 0 takes nothing: the owner is draining.
+    run_limit: int = 1
+
+
+class Interrupt(Struct, frozen=True):
+    """Settle a dispatch that was cut off, of this claim or of an earlier one.
+
+    A run of more than one goes back to the head, to be taken one at a time. A single message's
+    interruptions grow by one, and `_wal.decide_interruption` says by the stamp what becomes of it. For
+    INTERRUPT it gets an outcome and a dead letter, and the entity parks where the stamp says so. A turn
+    that is settled already answers `Settled("requeue", ...)` or what it was, and changes nothing.
+    `began` False says that no handler began: back to the head, nothing counted, not even the attempt.
+    """
+
+    partition: int
+    entity: str
+    claim: str
+    turn: int
+    uniques: tuple[str, ...]
+    began: bool = True
+
+
+class Expire(Struct, frozen=True):
+    """Expire a waiting message by name: its deadline has passed and no attempt was made."""
+
+    partition: int
+    entity: str
+    unique: str
+    key: str = ""
+
+
+class Sweep(Struct, frozen=True):
+    """Find work: entities that are due, and dispatches that earlier claims left behind."""
+
+    partition: int
+    claim: str
+    limit: int = 100
+
+
+class RelayRead(Struct, frozen=True):
+    """Read the oldest messages of the stream from this partition to `target`."""
+
+    partition: int
+    claim: str
+    target: int
+    limit: int = 100
+
+
+class RelayIn(Struct, frozen=True):
+    """Append a stream's next messages in the target's partition (`partition`).
+
+    The target keeps the last number of every (source, incarnation) without end: entries at or below it
+    are duplicates and are skipped; the first one above it must be the next number, else the step is
+    rejected as `stream_gap`. Binds to no depth limit. Rings the target's doorbell.
+    """
+
+    partition: int
+    source: int
+    incarnation: int
+    entries: tuple[RelayEntry, ...]
+
+
+class RelayAck(Struct, frozen=True):
+    """Forget the stream's messages up to and including `last`."""
+
+    partition: int
+    claim: str
+    target: int
+    last: int
+
+
+class ClaimPartition(Struct, frozen=True):
+    """Become the owner of a partition.
+
+    Succeeds where the lease is free, or is exactly `(expected_claim, expected_renewals)`. The epoch
+    grows by one. A claim that is already `claim` answers `Claimed` again.
+    """
+
+    partition: int
+    claim: str
+    #: Opaque: who the owner is, for its successors and for people.
+    node: bytes
+    expected_claim: str = ""
+    expected_renewals: int = 0
+
+
+class Renew(Struct, frozen=True):
+    """Show that the owner is alive: one more renewal. Touches one key."""
+
+    partition: int
+    claim: str
+
+
+class Release(Struct, frozen=True):
+    """Give the partition up. Rejected as `dispatched` while its index of dispatched entities is not empty."""
+
+    partition: int
+    claim: str
+
+
+Step = (
+    Append
+    | Take
+    | Finish
+    | Interrupt
+    | Expire
+    | Withdraw
+    | ReadOutcome
+    | Replay
+    | Purge
+    | ListDeadLetters
+    | Park
+    | Resume
+    | Inspect
+    | CountKind
+    | Audit
+    | Sweep
+    | RelayRead
+    | RelayIn
+    | RelayAck
+    | ClaimPartition
+    | Renew
+    | Release
+)

@@ -1,0 +1,35 @@
+"""The journal over Redis and Valkey passes the suite that we ship, alone and below a group commit."""
+
+from __future__ import annotations
+
+import pytest
+
+from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import JournalSettings
+from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.testing import JournalSuite, Subject
+from tests.servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+
+def open_redis(server: Server, settings: JournalSettings) -> RedisJournal:
+    return RedisJournal.from_url(server.url, settings, allow_no_persistence=True)
+
+
+class TestOverValkey(JournalSuite):
+    @pytest.fixture
+    def subject(self, valkey_server: Server) -> Subject:
+        return Subject(lambda settings: open_redis(valkey_server, settings))
+
+
+class TestOverRedis(JournalSuite):
+    @pytest.fixture
+    def subject(self, redis_server: Server) -> Subject:
+        return Subject(lambda settings: open_redis(redis_server, settings))
+
+
+class TestGroupCommitOverValkey(JournalSuite):
+    @pytest.fixture
+    def subject(self, valkey_server: Server) -> Subject:
+        return Subject(lambda settings: GroupCommit(open_redis(valkey_server, settings)))
