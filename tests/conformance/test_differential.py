@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, settings
 
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Audited, ClaimPartition, Journal, JournalSettings, Result, Step
+from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.testing._journal_probe import check_books
 from tests.conformance.clock import Clock
 from tests.conformance.differential import (
@@ -21,6 +22,7 @@ from tests.conformance.differential import (
     World,
     check_structures,
     normalised,
+    walk,
 )
 from tests.servers import Server
 
@@ -43,7 +45,7 @@ async def compare(journal: Journal, model: MemoryJournal, clock: Clock, batches:
         world.now_ms = clock.now_ms = answer.now_ms
         expected = await model.execute(steps)
         for step, result, wanted in zip(steps, answer.results, expected.results, strict=True):
-            note(f"{step}\n    {result}")
+            print(f"{step}\n    {result}")
             check(step, result, wanted)
             world.learn(step, result)
 
@@ -72,16 +74,7 @@ def test_group_commit_answers_as_what_it_wraps(batches: list[list[Drawn]]) -> No
     anyio.run(main)
 
 
-@pytest.mark.redis
-@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batches=BATCHES)
-def test_redis_answers_as_the_model(
-    request: pytest.FixtureRequest, server_name: str, batches: list[list[Drawn]]
-) -> None:
-    from atomic_actors.journal._redis import RedisJournal
-
-    server: Server = request.getfixturevalue(server_name)
+def run_against(server: Server, batches: list[list[Drawn]]) -> None:
     clock, config = Clock(), new_settings()
 
     async def main() -> None:
@@ -89,3 +82,22 @@ def test_redis_answers_as_the_model(
         await compare(journal, MemoryJournal(config, now_ms=clock.read_ms), clock, batches)
 
     anyio.run(main)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=BATCHES)
+def test_redis_answers_as_the_model(
+    request: pytest.FixtureRequest, server_name: str, batches: list[list[Drawn]]
+) -> None:
+    run_against(request.getfixturevalue(server_name), batches)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
+@pytest.mark.parametrize("seed", range(15))
+def test_redis_answers_as_the_model_on_a_long_walk(
+    request: pytest.FixtureRequest, server_name: str, seed: int
+) -> None:
+    run_against(request.getfixturevalue(server_name), walk(seed, 250))
