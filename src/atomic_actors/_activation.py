@@ -196,6 +196,8 @@ class Activation:
         """An append that was admitted here is answered (`Admission`)."""
         self.admitted -= 1
         self.accept(offer)
+        if not self.admitted and self._is_closing():
+            self._wake()  # it stayed only for this answer
 
     def accept(self, offer: Offer) -> None:
         """Take what the store offers; a dispatch that is known already is dropped."""

@@ -15,7 +15,7 @@ from attrs import define, field
 from atomic_actors._activation import Activation
 from atomic_actors._cells import Cell
 from atomic_actors._codec import Codec
-from atomic_actors._envelope import decode_envelope, derive_unique
+from atomic_actors._envelope import decode_envelope, derive_unique, plain_of
 from atomic_actors._errors import AtomicActorsError, InvalidPayload, Refused
 from atomic_actors._membership import Membership
 from atomic_actors._messages import Message
@@ -133,8 +133,11 @@ class Node:
         self.journal.enqueue(step, on_settled)
 
     def expired(self, entity: str, unique: str, body: bytes | None) -> None:
-        """A message expired: tell its asker."""
+        """A message expired: tell its asker; one that nobody waits for is a dead letter now."""
         self._tell(entity, unique, body, b"expired\n")
+        if body is not None and not unpack_body(body).waited_for:
+            self.counts.dead_lettered += 1
+            self._emit(entity, unique, body, ("dead-lettered",))
 
     def _tell(self, entity: str, unique: str, body: bytes | None, outcome: bytes) -> None:
         sender = ""
@@ -167,6 +170,8 @@ class Node:
             self._count(verdict.event)
         self.supervisor.used(activation)
         for message in step.outbox:
+            if self.listeners.active:
+                self._emit(message.entity, message.unique, message.body, ("accepted",))
             if message.partition == activation.partition:
                 self.supervisor.wake(message.partition, message.entity)
             else:
@@ -247,6 +252,10 @@ class Node:
             return
         wire_name = member.body.name if member is not None else ""
         attempt = member.item.attempt if member is not None else 0
+        error = ""
+        if verdict.event == Event.FAIL.value:
+            told = plain_of(verdict.reply)
+            error = f"{told['error_type']}: {told['text']}"
         names: tuple[EventName, ...] = (name,)
         if verdict.event in (Event.FAIL.value, Event.INTERRUPT.value):
             names = (name, "dead-lettered")
@@ -254,7 +263,12 @@ class Node:
             if self.listeners.wants(each):
                 self.listeners.emit(
                     LifecycleEvent(
-                        each, f"{activation.entity}/{verdict.unique}", activation.ref, wire_name, attempt
+                        each,
+                        f"{activation.entity}/{verdict.unique}",
+                        activation.ref,
+                        wire_name,
+                        attempt,
+                        error,
                     )
                 )
 

@@ -104,7 +104,7 @@ class Pending:
         "decode",
         "done",
         "entity",
-        "message_id",
+        "on_accepted",
         "partition",
         "poll_delay_s",
         "router",
@@ -132,6 +132,8 @@ class Pending:
         self.cell: Cell[Any] = router.new_cell()
         self.done = False
         self.accepted = False
+        #: Called once if the message was accepted now; set only where somebody listens.
+        self.on_accepted: Callable[[], None] | None = None
         self.poll_delay_s = POLL_FIRST_S if admission is not None else POLL_FIRST_REMOTE_S
 
     @property
@@ -150,6 +152,8 @@ class Pending:
         admission = self.admission
         if type(result) is Appended:
             self.accepted = True
+            if self.on_accepted is not None and not result.duplicate:
+                self.on_accepted()
             if admission is not None:
                 admission.offered(result.offer)
             if self.waiting == "tell":

@@ -7,6 +7,7 @@ its content, the key, the size, a cycle of asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, cast
 
 from attrs import define, field, frozen
@@ -324,6 +325,8 @@ class Sender:
         unique = router.new_unique()
         admission = self._admit(call)
         pending = Pending(router, "tell", call.partition, call.entity, unique, call.decode_reply, admission)
+        if self.listeners.active:
+            pending.on_accepted = partial(self._emit_accepted, call, unique)
         step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
         router.send(pending, step, self.config.accept_timeout_s)
         return pending
@@ -333,10 +336,10 @@ class Sender:
             raise answer
         assert isinstance(answer, Appended)
         self.accepted += 1
-        message_id = f"{call.entity}/{answer.unique}"
-        if self.listeners.active and not answer.duplicate:
-            self.listeners.emit(LifecycleEvent("accepted", message_id, call.ref, call.name))
-        return Receipt(message_id, call.ref, reply_type=call.reply_type)
+        return Receipt(f"{call.entity}/{answer.unique}", call.ref, reply_type=call.reply_type)
+
+    def _emit_accepted(self, call: _Call, unique: str) -> None:
+        self.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
 
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""

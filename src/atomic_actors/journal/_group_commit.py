@@ -42,6 +42,9 @@ RETRY_DELAY_MAX_S: Final = 0.5
 #: What a step costs on the wire beside its bodies, roughly.
 STEP_OVERHEAD_BYTES: Final = 256
 
+#: Answers that are handed out before others get to run.
+ANSWER_PORTION: Final = 32
+
 OnResult = Callable[[Result | JournalUnavailable], None]
 
 
@@ -69,6 +72,13 @@ class _Entry:
     sent: bool = False
 
 
+@define(eq=False, slots=True)
+class _Batch:
+    entries: list[_Entry]
+    #: The entities that it appends to.
+    appends: set[str]
+
+
 @frozen
 class GroupCommitStatistics:
     """Counters since the start, and what waits now."""
@@ -90,6 +100,7 @@ class GroupCommit:
         max_batch_bytes: bytes in one batch, roughly; a single larger step still goes, alone.
         max_pending_steps: steps that may wait; more are refused with `JournalUnavailable`.
         failure_threshold: failed calls in a row after which new steps are refused at once.
+        max_batches_in_flight: how many batches may be on their way to the store.
     """
 
     inner: Journal
@@ -97,15 +108,20 @@ class GroupCommit:
     max_batch_bytes: int = 1 << 20
     max_pending_steps: int = 100_000
     failure_threshold: int = 3
+    max_batches_in_flight: int = 2
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
     _pending: deque[_Entry] = field(factory=deque, init=False)
-    #: The batch that is being sent.
-    _in_flight: list[_Entry] = field(factory=list, init=False)
+    #: The batches that are on their way, oldest first.
+    _in_flight: list[_Batch] = field(factory=list, init=False)
+    #: A batch in flight had no usable answer; True until all of those have one.
+    _failing: bool = field(default=False, init=False)
+    #: Flushers that wait until theirs is the oldest batch.
+    _turns: list[Cell[None]] = field(factory=list, init=False)
     _new_cell: Callable[[], Cell[None]] = field(init=False)
-    #: Set while the flusher sleeps for want of steps.
-    _idle: Cell[None] | None = field(default=None, init=False)
+    #: Flushers that sleep for want of steps.
+    _idle: list[Cell[None]] = field(factory=list, init=False)
     #: Those who wait until nothing is pending or in flight.
     _drained: list[Cell[None]] = field(factory=list, init=False)
     _failures: int = field(default=0, init=False)
@@ -138,6 +154,9 @@ class GroupCommit:
             self.available,
         )
 
+    def _steps_in_flight(self) -> int:
+        return sum(len(batch.entries) for batch in self._in_flight)
+
     def submit(self, step: Step, on_result: OnResult) -> None:
         """Queue a step; `on_result` gets its result, in the flusher's task, and must not raise.
 
@@ -155,10 +174,8 @@ class GroupCommit:
     def enqueue(self, step: Step, on_result: OnResult) -> None:
         """Queue a step that must not be refused: a commit, a settlement. Bounded by what runs."""
         self._pending.append(_Entry(step, on_result))
-        idle = self._idle
-        if idle is not None:
-            self._idle = None
-            idle.set(None)
+        if self._idle:
+            self._idle.pop().set(None)
 
     async def request(self, step: Step) -> Result:
         """Queue one step and wait for its result.
@@ -219,56 +236,98 @@ class GroupCommit:
             self._drained.append(cell)
             await cell
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self) -> _Batch | None:
+        """The next steps to send; None while there are none that may go now."""
         pending = self._pending
-        batch: list[_Entry] = []
+        if not pending or self._failing or len(self._in_flight) >= self.max_batches_in_flight:
+            return None
+        # A batch that is refused as a whole is sent again behind one that was sent after it. So that
+        # this cannot change the order of one entity's messages, no two batches on their way append to
+        # the same entity; every other step is fenced by its turn.
+        taken = self._in_flight[0].appends if self._in_flight else frozenset[str]()
+        entries: list[_Entry] = []
+        appends: set[str] = set()
         size_bytes = 0
-        while pending and len(batch) < self.max_batch_steps:
-            size_bytes += _size_bytes(pending[0].step)
-            if batch and size_bytes > self.max_batch_bytes:
+        while pending and len(entries) < self.max_batch_steps:
+            step = pending[0].step
+            size_bytes += _size_bytes(step)
+            if entries and size_bytes > self.max_batch_bytes:
                 break
-            batch.append(pending.popleft())
+            if type(step) is Append:
+                if step.entity in taken:
+                    break
+                appends.add(step.entity)
+            entries.append(pending.popleft())
+        if not entries:
+            return None
+        batch = _Batch(entries, appends)
+        self._in_flight.append(batch)
         return batch
 
     async def _flush_forever(self) -> None:
-        pending = self._pending
+        """Send batch after batch. `max_batches_in_flight` of these run, so that the store works on one
+        batch while this process works on the answers to the one before."""
         while True:
-            if not pending:
-                self._tell_drained()
-                self._idle = self._new_cell()
-                await self._idle
+            batch = self._next_batch()
+            if batch is None:
+                idle: Cell[None] = self._new_cell()
+                self._idle.append(idle)
+                await idle
                 # Everyone who became runnable in this tick gets to add a step to the batch.
                 await anyio.lowlevel.checkpoint()
-            batch = self._next_batch()
-            if batch:
-                self._in_flight = batch
-                await self._send(batch)
-                self._in_flight = []
+                continue
+            await self._send(batch)
+            if not self._pending and not self._in_flight:
+                self._tell_drained()
+            self._wake_flushers()
 
-    async def _send(self, batch: list[_Entry]) -> None:
-        steps = [entry.step for entry in batch]
+    def _wake_flushers(self) -> None:
+        idle, self._idle = self._idle, []
+        for cell in idle:
+            cell.set(None)
+
+    async def _send(self, batch: _Batch) -> None:
         delay_s = RETRY_DELAY_FIRST_S
-        while True:
+        while batch.entries:
             try:
-                answer = await self.inner.execute(steps)
+                answer = await self.inner.execute([entry.step for entry in batch.entries])
             except JournalUnavailable as error:
-                self._failed(batch, error)
-                if not batch:
-                    return
-                steps = [entry.step for entry in batch]
+                self._failed(batch.entries, error)
+                # Only the oldest batch is tried again, and nothing new is sent, until all are through.
+                self._failing = True
+                while self._in_flight[0] is not batch:
+                    turn: Cell[None] = self._new_cell()
+                    self._turns.append(turn)
+                    await turn
                 await anyio.sleep(delay_s)
                 delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
                 continue
             break
+        else:
+            answer = None
+        self._in_flight.remove(batch)
+        if not self._in_flight:
+            self._failing = False
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            turn.set(None)
+        if answer is not None:
+            await self._answered(batch, answer)
+
+    async def _answered(self, batch: _Batch, answer: BatchResult) -> None:
         self._batches += 1
-        self._steps += len(batch)
+        self._steps += len(batch.entries)
         self.now_ms = answer.now_ms
         if self._failures:
             self._recovered()
         if self.on_answer is not None:
             self.on_answer(answer.now_ms)
-        for entry, result in zip(batch, answer.results, strict=True):
+        # In portions: whoever the first ones wake can be on the way to the store again while the rest
+        # is handed out here. Not to be cancelled in between, for nobody may miss an answer.
+        for position, (entry, result) in enumerate(zip(batch.entries, answer.results, strict=True), 1):
             entry.on_result(result)
+            if position % ANSWER_PORTION == 0:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
 
     def _failed(self, batch: list[_Entry], error: JournalUnavailable) -> None:
         """Count the failure; past the threshold, refuse what was certainly not sent."""
@@ -309,7 +368,8 @@ class GroupCommit:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.inner)
             self._task_group = await stack.enter_async_context(anyio.create_task_group())
-            self._task_group.start_soon(self._flush_forever)
+            for _ in range(self.max_batches_in_flight):
+                self._task_group.start_soon(self._flush_forever)
             self._stack = stack.pop_all()
         return self
 
@@ -325,7 +385,10 @@ class GroupCommit:
             await self._stack.__aexit__(exc_type, exc_value, traceback)
         finally:
             closed = JournalUnavailable("the system was left before the store answered", sent=True)
-            for entry in (*self._in_flight, *self._pending):
+            for batch in self._in_flight:
+                for entry in batch.entries:
+                    entry.on_result(closed)
+            self._in_flight.clear()
+            for entry in self._pending:
                 entry.on_result(closed)
-            self._in_flight = []
             self._pending.clear()

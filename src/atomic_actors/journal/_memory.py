@@ -240,7 +240,7 @@ class MemoryJournal:
         if limit and partition.counts[State.ENQUEUED.value] >= limit:
             return Rejected("queue_depth_exceeded", f"the partition has {limit} messages waiting")
         entity = partition.entity(step.entity)
-        was_idle = entity.running is None and not entity.waiting and not entity.parked
+        was_idle = entity.running is None and not entity.waiting
         partition.accept(entity, step.unique, step.body)
         if step.key:
             partition.use_key(step.entity, step.key, step.unique, step.digest, now_ms)

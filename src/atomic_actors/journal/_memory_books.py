@@ -224,13 +224,19 @@ class Partition:
         for message in messages:
             self._move(message, Event.TAKE)
             message.attempts += 1
-        entity.waiting -= len(messages)
+        self._fewer_waiting(entity, len(messages))
         entity.turn += 1
         running = Running(entity.turn, claim, messages, stamp, messages[0].recovering)
         entity.running = running
         self.running[entity.name] = entity
         self.ready.pop(entity.name, None)
         return running
+
+    def _fewer_waiting(self, entity: Entity, number: int) -> None:
+        entity.waiting -= number
+        if not entity.waiting:
+            # Only tombstones are left.
+            entity.log.clear()
 
     def put_back(self, entity: Entity, messages: list[Message], event: Event) -> None:
         """Put dispatched messages back at the head, in order."""
@@ -245,7 +251,7 @@ class Partition:
         self._move(message, event)
         self.counts["refused"] += refused
         if event in (Event.WITHDRAW, Event.EXPIRE):
-            entity.waiting -= 1
+            self._fewer_waiting(entity, 1)
             self._free_key(entity.name, message)
         del entity.messages[message.unique]
         word = "refused" if refused else message.state.value

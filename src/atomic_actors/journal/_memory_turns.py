@@ -103,12 +103,13 @@ def take(
     if entity.parked:
         return Offer(parked=True)
     if not entity.waiting:
-        entity.log.clear()
         return NOTHING
-    skips_left = _skip_tombstones(entity, MAX_TOMBSTONES_SKIPPED)
-    head = entity.messages.get(entity.log[0])
-    if head is None:
+    waiting = _first_waiting(entity, run_limit)
+    if not waiting:
+        if run_limit > 0:
+            _drop_ids(entity, MAX_TOMBSTONES_SKIPPED + 1)
         return Offer(more=True)
+    head, _ = waiting[0]
     if now_ms < head.not_before_ms:
         return Offer(not_before_ms=head.not_before_ms)
     if head.expired_unrun(now_ms):
@@ -116,43 +117,52 @@ def take(
     if run_limit <= 0:
         return Offer(more=True)
     stamp = stamp_of(stamps, head.head.name)
-    entity.log.popleft()
-    messages = [head]
+    length = 1
     if stamp.transactional and head.attempts == 0 and not head.solo:
-        _gather_run(entity, messages, stamps, run_limit, skips_left, now_ms)
-    running = partition.dispatch(entity, tuple(messages), claim, stamp)
-    return describe(entity, running, held_version)
+        length = _run_length(waiting[:run_limit], stamps, now_ms)
+    _drop_ids(entity, waiting[length - 1][1])
+    messages = tuple(message for message, _ in waiting[:length])
+    return describe(entity, partition.dispatch(entity, messages, claim, stamp), held_version)
 
 
-def _skip_tombstones(entity: Entity, at_most: int) -> int:
-    """Drop ids without messages from the head of the log; returns how many more may be dropped."""
-    while at_most and entity.log and entity.log[0] not in entity.messages:
+def _first_waiting(entity: Entity, run_limit: int) -> list[tuple[Message, int]]:
+    """Messages at the head, each with the number of ids that leave the log with it.
+
+    Looked at are the first `run_limit` ids, and only if all of them are tombstones a few more: a store
+    reads a run's worth of ids at once, and a shorter run costs less than reading on.
+    """
+    found: list[tuple[Message, int]] = []
+    end = max(run_limit, 1)
+    for position, unique in enumerate(entity.log):
+        if position == end:
+            if found:
+                break
+            end += MAX_TOMBSTONES_SKIPPED + 1
+        message = entity.messages.get(unique)
+        if message is not None:
+            found.append((message, position + 1))
+        elif not found and position >= MAX_TOMBSTONES_SKIPPED:
+            break
+    return found
+
+
+def _drop_ids(entity: Entity, number: int) -> None:
+    for _ in range(number):
         entity.log.popleft()
-        at_most -= 1
-    return at_most
 
 
-def _gather_run(
-    entity: Entity,
-    messages: list[Message],
-    stamps: dict[str, Stamp],
-    run_limit: int,
-    skips_left: int,
-    now_ms: int,
-) -> None:
-    while len(messages) < run_limit:
-        skips_left = _skip_tombstones(entity, skips_left)
-        message = entity.messages.get(entity.log[0]) if entity.log else None
+def _run_length(waiting: list[tuple[Message, int]], stamps: dict[str, Stamp], now_ms: int) -> int:
+    length = 1
+    for message, _ in waiting[1:]:
         if (
-            message is None
-            or message.attempts
+            message.attempts
             or message.solo
             or message.expired_unrun(now_ms)
             or not stamp_of(stamps, message.head.name).transactional
         ):
-            return
-        entity.log.popleft()
-        messages.append(message)
+            break
+        length += 1
+    return length
 
 
 def finish(partition: Partition, step: Finish, now_ms: int) -> Finished | Stale | Rejected:

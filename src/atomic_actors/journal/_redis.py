@@ -58,7 +58,9 @@ class RedisJournal:
     ) -> None:
         for name, text in (("namespace", settings.namespace), ("service", settings.service)):
             if not text or any(letter in "{}" or letter < " " for letter in text):
-                raise InvalidConfig(f"{name}: {text!r} must not be empty, nor hold braces or control characters")
+                raise InvalidConfig(
+                    f"{name}: {text!r} must not be empty, nor hold braces or control characters"
+                )
         connect = (
             connector(location, connect_timeout_s=connect_timeout_s)
             if isinstance(location, StoreLocation)
@@ -169,7 +171,9 @@ class RedisJournal:
 
     @staticmethod
     def _send(connection: BaseConnection, calls: Sequence[Call]) -> list[Any]:
-        commands = [(COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls]
+        commands: list[Sequence[bytes | int]] = [
+            (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
+        ]
         try:
             return request_all(connection, commands)
         except RedisError as error:
@@ -207,14 +211,13 @@ class RedisJournal:
     ) -> BatchResult:
         errors = [reply for reply in replies if isinstance(reply, Exception)]
         if errors:
-            answers = [explain(error, sent=True) for error in errors]
-            worst = next((answer for answer in answers if isinstance(answer, StoreIncompatible)), None)
-            if worst is not None:
-                raise worst from errors[0]
-            all_refused = len(errors) == len(calls) and not any(
-                isinstance(answer, JournalUnavailable) and answer.sent for answer in answers
-            )
-            raise JournalUnavailable(str(answers[0]), sent=not all_refused) from errors[0]
+            meanings = [explain(error, sent=True) for error in errors]
+            refused = 0
+            for meaning in meanings:
+                if isinstance(meaning, StoreIncompatible):
+                    raise meaning from errors[0]
+                refused += not meaning.sent
+            raise JournalUnavailable(str(meanings[0]), sent=refused < len(calls)) from errors[0]
         results: list[Result | None] = [None] * count
         now_ms = 0
         for call, group, reply in zip(calls, positions, replies, strict=True):
@@ -235,7 +238,9 @@ class RedisJournal:
         version = connection.server_version or "0"
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers < VERSION_MIN:
-            raise StoreIncompatible(f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed")
+            raise StoreIncompatible(
+                f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed"
+            )
         run_id = await _read_run_id(connection)
         if run_id and run_id == self.run_id:
             return
@@ -265,7 +270,9 @@ async def _read_run_id(connection: BaseConnection) -> str:
 async def _read_store_settings(connection: BaseConnection) -> tuple[str, str]:
     """The eviction policy, and `yes` or `no` for the append-only file; "" for what nobody may know."""
     try:
-        answer: Mapping[bytes, bytes] = await ask(connection, b"CONFIG GET", b"maxmemory-policy", b"appendonly")
+        answer: Mapping[bytes, bytes] = await ask(
+            connection, b"CONFIG GET", b"maxmemory-policy", b"appendonly"
+        )
         return answer[b"maxmemory-policy"].decode(), answer[b"appendonly"].decode()
     except (ResponseError, KeyError):
         # Hosted stores forbid CONFIG; INFO says the same.

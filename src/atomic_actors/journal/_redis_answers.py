@@ -204,7 +204,7 @@ def _letters(step: ListDeadLetters, reply: Reply) -> Result:
 
 
 def _audited(step: Audit, reply: Reply) -> Result:
-    books = dict(zip(BOOKS, reply[5:], strict=True))
+    books: dict[str, int] = dict(zip(BOOKS, reply[5:], strict=True))
     counts = {"accepted": books["accepted"], **{str(state): books.get(str(state), 0) for state in State}}
     counts["refused"] = books["refused"]
     _, dispatched, ready, letters, outbound = reply[:5]
@@ -232,6 +232,54 @@ def _relay_page(step: RelayRead, reply: Reply) -> Result:
     return RelayPage(reply[1], entries)
 
 
+def _expired(step: Expire, reply: Reply) -> Result:
+    return Expired(reply[1] == 1, reply[2])
+
+
+def _outcome_read(step: ReadOutcome, reply: Reply) -> Result:
+    return OutcomeRead(reply[1].decode(), reply[2])
+
+
+def _replayed(step: Replay, reply: Reply) -> Result:
+    return Replayed(reply[1].decode(), reply[2] == 1)
+
+
+def _purged(step: Purge, reply: Reply) -> Result:
+    return Purged(reply[1])
+
+
+def _parked(step: Park | Resume, reply: Reply) -> Result:
+    return Parked(reply[1] == 1)
+
+
+def _status(step: Inspect, reply: Reply) -> Result:
+    return EntityStatus(reply[1], reply[2], reply[3] == 1, reply[4], reply[5], reply[6])
+
+
+def _counted(step: CountKind, reply: Reply) -> Result:
+    return KindCount(*reply[1:])
+
+
+def _relayed(step: RelayIn, reply: Reply) -> Result:
+    return Relayed(reply[1], _texts(reply, 2, len(reply)))
+
+
+def _acknowledged(step: RelayAck, reply: Reply) -> Result:
+    return RelayAcked(reply[1])
+
+
+def _claimed(step: ClaimPartition, reply: Reply) -> Result:
+    return Claimed(*reply[1:])
+
+
+def _renewed(step: Renew, reply: Reply) -> Result:
+    return Renewed(reply[1])
+
+
+def _released(step: Release, reply: Reply) -> Result:
+    return Released()
+
+
 _READERS: Final = cast(
     "dict[type[Any], Callable[[Any, Reply], Result]]",
     {
@@ -239,25 +287,23 @@ _READERS: Final = cast(
         Take: _taken,
         Finish: _finished,
         Interrupt: _settled,
-        Expire: lambda step, reply: Expired(reply[1] == 1, reply[2]),
+        Expire: _expired,
         Withdraw: _withdrawn,
-        ReadOutcome: lambda step, reply: OutcomeRead(reply[1].decode(), reply[2]),
-        Replay: lambda step, reply: Replayed(reply[1].decode(), reply[2] == 1),
-        Purge: lambda step, reply: Purged(reply[1]),
+        ReadOutcome: _outcome_read,
+        Replay: _replayed,
+        Purge: _purged,
         ListDeadLetters: _letters,
-        Park: lambda step, reply: Parked(reply[1] == 1),
-        Resume: lambda step, reply: Parked(reply[1] == 1),
-        Inspect: lambda step, reply: EntityStatus(
-            reply[1], reply[2], reply[3] == 1, reply[4], reply[5], reply[6]
-        ),
-        CountKind: lambda step, reply: KindCount(*reply[1:]),
+        Park: _parked,
+        Resume: _parked,
+        Inspect: _status,
+        CountKind: _counted,
         Audit: _audited,
         Sweep: _swept,
         RelayRead: _relay_page,
-        RelayIn: lambda step, reply: Relayed(reply[1], _texts(reply, 2, len(reply))),
-        RelayAck: lambda step, reply: RelayAcked(reply[1]),
-        ClaimPartition: lambda step, reply: Claimed(*reply[1:]),
-        Renew: lambda step, reply: Renewed(reply[1]),
-        Release: lambda step, reply: Released(),
+        RelayIn: _relayed,
+        RelayAck: _acknowledged,
+        ClaimPartition: _claimed,
+        Renew: _renewed,
+        Release: _released,
     },
 )

@@ -66,7 +66,7 @@ async def register_service(connection: BaseConnection, settings: JournalSettings
         StoreIncompatible: the service has another number of partitions, or another protocol.
         RedisError: what the store answered, or that the connection is lost.
     """
-    meta = f"{{{settings.namespace}}}:meta"
+    meta = f"{{{settings.namespace}:meta}}"
     service = settings.service
     answer = await ask(
         connection, b"FCALL", REGISTER, 1, meta, service, settings.partitions, PROTOCOL_VERSION

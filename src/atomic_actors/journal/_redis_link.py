@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
+from urllib.parse import quote
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from coredis.connection import (
     BaseConnection,
     BaseConnectionParams,
@@ -39,7 +41,7 @@ from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable
 
-__all__ = ("Connect", "Link", "ask", "connector", "explain", "redis_url")
+__all__ = ("Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
 
 #: Begins answers by which the store refused a whole call, for now: nothing of it happened.
 _REFUSALS: Final = ("OOM ", "MISCONF ", "BUSY ", "NOREPLICAS ", "MASTERDOWN ", "UNKILLABLE ")
@@ -62,7 +64,10 @@ def _tls_context(location: StoreLocation) -> ssl.SSLContext:
     needed = options.get("ssl_cert_reqs", "required")
     if needed not in _CERTIFICATES:
         raise InvalidConfig(f"url: ssl_cert_reqs={needed!r}; it is none, optional or required")
-    context.check_hostname = needed == "required" and options.get("ssl_check_hostname", "true") not in ("0", "false")
+    context.check_hostname = needed == "required" and options.get("ssl_check_hostname", "true") not in (
+        "0",
+        "false",
+    )
     context.verify_mode = _CERTIFICATES[needed]
     return context
 
@@ -103,8 +108,6 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
 
 def redis_url(location: StoreLocation) -> str:
     """The location as a URL with its password, for the blocking client; never log it."""
-    from urllib.parse import quote
-
     user = ""
     if location.username or location.password:
         user = f"{quote(location.username or '', safe='')}:{quote(location.password or '', safe='')}@"
@@ -112,7 +115,9 @@ def redis_url(location: StoreLocation) -> str:
     if location.scheme is StoreScheme.UNIX:
         return f"unix://{user}{quote(location.path)}?db={location.db}"
     host = f"[{location.host}]" if ":" in location.host else location.host
-    return f"{location.scheme}://{user}{host}:{location.port}/{location.db}" + (f"?{options}" if options else "")
+    return f"{location.scheme}://{user}{host}:{location.port}/{location.db}" + (
+        f"?{options}" if options else ""
+    )
 
 
 def _cause(error: BaseException) -> str:
@@ -138,7 +143,8 @@ def explain(error: Exception, *, sent: bool) -> JournalUnavailable | StoreIncomp
     if isinstance(error, AuthorizationError):
         return StoreIncompatible(
             f"the store's user may not do this: {error}; it needs +fcall +function|load +function|list "
-            "+info +hello on ~{<namespace>:* and &{<namespace>:*"
+            "+info +hello +subscribe +ssubscribe +publish +spublish on ~{<namespace>:*, &{<namespace>:* and "
+            "&<namespace>:reply:*"
         )
     if isinstance(error, ReadOnlyError | BusyLoadingError | ClusterDownError | TryAgainError):
         return JournalUnavailable(f"the store takes no writes now: {error}", sent=False)
@@ -162,6 +168,13 @@ async def ask(connection: BaseConnection, command: bytes, *arguments: Argument) 
         RedisError: what the store answered, or that the connection is lost.
     """
     return await connection.create_request(command, *arguments, decode=False)
+
+
+def _close_buffers(connection: BaseConnection) -> None:
+    # One that never got through leaves its memory streams open, and anyio warns of each of them.
+    for part in vars(connection).values():
+        if isinstance(part, MemoryObjectSendStream | MemoryObjectReceiveStream):
+            cast("MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]", part).close()
 
 
 class Link:
@@ -238,6 +251,8 @@ class Link:
                 raise
             # Those who wait for answers are told by the connection itself.
             logger.debug("a connection to the store ended: %s", error)
+        finally:
+            _close_buffers(connection)
 
     def close(self, reason: str) -> None:
         """Close the connection; whoever waits for an answer on it gets an error."""

@@ -46,6 +46,9 @@ from atomic_actors.journal._protocol import (
 
 __all__ = ("Call", "Wire")
 
+#: A hundred years. A store refuses times to live that overflow, and a step may not fail on its last write.
+TTL_MAX_MS: Final = 100 * 366 * 86_400_000
+
 #: Entities whose keys are kept; all are forgotten when there are more.
 CACHED_ENTITIES_MAX: Final = 20_000
 
@@ -56,6 +59,7 @@ _DEAD: Final = frozenset(("fail", "interrupt"))
 
 #: An entity's name, its record, its log, and what its outcomes' and used keys' names begin with.
 EntityKeys = tuple[bytes, bytes, bytes, bytes, bytes]
+
 
 def _number(value: int) -> bytes:
     return _NUMBERS.get(value) or b"%d" % value
@@ -103,8 +107,8 @@ class Wire:
             b"%d" % number
             for number in (
                 PROTOCOL_VERSION,
-                settings.result_ttl_ms,
-                settings.dedupe_ttl_ms,
+                min(settings.result_ttl_ms, TTL_MAX_MS),
+                min(settings.dedupe_ttl_ms, TTL_MAX_MS),
                 settings.partition_depth_limit,
                 settings.partition_dead_letter_limit,
                 settings.dead_letter_ttl_ms,

@@ -3,11 +3,11 @@
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
 --
 -- Keys of a partition, T = {namespace:service:partition}, all of one slot:
---   T:L             hash    lease: c claim, e epoch, r renewals, n node, s claim whose index holds no older one's
+--   T:L             hash    lease: c claim, e epoch, r renewals, n node, s claim since which T:run has no older one
 --   T:C             hash    books: one number a state, accepted, refused, commit, incarnation, time, outbound
 --   T:run           hash    entity -> its dispatch (the same text as field g of its record)
 --   T:ready         zset    entities that are idle, not parked, and have something waiting, by when to look
---   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked "1" or "",
+--   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked "1" or ""
 --                           r answer of the last turn that ended, m:<unique> body, h:<unique> history
 --   T:q:<entity>    list    uniques in order; one without a body was withdrawn
 --   T:o:<entity>/<unique>   outcome, expires
@@ -52,20 +52,28 @@ local TOMBSTONES_MAX = 32
 -- `unpack` has room for about 8,000 values; three a message stay far below.
 local RUN_MAX = 512
 local POLICIES_MAX = 256
+local DECIMALS_MAX = 10000
+-- 2^53 - 1: above it, a number is not told from its neighbours.
+local EXACT_MAX = 9007199254740991
 local DEFAULT_STAMP = "edc3"
+-- Never written to.
+local NONE = {}
 
 -- First element of each step's answer.
 local DONE, STALE, REJECTED, HELD = 0, 1, 2, 3
 -- First element of an offer.
 local NOTHING, DISPATCH, NOT_BEFORE, PARKED, EXPIRED, UNSETTLED, MORE = 0, 1, 2, 3, 4, 5, 6
+local OFFER_NOTHING = { NOTHING }
 
 -- Set at the start of each call: while the library is loaded, there is no `redis.call`, `string` or `math`.
 local call, K, A
 local floor, max, min, byte, find, format, gmatch, match, sub
+-- The times to live of outcomes and keys are texts, or nil for no end.
 local result_ttl, dedupe_ttl, depth_limit, letter_limit, letter_ttl, partition_count
 -- Policies of this call by position; those that were read, by text.
 local texts
 local policies, policies_kept = {}, 0
+local decimals = {}
 
 -- Checks and small readings.
 
@@ -77,8 +85,16 @@ local function extend(list, more)
   return list
 end
 
+-- Exact, unlike tostring. Formatting takes a microsecond, so that of small numbers is kept.
 local function decimal(number)
-  return format("%.0f", number)
+  local text = decimals[number]
+  if not text then
+    text = format("%.0f", number)
+    if number >= 0 and number < DECIMALS_MAX then
+      decimals[number] = text
+    end
+  end
+  return text
 end
 
 -- Only before the first write of a step.
@@ -87,9 +103,9 @@ local function refuse(text)
 end
 
 local function integer(text, name)
-  local number = find(text, "^%-?%d+$") and tonumber(text)
-  if not number then
-    refuse(name .. " is no number")
+  local number = tonumber(text)
+  if not number or number ~= floor(number) then
+    refuse(name .. " is no whole number")
   end
   return number
 end
@@ -202,8 +218,8 @@ local function ring(P, entity)
 end
 
 local function keep(key, value, ttl)
-  if ttl > 0 then
-    call("SET", key, value, "PX", decimal(ttl))
+  if ttl then
+    call("SET", key, value, "PX", ttl)
   else
     call("SET", key, value)
   end
@@ -219,6 +235,7 @@ local function read_record(key)
     turn = tonumber(values[2] or 0),
     dispatch = values[3] and values[3] ~= "" and values[3] or nil,
     waiting = tonumber(values[4] or 0),
+    was_waiting = tonumber(values[4] or 0),
     parked = values[5] == "1",
   }
 end
@@ -246,24 +263,25 @@ local function write_history(message)
 end
 
 local function read_dispatch(text)
-  local lines, n = {}, 0
-  for line in gmatch(text, "[^\n]+") do
-    n = n + 1
-    lines[n] = line
-  end
-  local messages = {}
-  for i = 5, n, 3 do
-    messages[#messages + 1] = {
-      unique = lines[i],
-      attempts = tonumber(lines[i + 1]),
-      interruptions = tonumber(lines[i + 2]),
-    }
+  local turn, claim, stamp, recovering, unique, attempts, interruptions, rest =
+    match(text, "^(%d+)\n([^\n]+)\n(%w+)\n(%d)\n([^\n]+)\n(%d+)\n(%d+)(.*)$")
+  local messages = {
+    { unique = unique, attempts = tonumber(attempts), interruptions = tonumber(interruptions) },
+  }
+  if rest ~= "" then
+    for next_unique, next_attempts, next_interruptions in gmatch(rest, "\n([^\n]+)\n(%d+)\n(%d+)") do
+      messages[#messages + 1] = {
+        unique = next_unique,
+        attempts = tonumber(next_attempts),
+        interruptions = tonumber(next_interruptions),
+      }
+    end
   end
   return {
-    turn = tonumber(lines[1]),
-    claim = lines[2],
-    stamp = lines[3],
-    recovering = lines[4] == "1",
+    turn = tonumber(turn),
+    claim = claim,
+    stamp = stamp,
+    recovering = recovering == "1",
     messages = messages,
   }
 end
@@ -320,7 +338,8 @@ local function plan(P, messages, policy, limit)
     return 0, { MORE }
   end
   local taken = 1
-  if limit > 1 and head.attempts == 0 and not head.alone and is_transactional(stamp_of(policy, head.name)) then
+  local may_run = limit > 1 and head.attempts == 0 and not head.alone
+  if may_run and is_transactional(stamp_of(policy, head.name)) then
     for j = 2, min(limit, #messages) do
       local message = messages[j]
       if
@@ -464,7 +483,8 @@ local function forget_letters(letters, index, ids)
 end
 
 local function format_letter(reason, attempts, interruptions, died, replayed, text, body)
-  return format("%s\n%s\n%s\n%s\n%s\n%d\n", reason, attempts, interruptions, died, replayed, #text) .. text .. body
+  local head = format("%s\n%s\n%s\n%s\n%s\n%d\n", reason, attempts, interruptions, died, replayed, #text)
+  return head .. text .. body
 end
 
 local function read_letter(P, letters, id)
@@ -527,8 +547,10 @@ end
 local function append(P, k, a, key_of_key, used_key)
   local e, q, o = K[k], K[k + 1], K[k + 2]
   local entity, unique, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
-  local limit, claim, policy = integer(A[a + 4], "depth_limit"), A[a + 5], read_policy(texts[tonumber(A[a + 6])])
-  if not find(unique, "^%x%x%x%x%x%x%x%x%x%x%x%x%w*$") then
+  local limit, claim = integer(A[a + 4], "depth_limit"), A[a + 5]
+  local policy = read_policy(texts[tonumber(A[a + 6])])
+  local birth = tonumber(sub(unique, 1, 12), 16)
+  if not birth or find(unique, "\n", 1, true) then
     refuse("unique: its first 12 characters are no hex digits")
   end
   local deadline, _, name, key = read_head(body)
@@ -559,18 +581,16 @@ local function append(P, k, a, key_of_key, used_key)
     end
     return answer_append(P, record, q, a, first, true)
   end
-  if result_ttl > 0 and (P.now - tonumber(sub(unique, 1, 12), 16)) * 2 > result_ttl then
+  if result_ttl and (P.now - birth) * 2 > tonumber(result_ttl) then
     return { REJECTED, "unknown_message", "it is too old to tell whether it ran already" }
   end
   if limit > 0 and record.waiting + 1 > limit then
-    return { REJECTED, "queue_depth_exceeded", "the entity has " .. decimal(record.waiting) .. " messages waiting" }
+    local waiting = decimal(record.waiting)
+    return { REJECTED, "queue_depth_exceeded", "the entity has " .. waiting .. " messages waiting" }
   end
   if depth_limit > 0 and P.books.enqueued + 1 > depth_limit then
-    return {
-      REJECTED,
-      "queue_depth_exceeded",
-      "the partition has " .. decimal(P.books.enqueued) .. " messages waiting",
-    }
+    local waiting = decimal(P.books.enqueued)
+    return { REJECTED, "queue_depth_exceeded", "the partition has " .. waiting .. " messages waiting" }
   end
   local idle = not record.dispatch and not record.parked and record.waiting == 0
   local expired = deadline ~= 0 and P.now >= deadline
@@ -588,7 +608,8 @@ local function append(P, k, a, key_of_key, used_key)
     count(P, "enqueued", "take", 1)
     P.owned = true
     -- The caller has the body.
-    return { DONE, unique, 0, false, DISPATCH, record.turn + 1, 0, record.version, state, unique, false, 1, 0 }
+    local version = record.version
+    return { DONE, unique, 0, false, DISPATCH, record.turn + 1, 0, version, state, unique, false, 1, 0 }
   end
   local answer
   if idle and is_current(P, claim) then
@@ -755,7 +776,8 @@ local function replay(P, k, a)
   local envelope = match(letter.body, "^[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(.*)$")
   local record = read_record(e)
   call("LLEN", q)
-  call("HSET", e, "m:" .. new_unique, "0\nt\n" .. name .. "\n\n" .. envelope, "d", decimal(record.waiting + 1))
+  local body = "0\nt\n" .. name .. "\n\n" .. envelope
+  call("HSET", e, "m:" .. new_unique, body, "d", decimal(record.waiting + 1))
   call(at_head and "LPUSH" or "RPUSH", q, new_unique)
   if not record.dispatch and not record.parked and (at_head or record.waiting == 0) then
     index_ready(P, entity, 0)
@@ -792,7 +814,8 @@ end
 -- keys: dl dlx; kind after_ms after_id limit message_id
 local function list_letters(P, k, a)
   local letters, index = K[k], K[k + 1]
-  local kind, after, after_id, limit, one = A[a], A[a + 1], A[a + 2], integer(A[a + 3], "limit"), A[a + 4]
+  local kind, after, after_id = A[a], integer(A[a + 1], "after_ms"), A[a + 2]
+  local limit, one = integer(A[a + 3], "limit"), A[a + 4]
   local answer = { DONE, 1 }
   if limit <= 0 then
     refuse("limit must be positive")
@@ -804,12 +827,12 @@ local function list_letters(P, k, a)
     return answer
   end
   local prefix, from, found, chunk = kind ~= "" and kind .. "/" or "", 0, 0, 200
-  local oldest = letter_ttl > 0 and max(P.now - letter_ttl + 1, tonumber(after)) or after
+  local oldest = letter_ttl > 0 and max(P.now - letter_ttl + 1, after) or after
   while true do
     local ids = call("ZRANGEBYSCORE", index, decimal(oldest), "+inf", "WITHSCORES", "LIMIT", from, chunk)
     for j = 1, #ids, 2 do
       local id = ids[j]
-      local behind = tonumber(ids[j + 1]) > tonumber(after) or is_behind(id, after_id)
+      local behind = tonumber(ids[j + 1]) > after or is_behind(id, after_id)
       if behind and sub(id, 1, #prefix) == prefix then
         if found == limit then
           answer[2] = 0
@@ -936,11 +959,11 @@ end
 -- keys: e q; entity claim policy held limit
 local function take(P, k, a)
   local e, q, entity, claim = K[k], K[k + 1], A[a], A[a + 1]
-  local policy, held, limit = texts[tonumber(A[a + 2])], integer(A[a + 3], "held_version"), integer(A[a + 4], "run_limit")
+  local held, limit = integer(A[a + 3], "held_version"), integer(A[a + 4], "run_limit")
   if not is_current(P, claim) then
     return { STALE, "claim" }
   end
-  policy = read_policy(policy)
+  local policy = read_policy(texts[tonumber(A[a + 2])])
   local record = read_record(e)
   if record.dispatch then
     return { DONE, unpack(offer_standing(record, read_dispatch(record.dispatch), claim, held)) }
@@ -954,7 +977,7 @@ local function take(P, k, a)
     call("ZREM", P.ready, entity)
     P.owned = true
   elseif offer[1] == NOT_BEFORE then
-    -- A head that was withdrawn since left its time in the index; without this a sweep would come back at once.
+    -- Something before it has gone and left its time in the index; a sweep would come back at once.
     call("ZADD", P.ready, decimal(not_before), entity)
   end
   return { DONE, unpack(offer) }
@@ -990,7 +1013,8 @@ local function read_verdicts(dispatch, a, n)
       refuse("verdicts: finals first, then at most one retry, then requeue")
     end
     rank = own_rank
-    dead = dead or DEAD_REASONS[event] ~= nil
+    local dies = DEAD_REASONS[event] ~= nil
+    dead = dead or dies
     verdicts[j] = {
       message = message,
       event = event,
@@ -998,6 +1022,7 @@ local function read_verdicts(dispatch, a, n)
       text = A[at + 3],
       delay = delay,
       recovering = dispatch.recovering,
+      dies = dies,
     }
   end
   return verdicts, dead
@@ -1122,7 +1147,7 @@ local function go_back(P, verdict, back, histories)
   local message = verdict.message
   back[#back + 1] = message
   if verdict.event == "retry" then
-    message.not_before = verdict.unburied and 0 or P.now + verdict.delay
+    message.not_before = verdict.unburied and 0 or min(P.now + verdict.delay, EXACT_MAX)
     message.recovering = verdict.unburied and verdict.recovering
     histories[#histories + 1] = "h:" .. message.unique
     histories[#histories + 1] = write_history(message)
@@ -1130,6 +1155,15 @@ local function go_back(P, verdict, back, histories)
 end
 
 local function write_verdicts(P, e, entity, k, verdicts, bodies, letters, index)
+  if #verdicts == 1 and not verdicts[1].dies and OUTCOME_WORDS[verdicts[1].event] then
+    -- Nearly every turn: without a table for each list.
+    local verdict = verdicts[1]
+    local unique = verdict.message.unique
+    keep(K[k], OUTCOME_WORDS[verdict.event] .. verdict.reply, result_ttl)
+    call("HDEL", e, "m:" .. unique, "h:" .. unique)
+    count(P, "dispatched", verdict.event, 1)
+    return NONE, NONE
+  end
   local gone, back, histories = { e }, {}, {}
   for j, verdict in ipairs(verdicts) do
     local unique, word = verdict.message.unique, OUTCOME_WORDS[verdict.event]
@@ -1164,7 +1198,7 @@ local function finish_again(P, record, q, claim, turn, held)
     return { STALE, "turn" }
   end
   local result = { DONE, tonumber(version), 0 }
-  for unique in gmatch(unburied, "%S+") do
+  for unique in gmatch(unburied, "[^\n]+") do
     result[3] = result[3] + 1
     result[#result + 1] = unique
   end
@@ -1196,7 +1230,10 @@ end
 local function close_turn(P, record, q, entity, fields, offer, not_before)
   local n = #fields
   if offer[1] ~= DISPATCH then
-    fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = "g", "", "d", decimal(record.waiting)
+    fields[n + 1], fields[n + 2] = "g", ""
+    if record.waiting ~= record.was_waiting then
+      fields[n + 3], fields[n + 4] = "d", decimal(record.waiting)
+    end
   end
   call("HSET", unpack(fields))
   if offer[1] ~= DISPATCH then
@@ -1215,7 +1252,8 @@ local function finish(P, k, a)
     return { STALE, "claim" }
   end
   local expected, has_state, state = integer(A[a + 3], "expected_version"), A[a + 4] == "1", A[a + 5]
-  local parking, policy, limit = A[a + 6] == "1", read_policy(texts[tonumber(A[a + 7])]), integer(A[a + 8], "run_limit")
+  local parking, limit = A[a + 6] == "1", integer(A[a + 8], "run_limit")
+  local policy = read_policy(texts[tonumber(A[a + 7])])
   local n, has_letters = integer(A[a + 9], "verdicts"), A[a + 10] == "1"
   local locals, groups = integer(A[a + 11], "outbox"), integer(A[a + 12], "outbox")
   local record = read_record(e)
@@ -1227,7 +1265,7 @@ local function finish(P, k, a)
   if has_state and expected ~= record.version then
     return { REJECTED, "version_conflict", "the version is " .. decimal(record.version) }
   end
-  local key_after, letters, index, old, bodies, unburied = k + 2 + n, nil, nil, {}, nil, {}
+  local key_after, letters, index, old, bodies, unburied = k + 2 + n, nil, nil, NONE, nil, NONE
   if has_letters then
     letters, index, key_after = K[k + 2 + n], K[k + 3 + n], k + 4 + n
   end
@@ -1238,7 +1276,10 @@ local function finish(P, k, a)
       return { REJECTED, "dead_letters_full", "finish the messages before the failed one on their own" }
     end
   end
-  local outbox = read_outbox(P, record, key_after, a + 13 + 5 * n, locals, groups)
+  local outbox
+  if locals > 0 or groups > 0 then
+    outbox = read_outbox(P, record, key_after, a + 13 + 5 * n, locals, groups)
+  end
   if record.waiting > 0 or locals > 0 then
     call("LLEN", q)
   end
@@ -1247,9 +1288,13 @@ local function finish(P, k, a)
     forget_letters(letters, index, old)
   end
   local back, histories = write_verdicts(P, e, entity, k + 2, verdicts, bodies, letters, index)
-  put_back(e, q, back, histories)
-  record.waiting = record.waiting + #back
-  write_outbox(P, record, outbox)
+  if #back > 0 then
+    put_back(e, q, back, histories)
+    record.waiting = record.waiting + #back
+  end
+  if outbox then
+    write_outbox(P, record, outbox)
+  end
   local fields = { e }
   if has_state then
     record.version = record.version + 1
@@ -1260,19 +1305,29 @@ local function finish(P, k, a)
     fields[#fields + 1], fields[#fields + 2] = "p", "1"
   end
   fields[#fields + 1] = "r"
-  fields[#fields + 1] = format("%.0f\n%s\nfinished\n%.0f\n%s", turn, claim, record.version, table.concat(unburied, " "))
+  fields[#fields + 1] = A[a + 2]
+    .. "\n"
+    .. claim
+    .. "\nfinished\n"
+    .. decimal(record.version)
+    .. "\n"
+    .. (#unburied > 0 and table.concat(unburied, "\n") or "")
   record.dispatch = nil
   local held = has_state and record.version or expected
-  local went, offer, not_before = pcall(take_next, P, record, q, entity, claim, policy, held, limit, fields)
+  local went, offer, not_before = true, OFFER_NOTHING, 0
+  if record.waiting > 0 or record.parked then
+    went, offer, not_before = pcall(take_next, P, record, q, entity, claim, policy, held, limit, fields)
+  end
   if not went then
     -- The turn is committed; whoever takes next is told what is wrong with what waits.
     offer, not_before = { MORE }, 0
   end
   close_turn(P, record, q, entity, fields, offer, not_before)
   P.owned = true
-  local answer = { DONE, record.version, #unburied }
-  extend(answer, unburied)
-  return extend(answer, offer)
+  if offer == OFFER_NOTHING and #unburied == 0 then
+    return { DONE, record.version, 0, NOTHING }
+  end
+  return extend(extend({ DONE, record.version, #unburied }, unburied), offer)
 end
 
 -- keys: e q dl dlx o; entity claim turn began, uniques
@@ -1555,6 +1610,7 @@ local function open_partition(number, k, clock)
   end
   return {
     number = number,
+    exists = is_partition(tonumber(number)),
     lease = K[k],
     books_key = K[k + 1],
     run = K[k + 2],
@@ -1599,15 +1655,12 @@ local function failure(problem)
   return { REJECTED, "bad_step", tostring(text) }
 end
 
-local function execute(step, P, k, a, stop, stop_key)
-  if not is_partition(P.number) then
-    refuse("partition: there is no " .. decimal(P.number))
-  end
-  return step(P, k, a, stop, stop_key)
+local function no_partition(P)
+  refuse("partition: there is no " .. P.number)
 end
 
 local function read_settings()
-  result_ttl, dedupe_ttl, depth_limit = tonumber(A[2]), tonumber(A[3]), tonumber(A[4])
+  result_ttl, dedupe_ttl, depth_limit = A[2] ~= "0" and A[2], A[3] ~= "0" and A[3], tonumber(A[4])
   letter_limit, letter_ttl, partition_count = tonumber(A[5]), tonumber(A[6]), tonumber(A[7])
   texts = {}
   local n = tonumber(A[9])
@@ -1629,7 +1682,7 @@ local function commit(keys, arguments)
   local clock = tonumber(time[1]) * 1000 + floor(tonumber(time[2]) / 1000)
   local partitions, k = {}, 0
   for j = 1, tonumber(A[8]) do
-    partitions[j] = open_partition(tonumber(A[a + j]), 4 * j - 3, clock)
+    partitions[j] = open_partition(A[a + j], 4 * j - 3, clock)
     clock = max(clock, partitions[j].now)
   end
   k, a = 4 * #partitions + 1, a + #partitions + 1
@@ -1642,7 +1695,7 @@ local function commit(keys, arguments)
       size_keys, size = tonumber(A[a]), tonumber(A[a + 1])
       a = a + 2
     end
-    local went, result = pcall(execute, step[1], P, k, a, a + size - 1, k + size_keys - 1)
+    local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
     n = n + 1
     answer[n] = went and result or failure(result)
     k, a = k + size_keys, a + size

@@ -129,6 +129,7 @@ class Lives:
                 assert finished.offer == NOTHING
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
             died = event in ("fail", "interrupt")
+            assert (await probe.audit()).counts["refused"] == (event == "refuse")
             assert [letter.message_id for letter in page.letters] == [f"account/a/{step.unique}"] * died
             if died:
                 (letter,) = page.letters
@@ -429,10 +430,17 @@ class Lives:
             dispatch = await probe.taken(step)
             gone = await probe.send(Interrupt(0, step.entity, "claim-1", 2, (step.unique,)))
             assert gone == Settled("gone")
-            await probe.finish(dispatch, "complete")
+            await probe.finish(dispatch, "complete", run_limit=0)
             gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.unique,)))
             assert gone == Settled("gone")
             assert await probe.state_of(step) == "completed"
+            other = probe.message()
+            await probe.taken(other)
+            cut = Interrupt(0, other.entity, "claim-1", 2, (other.unique,))
+            assert expect(Settled, await probe.send(cut)).settlement == "interrupt"
+            for turn in (1, 3):
+                gone = await probe.send(Interrupt(0, other.entity, "claim-1", turn, (other.unique,)))
+                assert gone == Settled("gone")
 
     async def test_interrupted_turn_cannot_finish(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

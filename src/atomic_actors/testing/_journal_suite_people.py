@@ -130,7 +130,7 @@ class People:
                 await probe.accept(step)
             await probe.own()
             run = await probe.dispatch(run_limit=4)
-            finished = await probe.finish(run, "complete", "fail", "fail", "requeue", run_limit=4)
+            finished = await probe.finish(run, "complete", "fail", "fail", "complete", run_limit=4)
             assert (finished.not_buried, finished.offer.parked) == ((steps[2].unique,), True)
             words = [await probe.state_of(step) for step in steps]
             assert words == ["completed", "failed", "enqueued", "enqueued"]
@@ -241,6 +241,27 @@ class People:
             finished = await probe.finish(dispatch, "complete")
             assert finished.offer.not_before_ms == due_ms
             assert (await probe.inspect()).not_before_ms == due_ms
+
+    @pytest.mark.parametrize("tried", ["retry", "cut off"])
+    async def test_no_run_takes_along_what_was_tried(self, open_probe: OpenProbe, tried: str) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead = await bury(probe, name="tdc3")
+            steps = [probe.message(name="tdc3") for _ in range(2)]
+            await probe.batch(*steps)
+            run = await probe.dispatch(run_limit=2)
+            if tried == "retry":
+                await probe.finish(run, "retry", "requeue", run_limit=0)
+            else:
+                uniques = tuple(step.unique for step in steps)
+                await probe.send(Interrupt(0, "account/a", "claim-1", run.turn, uniques))
+            unique = probe.new_unique()
+            await probe.send(Replay(0, "account/a", dead.unique, unique, at_head=True))
+            alone = await probe.dispatch(run_limit=3)
+            assert [message.unique for message in alone.messages] == [unique]
+            finished = await probe.finish(alone, "complete", run_limit=3)
+            alone = expect(Dispatch, finished.offer.dispatch)
+            assert [message.unique for message in alone.messages] == [steps[0].unique]
 
     async def test_replay_of_nothing(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

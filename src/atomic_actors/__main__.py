@@ -1,0 +1,10 @@
+"""`python -m atomic_actors` is the command `atomic-actors`."""
+
+from __future__ import annotations
+
+import sys
+
+from atomic_actors.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Hints between processes: doorbells of partitions, and replies pushed to the node that waits.
+
+Nothing here is needed for correctness. A doorbell that is lost costs the time until the owner's next sweep,
+a reply that is lost costs the asker a look into the store. So everything is sent once, nothing is waited
+for, and a broken connection is opened again with a growing delay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from coredis.connection import BaseConnection
+from coredis.exceptions import RedisError
+
+from atomic_actors._errors import StoreIncompatible
+from atomic_actors._store_url import StoreLocation
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
+from atomic_actors.journal._redis_link import Connect, Link, ask, connector
+from atomic_actors.journal._redis_wire import Wire
+
+__all__ = ("RedisChannels",)
+
+RECONNECT_DELAY_FIRST_S: Final = 0.05
+RECONNECT_DELAY_MAX_S: Final = 1.0
+#: A connection that is silent for so long is asked whether it is still there.
+HEARTBEAT_S: Final = 5.0
+#: Pushes that wait while the store is away; more are dropped.
+PENDING_MAX: Final = 10_000
+
+OnPush = Callable[[bytes, bytes], None]
+
+
+class RedisChannels:
+    """Doorbells and replies over one Redis or Valkey server.
+
+    Enter it with `async with`, then run `listen_doorbells` and `listen_replies` in tasks of your own.
+
+    Args:
+        location: where the server is, or the function that makes connections to it.
+        settings: the namespace and service; the channels' names begin with them.
+        connect_timeout_s: how long it may take to connect and sign in.
+        answer_timeout_s: how long a connection may leave a question unanswered before it is given up.
+
+    Raises:
+        InvalidConfig: the location is no single server.
+    """
+
+    def __init__(
+        self,
+        location: StoreLocation | Connect,
+        settings: JournalSettings,
+        *,
+        connect_timeout_s: float = 3.0,
+        answer_timeout_s: float = 1.5,
+    ) -> None:
+        self._connect = (
+            connector(location, connect_timeout_s=connect_timeout_s)
+            if isinstance(location, StoreLocation)
+            else location
+        )
+        self._connect_timeout_s = connect_timeout_s
+        self._answer_timeout_s = answer_timeout_s
+        self._namespace = settings.namespace
+        self._wire = Wire(settings)
+        #: The doorbells that are wanted, by channel.
+        self._bells: dict[bytes, int] = {}
+        self._bell_link: Link | None = None
+        self._task_group: TaskGroup | None = None
+        #: Messages to publish that were dropped: too many waited, or the store was away.
+        self.dropped = 0
+
+    def __repr__(self) -> str:
+        return f"<RedisChannels {self._namespace}: {len(self._bells)} doorbells>"
+
+    async def __aenter__(self) -> Self:
+        self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[tuple[bytes, bytes]](
+            PENDING_MAX
+        )
+        self._task_group = await anyio.create_task_group().__aenter__()
+        self._task_group.start_soon(self._publish_forever)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task_group, self._task_group = self._task_group, None
+        assert task_group is not None
+        task_group.cancel_scope.cancel()
+        await task_group.__aexit__(None, None, None)
+        self._outgoing_in.close()
+        self._outgoing_out.close()
+
+    # Doorbells.
+
+    def bell_channel(self, partition: int) -> bytes:
+        """The sharded channel of a partition's doorbell."""
+        return f"{self._wire.prefix(partition)}:bell".encode()
+
+    def watch(self, partition: int) -> None:
+        """Listen to one doorbell more. Once it is heard, the callback gets `(partition, "")`."""
+        channel = self.bell_channel(partition)
+        if channel not in self._bells:
+            self._bells[channel] = partition
+            self._tell(b"SSUBSCRIBE", channel)
+
+    def unwatch(self, partition: int) -> None:
+        """Listen to one doorbell less."""
+        channel = self.bell_channel(partition)
+        if self._bells.pop(channel, None) is not None:
+            self._tell(b"SUNSUBSCRIBE", channel)
+
+    def _tell(self, command: bytes, channel: bytes) -> None:
+        # Without a connection there is nothing to tell: a new one subscribes to all that are wanted.
+        connection = self._bell_link.usable if self._bell_link is not None else None
+        if connection is not None:
+            connection.send_command(command, channel)
+
+    async def listen_doorbells(self, partitions: Iterable[int], callback: Callable[[int, str], None]) -> None:
+        """Listen until cancelled; one task only.
+
+        Args:
+            partitions: the first ones to `watch`.
+            callback: gets the partition and the entity that has work. An empty entity means that the
+                doorbell is heard from now on and rings may have been missed: sweep. It must not raise.
+        """
+        for partition in partitions:
+            self._bells[self.bell_channel(partition)] = partition
+
+        def on_push(kind: bytes, message: list[Any]) -> None:
+            partition = self._bells.get(message[1])
+            if partition is None:
+                return
+            if kind == b"ssubscribe":
+                callback(partition, "")
+            elif kind == b"smessage":
+                for entity in message[2].split(b"\n"):
+                    callback(partition, entity.decode())
+
+        link = self._bell_link = self._new_link()
+        try:
+            await self._listen_forever(link, b"SSUBSCRIBE", self._bells, on_push)
+        finally:
+            self._bell_link = None
+            link.close("nobody listens any more")
+
+    # Replies.
+
+    def reply_channel(self, node: str) -> bytes:
+        """The channel on which a node hears replies."""
+        return f"{self._namespace}:reply:{node}".encode()
+
+    async def listen_replies(self, node: str, callback: Callable[[bytes], None]) -> None:
+        """Listen on a node's reply channel until cancelled; `callback` gets each payload and must not raise."""
+
+        def on_push(kind: bytes, message: list[Any]) -> None:
+            if kind == b"message":
+                callback(message[2])
+
+        link = self._new_link()
+        try:
+            await self._listen_forever(link, b"SUBSCRIBE", {self.reply_channel(node): 0}, on_push)
+        finally:
+            link.close("nobody listens any more")
+
+    def publish(self, channel: bytes, payload: bytes) -> None:
+        """Send to a channel, soon and once; does not wait, and drops it where too much waits already."""
+        try:
+            self._outgoing_in.send_nowait((channel, payload))
+        except anyio.WouldBlock:
+            self.dropped += 1
+
+    # Connections.
+
+    def _new_link(self) -> Link:
+        return Link(self._connect, connect_timeout_s=self._connect_timeout_s)
+
+    async def _listen_forever(
+        self,
+        link: Link,
+        subscribe: bytes,
+        channels: Mapping[bytes, int],
+        on_push: Callable[[bytes, list[Any]], None],
+    ) -> None:
+        assert self._task_group is not None, "enter the channels with `async with` first"
+        delay_s = RECONNECT_DELAY_FIRST_S
+        while True:
+            try:
+                connection = await link.open(self._task_group)
+                if channels:
+                    connection.send_command(subscribe, *channels)
+                # An error to the subscription has no request of its own, so it becomes the answer to this.
+                await self._check(connection)
+                delay_s = RECONNECT_DELAY_FIRST_S
+                await self._read_pushes(connection, on_push)
+            except (RedisError, JournalUnavailable, TimeoutError) as error:
+                logger.debug("a listening connection to the store ended: %s", error)
+            except StoreIncompatible as error:
+                logger.warning("cannot listen at the store: %s", error)
+            link.close("it is of no use any more")
+            await anyio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
+
+    async def _check(self, connection: BaseConnection) -> None:
+        with anyio.fail_after(self._answer_timeout_s):
+            await ask(connection, b"PING")
+
+    async def _read_pushes(
+        self, connection: BaseConnection, on_push: Callable[[bytes, list[Any]], None]
+    ) -> None:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._keep_checking, connection)
+            try:
+                async for message in connection.push_messages:
+                    push: list[Any] = list(message)
+                    on_push(push[0], push)
+            except RedisError as error:
+                logger.debug("a listening connection to the store is lost: %s", error)
+            task_group.cancel_scope.cancel()
+
+    async def _keep_checking(self, connection: BaseConnection) -> None:
+        while True:
+            await anyio.sleep(HEARTBEAT_S)
+            try:
+                await self._check(connection)
+            except (RedisError, TimeoutError):
+                connection.invalidate("it does not answer")
+                return
+
+    async def _publish_forever(self) -> None:
+        assert self._task_group is not None
+        link = self._new_link()
+        async for first in self._outgoing_out:
+            batch = [first]
+            while len(batch) < PENDING_MAX:
+                try:
+                    batch.append(self._outgoing_out.receive_nowait())
+                except anyio.WouldBlock:
+                    break
+            try:
+                connection = await link.open(self._task_group)
+                await self._publish(connection, batch)
+            except (RedisError, JournalUnavailable, StoreIncompatible, TimeoutError) as error:
+                self.dropped += len(batch)
+                logger.debug("%d pushed replies were lost: %s", len(batch), error)
+                link.close("it is of no use any more")
+                await anyio.sleep(RECONNECT_DELAY_FIRST_S)
+
+    async def _publish(self, connection: BaseConnection, batch: list[tuple[bytes, bytes]]) -> None:
+        requests = [
+            connection.create_request(b"PUBLISH", channel, payload, decode=False, raise_exceptions=False)
+            for channel, payload in batch
+        ]
+        # Answers come in order: with the last one, all are there.
+        with anyio.fail_after(self._answer_timeout_s):
+            answer = await requests[-1]
+        if isinstance(answer, Exception):
+            raise answer

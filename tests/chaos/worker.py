@@ -1,0 +1,171 @@
+"""The process that is killed: an actor system and its clients, forked from a warm parent.
+
+`python -m tests.chaos.worker` imports everything once and then takes orders on standard input, one line of
+JSON each: `{"start": job}`, answered with the new process's id; `{"kill": pid}` and `{"wait": pid}`, answered
+with its exit status once it is gone. When its input ends it kills what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import anyio
+from attrs import define
+
+from atomic_actors import ActorSystem
+from atomic_actors.journal._redis import RedisJournal
+from tests.chaos.bank import Witness
+from tests.chaos.workload import Clients, Plan, make_config
+
+__all__ = ("Job", "read_events")
+
+
+@define
+class Job:
+    """What a worker is to do. `crash` is (call of the journal, "before" or "after"), to kill itself there."""
+
+    plan: Plan
+    crash: tuple[int, str] | None = None
+    outages: bool = False
+    #: Whether it sends, or only owns.
+    sends: bool = True
+
+    def encode(self) -> dict[str, Any]:
+        from attrs import asdict
+
+        return {**asdict(self), "plan": {**asdict(self.plan), "directory": str(self.plan.directory)}}
+
+    @classmethod
+    def decode(cls, data: dict[str, Any]) -> Job:
+        plan = Plan(**{**data["plan"], "directory": Path(data["plan"]["directory"])})
+        return cls(**{**data, "plan": plan})
+
+
+def read_events(plan: Plan) -> list[dict[str, Any]]:
+    """What workers said, in order; a line that a kill cut off is left out."""
+    path = plan.directory / "events"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def say(plan: Plan, **event: Any) -> None:
+    descriptor = os.open(plan.directory / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, (json.dumps({"pid": os.getpid(), **event}) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def crash_at(call: int, where: str) -> None:
+    """Kill this process at the nth call of the journal: before it is sent, or after its answer came."""
+    execute = RedisJournal.execute
+    count = 0
+
+    async def counted(self: RedisJournal, steps: Any) -> Any:
+        nonlocal count
+        count += 1
+        mine = count
+        if mine == call and where == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = await execute(self, steps)
+        if mine == call and where == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    RedisJournal.execute = counted  # type: ignore[method-assign]
+
+
+async def work(job: Job, began_s: float) -> None:
+    plan = job.plan
+    witness = Witness(plan.witness_path, plan.pace_s)
+    async with ActorSystem(make_config(plan, witness)) as system:
+        while system.statistics().owned_partitions < plan.partitions and job.sends:
+            await anyio.sleep(0.005)
+        say(plan, ready_s=time.monotonic() - began_s)
+        clients = Clients(plan, system, job.outages)
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop_at_signal, plan, clients)
+            if job.sends:
+                await clients.run()
+            if job.sends and plan.places:
+                group.cancel_scope.cancel()
+        say(plan, told=dict(clients.told))
+
+
+async def stop_at_signal(plan: Plan, clients: Clients) -> None:
+    """SIGTERM: the clients end what they are at, and the process leaves in good order."""
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            clients.stop = True
+            say(plan, stopping=True)
+            break
+
+
+def child(job: Job) -> None:
+    began_s = time.monotonic()
+    log = os.open(job.plan.directory / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 1
+    try:
+        if job.crash is not None:
+            crash_at(*job.crash)
+        anyio.run(work, job, began_s, backend=job.plan.backend)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def warm_up() -> None:
+    """Import what is imported late, so that the children need not."""
+
+    async def run() -> None:
+        async with ActorSystem(make_config(plan, witness)):
+            pass
+
+    witness = Witness(Path(os.devnull))
+    plan = Plan("memory:", "warm", Path("."), 0)
+    for backend in ("asyncio", "trio"):
+        anyio.run(run, backend=backend)
+    witness.close()
+
+
+def main() -> None:
+    warm_up()
+    children: set[int] = set()
+    orders, answers = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    with os.fdopen(orders) as lines:
+        for line in lines:
+            order = json.loads(line)
+            if "start" in order:
+                answer = os.fork()
+                if not answer:
+                    os.close(orders)
+                    os.close(answers)
+                    child(Job.decode(order["start"]))
+                children.add(answer)
+            else:
+                pid = order.get("kill") or order["wait"]
+                if "kill" in order:
+                    os.kill(pid, signal.SIGKILL)
+                children.discard(pid)
+                answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.write(answers, f"{answer}\n".encode())
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What the pages show works: Python examples run, commands exist, settings and names are real."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import atomic_actors
+from atomic_actors import Config
+from tests.docs.pages import ROOT, Block, blocks_of, commands, pages, promised_output
+
+PYTHON_PAGES = [page for page in pages() if blocks_of(page, "python")]
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def run_python(arguments: list[str], directory: Path) -> str:
+    """Run Python in `directory`; returns what it printed."""
+    source = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments} ended with {done.returncode}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+# --- Python --------------------------------------------------------------------------------------------
+
+
+def test_examples_are_found() -> None:
+    assert {name_of(page) for page in PYTHON_PAGES} >= {"README.md", "docs/handlers.md", "docs/operations.md"}
+
+
+@pytest.mark.parametrize("url", ["memory:", "embedded:store"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
+def test_examples_run(page: Path, backend: str, url: str, tmp_path: Path) -> None:
+    printed = run_python(["-m", "tests.docs.pages", name_of(page), backend, url], tmp_path)
+    assert printed.splitlines() == promised_output(blocks_of(page, "python"))
+
+
+def test_the_first_example_runs_as_a_file(tmp_path: Path) -> None:
+    """Copied as it is, with the default store, twice: the second run finds what the first one left."""
+    (example,) = blocks_of(ROOT / "README.md", "python")
+    (tmp_path / "bank.py").write_text(example.text, encoding="utf-8")
+    assert run_python(["bank.py"], tmp_path) == "100\n"
+    assert (tmp_path / ".atomic-actors" / "data").is_dir()
+    assert run_python(["bank.py"], tmp_path) == "200\n"
+
+
+# --- commands ------------------------------------------------------------------------------------------
+
+
+def nox_sessions() -> set[str]:
+    return set(re.findall(r"^@nox\.session.*\ndef (\w+)\(", (ROOT / "noxfile.py").read_text("utf-8"), re.MULTILINE))
+
+
+def unknown(command: str) -> str:
+    """Why a command cannot be run as written; "" if it can."""
+    words = shlex.split(command)
+    match words:
+        case ["pip", "install", *what] if all(word == "." or re.fullmatch(r"[\w\[\]-]+", word) for word in what):
+            return "" if what else "nothing to install"
+        case ["nox", *options]:
+            named = [word for option, word in zip(options, options[1:], strict=False) if option == "-s"]
+            missing = set(named) - nox_sessions()
+            return f"no nox session {', '.join(sorted(missing))}" if missing else ""
+        case ["python", "-m", module, *_]:
+            return "" if importlib.util.find_spec(module) else f"no module {module}"
+        case ["python", path]:
+            # The name under which a page tells its reader to save an example.
+            return "" if path == "bank.py" or (ROOT / path).is_file() else f"no file {path}"
+        case [script, *_] if script in SCRIPTS:
+            return ""
+        case ["redis-cli", "CONFIG", "SET", *_]:
+            return ""
+        case _:
+            return "unknown program; teach this test to check it"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["nox -s nothing", "python -m atomic_actors.nothing", "python nothing.py", "frobnicate", "pip install"],
+)
+def test_commands_that_do_not_exist_are_seen(command: str) -> None:
+    assert unknown(command)
+
+
+def test_commands_exist() -> None:
+    found = list(commands())
+    assert found
+    problems = [
+        f"{name_of(block.page)}:{block.line}: `{command}`: {why}" for block, command in found if (why := unknown(command))
+    ]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def script_commands() -> list[tuple[str, str]]:
+    """`atomic-actors demo` and the like: the program and its first word."""
+    pairs = [(words[0], words[1]) for _, command in commands() if len(words := shlex.split(command)) > 1]
+    return sorted({pair for pair in pairs if pair[0] in SCRIPTS})
+
+
+@pytest.mark.parametrize(("script", "word"), script_commands())
+def test_our_commands_explain_themselves(script: str, word: str, tmp_path: Path) -> None:
+    module, _, function = SCRIPTS[script].partition(":")
+    program = f"import sys; sys.argv = {[script, word, '--help']!r}; from {module} import {function} as run; run()"
+    assert word in run_python(["-c", program], tmp_path)
+
+
+# --- names ---------------------------------------------------------------------------------------------
+
+
+def mentioned(pattern: str) -> list[tuple[Path, str]]:
+    return [(page, found) for page in pages() for found in re.findall(pattern, page.read_text("utf-8"))]
+
+
+def test_settings_that_pages_name_exist() -> None:
+    settings = {attribute.name for attribute in attrs.fields(Config)}
+    found = mentioned(r"`(?:Config\()?(\w+_s|max_\w+|allow_\w+|on_dead|on_interrupted)(?:=[^`]*)?\)?`")
+    arguments = {"timeout_s", "expires_in_s", "accepted_at_s", "died_at_s"}
+    assert found
+    assert not [f"{name_of(page)}: {name}" for page, name in found if name not in settings | arguments]
+
+
+def test_errors_that_pages_name_exist() -> None:
+    found = mentioned(r"`(?:\w+\.)?([A-Z]\w+(?:Exceeded|Unavailable|Unknown|Timeout|Failed|Reused|Unsafe|Cycle|Hops))`")
+    assert found
+    known: dict[str, Any] = vars(atomic_actors)
+    assert not [f"{name_of(page)}: {name}" for page, name in found if name not in known]
+
+
+def test_a_block_knows_its_line() -> None:
+    block: Block = blocks_of(ROOT / "README.md", "python")[0]
+    first = block.text.splitlines()[0]
+    assert block.page.read_text("utf-8").splitlines()[block.line - 1] == first

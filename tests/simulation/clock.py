@@ -1,0 +1,69 @@
+"""Both event loops on a clock that jumps: a schedule that lasts minutes runs in milliseconds, and always the same.
+
+Trio has `MockClock`; its scheduler shuffles the tasks of each step, from a generator that is seeded here. asyncio
+gets a loop whose selector does not sleep but moves the loop's time on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+import trio.testing
+from trio._core import _run
+
+T = TypeVar("T")
+
+
+class Stuck(Exception):
+    """Every task waits, and nothing will ever wake one."""
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    """Never sleeps: what it would have slept is added to the loop's time."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise Stuck("every task waits and no timer runs")
+            self.now_s += max(timeout, 0)
+        return ready
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop in virtual time."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now_s
+
+
+def run_virtual(backend: str, seed: int, main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main` on a clock that jumps, with everything random seeded.
+
+    Args:
+        backend: "asyncio" or "trio".
+        seed: for Trio's scheduler and for the `random` module (the jitter of back-offs).
+        main: what to run.
+    """
+    random.seed(seed)
+    if backend == "asyncio":
+        return anyio.run(main, backend="asyncio", backend_options={"loop_factory": JumpingLoop})
+    # Both names are private: `test_the_same_seed_gives_the_same_run` tells when they mean nothing any more.
+    before: Any = _run._ALLOW_DETERMINISTIC_SCHEDULING
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
+    _run._r.seed(seed)  # type: ignore[attr-defined]
+    try:
+        return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    finally:
+        _run._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[attr-defined]

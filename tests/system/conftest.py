@@ -1,0 +1,29 @@
+"""Every test here runs on each store that needs no other machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.system.support import NewSystem
+
+#: What `store_url` runs through.
+STORES = ("memory",)
+
+
+@pytest.fixture(params=STORES)
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "memory":
+        return "memory:"
+    if request.param == "embedded":
+        return f"embedded://{tmp_path / 'store'}"
+    server = request.getfixturevalue(f"{request.param}_server")
+    url: str = server.url
+    return url
+
+
+@pytest.fixture
+def new_system(store_url: str) -> NewSystem:
+    """Makes systems over one store; what one leaves behind the next one finds."""
+    return NewSystem(store_url)
