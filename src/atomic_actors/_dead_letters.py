@@ -36,6 +36,12 @@ __all__ = ("DeadLetters",)
 #: Letters that one step reads.
 PAGE: Final = 100
 
+#: What a letter says that no handler wrote.
+_REASONS: Final = {
+    "interrupted": "the turn was cut off: it may have run wholly, partly or not at all",
+    "expired": "its deadline passed before it began",
+}
+
 
 @define(eq=False)
 class DeadLetters:
@@ -43,10 +49,12 @@ class DeadLetters:
 
     Args:
         store_now_ms: the store's time, for the ids of replays.
+        wake: called with the partition and the entity of a replay.
     """
 
     _journal: GroupCommit
     _store_now_ms: Callable[[], int]
+    _wake: Callable[[int, str], None]
 
     async def list(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
         """Dead letters, the oldest death first.
@@ -112,6 +120,7 @@ class DeadLetters:
         new_unique = derive_unique(self._store_now_ms(), message_id, "replay", 1)
         answer = await self._request(Replay(partition, str(entity), unique, new_unique, at == "head"))
         if isinstance(answer, Replayed):
+            self._wake(partition, str(entity))
             return Receipt(f"{entity}/{answer.unique}", entity)
         if isinstance(answer, Rejected) and answer.code == "unknown_message":
             raise UnknownMessage(f"there is no dead letter {message_id}", message_id=message_id)
@@ -165,7 +174,7 @@ def _letter(stored: StoredLetter) -> DeadLetter:
         name=body.name,
         message=message,
         reason=stored.reason,
-        error=failure.get("text", ""),
+        error=failure.get("text", "") or _REASONS.get(stored.reason, ""),
         error_type=failure.get("error_type", ""),
         traceback=failure.get("traceback", ""),
         attempts=stored.attempts,

@@ -58,11 +58,12 @@ def _read_text(path: str) -> str:
 
 
 def _process_start_time(pid: int) -> str:
-    """The kernel's start time of a process; "" where there is none, or no /proc."""
+    """The kernel's start time of a live process; "" where there is none, or no /proc."""
     stat = _read_text(f"/proc/{pid}/stat")
-    # The second field is the command in parentheses and may hold anything.
+    # The second field is the command in parentheses and may hold anything; the one behind it is the
+    # state. A process that its parent has not waited for yet is as dead as one that is gone.
     fields = stat.rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
+    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
 @frozen

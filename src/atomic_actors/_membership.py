@@ -167,12 +167,13 @@ class Membership:
         return seen.claim, seen.renewals
 
     def _observe(self, partition: int, held: LeaseHeld) -> None:
-        seen = self._seen.get(partition)
-        if seen is not None and (seen.claim, seen.renewals) == (held.claim, held.renewals):
-            return
         holder = NodeIdentity.decode(held.node)
         dead = self.same_host_takeover and holder is not None and self.identity.knows_dead(holder)
-        self._seen[partition] = _Seen(held.claim, held.renewals, instant_now(), dead)
+        seen = self._seen.get(partition)
+        if seen is not None and (seen.claim, seen.renewals) == (held.claim, held.renewals):
+            seen.dead = dead  # it may have died since the last look, without another renewal
+        else:
+            self._seen[partition] = _Seen(held.claim, held.renewals, instant_now(), dead)
 
     def _take(self, partition: int, claim: str, epoch: int, sent: Instant) -> None:
         self._seen.pop(partition, None)

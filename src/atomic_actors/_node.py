@@ -147,11 +147,11 @@ class Node:
                 sender = found if isinstance(found, str) else ""
             except (ValueError, msgspec.DecodeError) as error:
                 logger.warning("the envelope of %s/%s does not decode: %s", entity, unique, error)
-        self.router.reply(sender, unique, outcome)
+        self.router.reply(sender, entity, unique, outcome)
 
-    def reply(self, sender: str, unique: str, outcome: bytes) -> None:
+    def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
         """Tell an asker how its message ended."""
-        self.router.reply(sender, unique, outcome)
+        self.router.reply(sender, entity, unique, outcome)
 
     def outgoing(
         self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]

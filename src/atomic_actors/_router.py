@@ -29,6 +29,7 @@ from atomic_actors._errors import (
     HandlerFailed,
     Interrupted,
     KeyReused,
+    OutcomeUnknown,
     QueueDepthExceeded,
     ResultExpired,
     StoreUnavailable,
@@ -85,7 +86,7 @@ class Admission(Protocol):
 class Remote(Protocol):
     """Pushes answers to other nodes; a lost push costs the asker a poll."""
 
-    def push(self, node_id: str, unique: str, outcome: bytes) -> None:
+    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
         """Queue an answer for a node."""
         ...
 
@@ -310,29 +311,28 @@ class Router:
         if not isinstance(answer, WithdrawAnswer):
             raise SystemFailed(f"the journal answered a withdrawal with {answer!r}")
         if answer.state == "withdrawn":
-            self.answered(unique, b"withdrawn\n")
+            self.answered(entity, unique, b"withdrawn\n")
         return answer
 
     # Answers.
 
-    def answered(self, unique: str, outcome: bytes) -> bool:
+    def answered(self, entity: str, unique: str, outcome: bytes) -> bool:
         """Hand an outcome to everybody here who waits for it; returns whether anybody did."""
-        waiting = self._pending.pop(unique, None)
+        waiting = self._pending.get(unique)
         if waiting is None:
             return False
-        for pending in waiting:
+        # A message id that somebody made up may carry the unique part of another entity's message.
+        meant = [pending for pending in waiting if pending.entity == entity]
+        for pending in meant:
             pending.resolve(outcome)
-        return True
+        return bool(meant)
 
-    def reply(self, sender: str, unique: str, outcome: bytes) -> None:
+    def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
         """Tell a message's sender how it ended: here, or over the sender's reply channel."""
-        if (
-            not self.answered(unique, outcome)
-            and sender
-            and sender != self.node_id
-            and self.remote is not None
-        ):
-            self.remote.push(sender, unique, outcome)
+        if self.answered(entity, unique, outcome) or not sender or sender == self.node_id:
+            return
+        if self.remote is not None:
+            self.remote.push(sender, entity, unique, outcome)
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""
@@ -341,7 +341,7 @@ class Router:
             pending.unique = result.unique
             self._register(pending)
         if result.outcome is not None:
-            self.answered(pending.unique, result.outcome)
+            self.answered(pending.entity, pending.unique, result.outcome)
         else:
             self._look_up(pending)
 
@@ -405,7 +405,7 @@ class Router:
             if pending.done or not isinstance(result, OutcomeRead):
                 return
             if result.state == "finished" and result.outcome is not None:
-                self.answered(pending.unique, result.outcome)
+                self.answered(pending.entity, pending.unique, result.outcome)
             elif result.state == "unknown" and (pending.accepted or pending.waiting == "result"):
                 pending.resolve(self._unknown(pending))
 
@@ -435,9 +435,19 @@ class Router:
             message_id=message_id,
         )
 
-    def abandon_all(self, error: BaseException) -> None:
-        """Resolve everybody who still waits, because the system is left."""
-        for waiting in list(self._pending.values()):
-            for pending in waiting:
-                pending.resolve(error)
+    def abandon_all(self) -> None:
+        """Resolve everybody who still waits, because the system is left: their messages may still run."""
+        everybody = [pending for waiting in self._pending.values() for pending in waiting]
+        everybody += [pending for bucket in self._ends.values() for pending in bucket]
+        for pending in everybody:
+            if not pending.done:
+                pending.resolve(self._left(pending))
         self._pending.clear()
+        self._ends.clear()
+
+    def _left(self, pending: Pending) -> AtomicActorsError:
+        message_id = pending.full_message_id
+        text = f"the actor system was left before an answer to {message_id} came; ask again with result(message_id)"
+        if pending.waiting == "tell":
+            return AcceptanceUnknown(text, message_id=message_id)
+        return OutcomeUnknown(text, message_id=message_id)

@@ -202,8 +202,12 @@ class Sender:
     ) -> Any:
         """See `ActorSystem.ask`."""
         self._check_running()
+        if on_cancel not in ("withdraw", "detach"):
+            raise InvalidConfig(f"on_cancel: expected 'withdraw' or 'detach', got {on_cancel!r}")
+        if key is not None:
+            check_key(key)
         call = self._check(target, message)
-        timeout_s = self._timeout(timeout_s, self.config.ask_timeout_s)
+        timeout_s = self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
@@ -282,8 +286,6 @@ class Sender:
         *,
         waits: bool,
     ) -> Append:
-        if key is not None:
-            check_key(key)
         body = pack_body(
             name=call.name,
             deadline_ms=deadline_ms,
@@ -309,6 +311,10 @@ class Sender:
     ) -> Receipt[Any]:
         """See `ActorSystem.tell`."""
         self._check_running()
+        if key is not None:
+            check_key(key)
+        if expires_in_s is not None and not self._timeout("expires_in_s", expires_in_s, 0):
+            raise InvalidConfig("expires_in_s: expected more than 0 seconds; leave it out to wait without end")
         call = self._check(target, message)
         if call.kind is not None and not call.kind.durable:
             if key is not None or expires_in_s is not None:
@@ -321,7 +327,7 @@ class Sender:
         router = self.router
         deadline_ms = 0
         if expires_in_s is not None:
-            deadline_ms = router.store_now_ms() + int(self._timeout(expires_in_s, 0) * 1000)
+            deadline_ms = router.store_now_ms() + int(expires_in_s * 1000)
         unique = router.new_unique()
         admission = self._admit(call)
         pending = Pending(router, "tell", call.partition, call.entity, unique, call.decode_reply, admission)
@@ -398,13 +404,13 @@ class Sender:
             return pair[0], pair[1]
         raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
 
-    def _timeout(self, value: float | None, default: float) -> float:
+    def _timeout(self, name: str, value: float | None, default: float) -> float:
         if value is None:
             return default
         if isinstance(cast("object", value), bool) or not isinstance(cast("object", value), (int, float)):
-            raise InvalidConfig(f"timeout: expected seconds, got {value!r}")
+            raise InvalidConfig(f"{name}: expected seconds, got {value!r}")
         if not 0 <= value < float("inf"):
-            raise InvalidConfig(f"timeout: expected 0 (unbounded) or more seconds, got {value!r}")
+            raise InvalidConfig(f"{name}: expected 0 (unbounded) or more seconds, got {value!r}")
         return float(value)
 
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
@@ -442,7 +448,7 @@ class Sender:
         decode = self.codec.decoder(reply_type)
         partition = partition_of(entity, self.partitions)
         pending = Pending(self.router, "result", partition, entity, unique, decode, None)
-        self.router.attach(pending, self._timeout(timeout_s, self.config.ask_timeout_s))
+        self.router.attach(pending, self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s))
         outcome = await self.router.wait(pending, "detach", "")
         return self.router.value_of(pending, outcome)
 

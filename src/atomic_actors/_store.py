@@ -41,7 +41,7 @@ class Channels(Protocol):
         task_group: TaskGroup,
         node_id: str,
         on_bell: Callable[[int, str], None],
-        on_reply: Callable[[str, bytes], object],
+        on_reply: Callable[[str, str, bytes], object],
     ) -> Awaitable[None]:
         """Listen in `task_group`; returns once the subscriptions are asked for."""
         ...

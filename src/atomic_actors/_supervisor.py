@@ -102,6 +102,8 @@ class Supervisor:
     new_cell: Callable[[], Cell[Any]]
     clock: Callable[[], float]
     draining: bool = False
+    #: No partition's scope opens any more.
+    _left: bool = field(default=False, init=False)
     relay: Relay = field(init=False)
     _by_entity: dict[str, Activation] = field(factory=dict, init=False)
     #: The same activations by kind, least recently used first.
@@ -147,7 +149,7 @@ class Supervisor:
         if before is not None:
             await before.ended.wait()
         try:
-            if self.membership.claims[partition.number] != partition.claim:
+            if self._left or self.membership.claims[partition.number] != partition.claim:
                 return
             async with anyio.create_task_group() as task_group:
                 partition.task_group = task_group
@@ -161,6 +163,7 @@ class Supervisor:
 
     def cancel_partitions(self) -> None:
         """End every scope; turns that are not on their way to the store are interrupted."""
+        self._left = True
         for partition in self._partitions.values():
             if partition.task_group is not None:
                 partition.task_group.cancel_scope.cancel()
@@ -456,7 +459,7 @@ class Supervisor:
             await cell
 
     async def wait_ended(self) -> None:
-        """Return once every partition's scope has ended."""
+        """Return once every partition's scope has ended, and every activation with it."""
         for partition in list(self._partitions.values()):
             await partition.ended.wait()
 

@@ -34,7 +34,7 @@ from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._dead_letters import DeadLetters
 from atomic_actors._envelope import plain_of
-from atomic_actors._errors import InvalidConfig, Refused, SystemFailed, SystemNotRunning
+from atomic_actors._errors import InvalidConfig, Refused, StoreUnavailable, SystemFailed, SystemNotRunning
 from atomic_actors._kinds import Kind, bind_kinds
 from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
 from atomic_actors._membership import Membership
@@ -50,7 +50,7 @@ from atomic_actors._telemetry import EventName, Listener, Listeners, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._group_commit import GroupCommit
-from atomic_actors.journal._protocol import Journal
+from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("ActorSystem", "EntityHandle")
 
@@ -70,7 +70,7 @@ def _refusal_classes() -> dict[str, type[Refused]]:
         waiting.extend(cls.__subclasses__())
         other = found.setdefault(cls.__name__, cls)
         # A slotted attrs class is made twice; the first one is only its shell.
-        if other is not cls and other.__qualname__ != cls.__qualname__:
+        if other is not cls and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             twice.add(cls.__name__)
         found[cls.__name__] = cls
     return {name: cls for name, cls in found.items() if name not in twice}
@@ -108,6 +108,7 @@ class ActorSystem:
         self._parts: _Parts | None = None
         self._entered = False
         self._crash: BaseException | None = None
+        self._body_scope: anyio.CancelScope | None = None
 
     def __repr__(self) -> str:
         state = "running" if self._parts is not None else "not running"
@@ -325,7 +326,10 @@ class ActorSystem:
             else:
                 store = await stack.enter_async_context(open_store(self.config))
             parts = _Parts(self, store)
-            await stack.enter_async_context(parts.journal)
+            try:
+                await stack.enter_async_context(parts.journal)
+            except JournalUnavailable as error:
+                raise StoreUnavailable(f"the store cannot be reached: {error}") from error
             task_group = anyio.create_task_group()
             await task_group.__aenter__()
             try:
@@ -349,6 +353,7 @@ class ActorSystem:
         traceback: TracebackType | None,
     ) -> bool:
         parts = self._running
+        assert self._body_scope is not None
         was_cancelled = exc_value is not None and isinstance(exc_value, anyio.get_cancelled_exc_class())
         swallowed = bool(self._body_scope.__exit__(exc_type, exc_value, traceback))
         leaving: BaseException | None = None
@@ -376,7 +381,11 @@ class ActorSystem:
         if self._crash is None:
             self._crash = error
             logger.error("the actor system crashed", exc_info=error)
-        self._body_scope.cancel()
+        self._stop_body()
+
+    def _stop_body(self) -> None:
+        if self._body_scope is not None:
+            self._body_scope.cancel()
 
     def _decode_refusal(self, data: bytes) -> Refused:
         plain = plain_of(data)
@@ -402,7 +411,9 @@ class _Parts:
             config.max_batch_bytes,
             config.max_pending_steps,
             config.store_failure_threshold,
+            answer_limit_s=config.accept_timeout_s,
         )
+        self.journal.on_crash = system._crashed  # pyright: ignore[reportPrivateUsage]
         self.keeper: LeaseKeeper | None = None
         if store.lease_client is not None:
             self.keeper = LeaseKeeper(
@@ -462,7 +473,7 @@ class _Parts:
             kinds,
             config.partitions,
         )
-        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms)
+        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
         self.operations = Operations(
             self.journal, self.supervisor, self.volatile, self.membership, self.node, self.sender
         )
@@ -534,7 +545,7 @@ class _Parts:
                 count += 1
                 if count == 1:
                     logger.warning("%s: leaving; once more does not wait", signal.Signals(number).name)
-                    self.system._body_scope.cancel()  # pyright: ignore[reportPrivateUsage]
+                    self.system._stop_body()  # pyright: ignore[reportPrivateUsage]
                 else:
                     self._hurry.cancel()
 
@@ -560,7 +571,7 @@ class _Parts:
                 await self.membership.release_all()
         if settling.cancelled_caught:
             logger.warning("the store did not answer in time; the leases run out by themselves")
-        self.router.abandon_all(SystemNotRunning("the actor system was left"))
+        self.router.abandon_all()
 
     async def stop_keeper(self) -> None:
         """End the lease keeper's thread."""

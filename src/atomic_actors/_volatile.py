@@ -33,6 +33,7 @@ from atomic_actors._kinds import BoundHandler, Kind
 from atomic_actors._messages import Message, RawMessage, message_name
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._telemetry import logger
+from atomic_actors._turn import current_activation
 
 __all__ = ("VolatileKinds",)
 
@@ -140,6 +141,8 @@ class _VolatileActivation:
             idle.set(None)
 
     async def run(self) -> None:
+        # The task was started by whoever asked first; that asker's turn is none of ours.
+        current_activation.set(None)
         try:
             await self._start()
             mailbox, new_cell = self.mailbox, self.owner.new_cell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -31,3 +32,8 @@ def store(tmp_path: Path) -> Generator[Path]:
     pid = json.loads(record.read_text())["pid"] if record.exists() else 0
     if pid and runs(pid) and str(path) in process_title(pid):
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"chaos-{secrets.token_hex(6)}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from attrs import define
+from attrs import define, frozen
 
 from atomic_actors import Actor, ActorSystem, AtomicActorsError, Command, Config, StoreUnavailable, handler
 from atomic_actors.journal._embedded_server import files_of, read_record
@@ -80,6 +80,7 @@ class Count:
     done: int = 0
 
 
+@frozen
 class Wait(Command[int]):
     pass
 

@@ -63,11 +63,13 @@ def test_kills(part: int, template: Template, store: Path) -> None:
 
     verdict = anyio.run(lambda: finish(plan), backend=("asyncio", "trio")[part % 2])
     takeovers = [event["ready_s"] for event in read_events(plan) if "ready_s" in event]
+    heard = sum("heard" in event for event in read_events(plan)) + verdict.told["interrupted"]
     print(
         f"{kills} kills in {took_s:.0f} s, {in_turn} of them in a turn ({in_flight} messages dispatched); "
         f"{len(takeovers)} takeovers, median {statistics.median(takeovers):.3f} s, longest {max(takeovers):.3f} s; "
-        f"{verdict}"
+        f"{heard} asks were told that they were interrupted; {verdict}"
     )
     assert max(takeovers) < TAKEOVER_LIMIT_S
     assert in_turn * 2 >= kills, "too few kills hit a running turn to prove anything"
     assert verdict.dead_letters > 0
+    assert heard > 0 or kills < 20

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from attrs import define
 
 from atomic_actors import ActorSystem
 from atomic_actors.journal._redis import RedisJournal
-from tests.chaos.bank import Witness
+from tests.chaos.bank import Account, Look, Witness
 from tests.chaos.workload import Clients, Plan, make_config
 
 __all__ = ("Job", "read_events")
@@ -89,6 +90,7 @@ async def work(job: Job, began_s: float) -> None:
             await anyio.sleep(0.005)
         say(plan, ready_s=time.monotonic() - began_s)
         clients = Clients(plan, system, job.outages)
+        clients.on_interrupted = partial(say, plan, heard="interrupted")
         async with anyio.create_task_group() as group:
             group.start_soon(stop_at_signal, plan, clients)
             if job.sends:
@@ -129,8 +131,8 @@ def warm_up() -> None:
     """Import what is imported late, so that the children need not."""
 
     async def run() -> None:
-        async with ActorSystem(make_config(plan, witness)):
-            pass
+        async with ActorSystem(make_config(plan, witness)) as system:
+            await system.ask(Account.ref("a0"), Look())
 
     witness = Witness(Path(os.devnull))
     plan = Plan("memory:", "warm", Path("."), 0)

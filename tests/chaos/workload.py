@@ -80,6 +80,8 @@ class Clients:
     #: Every client ends after this place, where it is not 0.
     stop: bool = False
     told: Counter[str] = field(factory=Counter)
+    #: Called when an ask is told that its message was interrupted.
+    on_interrupted: Callable[[], None] | None = None
 
     async def run(self) -> None:
         async with anyio.create_task_group() as group:
@@ -133,6 +135,8 @@ class Clients:
             reply = await self.system.ask(ref, message, key=key, timeout_s=30)
         except Interrupted:
             self.told["interrupted"] += 1
+            if self.on_interrupted is not None:
+                self.on_interrupted()
             return
         assert reply == message.number
         self.told["replied"] += 1

@@ -47,7 +47,7 @@ UNIQUE = "0" * 32
         (["demo", "--limit", "0"], "--limit"),
         (["demo", "--url", "memory:"], "memory:"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=str,
 )
 def test_a_wrong_command_is_2(command: Command, words: list[str], said: str) -> None:
     run = command(*words)

@@ -40,7 +40,7 @@ async def test_what_is_over_is_not_seen_before_it_is_purged() -> None:
     clock = Clock()
     config = JournalSettings(result_ttl_ms=100, dedupe_ttl_ms=100)
     async with MemoryJournal(config, now_ms=clock.read_ms) as journal:
-        probe = Probe(journal, "once", Subject(lambda settings: MemoryJournal(settings)))
+        probe = Probe(journal, "once", Subject(MemoryJournal))
         await probe.own()
         step = probe.message(key="k", digest="d")
         await probe.finish(await probe.taken(step), "complete")
@@ -54,7 +54,7 @@ async def test_what_is_over_is_not_seen_before_it_is_purged() -> None:
 async def test_bells() -> None:
     bells: list[tuple[int, str]] = []
     async with MemoryJournal(JournalSettings(), on_bell=lambda *bell: bells.append(bell)) as journal:
-        probe = Probe(journal, "once", Subject(lambda settings: MemoryJournal(settings)))
+        probe = Probe(journal, "once", Subject(MemoryJournal))
         await probe.own()
         dispatch = await probe.taken(probe.message())
         assert bells == []

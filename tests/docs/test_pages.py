@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -87,8 +88,8 @@ def unknown(command: str) -> str:
         case ["python", "-m", module, *_]:
             return "" if importlib.util.find_spec(module) else f"no module {module}"
         case ["python", path]:
-            # The name under which a page tells its reader to save an example.
-            return "" if path == "bank.py" or (ROOT / path).is_file() else f"no file {path}"
+            saved = path == "bank.py"  # the first page tells its reader to save the example so
+            return "" if saved or (ROOT / path).is_file() else f"no file {path}"
         case [script, *_] if script in SCRIPTS:
             return ""
         case ["redis-cli", "CONFIG", "SET", *_]:
@@ -114,17 +115,25 @@ def test_commands_exist() -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
-def script_commands() -> list[tuple[str, str]]:
-    """`atomic-actors demo` and the like: the program and its first word."""
-    pairs = [(words[0], words[1]) for _, command in commands() if len(words := shlex.split(command)) > 1]
-    return sorted({pair for pair in pairs if pair[0] in SCRIPTS})
+def script_commands() -> list[tuple[str, ...]]:
+    """`atomic-actors demo` and the like: the program and the words that choose what it does."""
+    found: set[tuple[str, ...]] = set()
+    for _, command in commands():
+        script, *words = shlex.split(command)
+        if script in SCRIPTS:
+            found.add((script, *itertools.takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words)))
+    return sorted(found)
 
 
-@pytest.mark.parametrize(("script", "word"), script_commands())
-def test_our_commands_explain_themselves(script: str, word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", script_commands(), ids=" ".join)
+def test_our_commands_explain_themselves(command: tuple[str, ...], tmp_path: Path) -> None:
+    script, *words = command
     module, _, function = SCRIPTS[script].partition(":")
-    program = f"import sys; sys.argv = {[script, word, '--help']!r}; from {module} import {function} as run; run()"
-    assert word in run_python(["-c", program], tmp_path)
+    program = (
+        f"import sys; sys.argv = {[script, *words, '--help']!r}; from {module} import {function} as run; "
+        "sys.exit(run())"
+    )
+    assert f"Usage: {' '.join(command)} " in run_python(["-c", program], tmp_path)
 
 
 # --- names ---------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ async def test_doorbells_of_the_watched_partitions(store_server: Server, namespa
     ):
         task_group.start_soon(channels.listen_doorbells, [3], heard)
         assert await heard.next() == (3, "")
-        await journal.execute([Resume(4, "account/unwatched"), Resume(3, "account/ä b"), Resume(3, "account/c")])
+        await journal.execute(
+            [Resume(4, "account/unwatched"), Resume(3, "account/ä b"), Resume(3, "account/c")]
+        )
         assert [await heard.next(), await heard.next()] == [(3, "account/ä b"), (3, "account/c")]
         channels.watch(4)
         assert await heard.next() == (4, "")

@@ -141,7 +141,9 @@ class Oracle:
         self.order[entity].remove(message.unique)
         started = life.starts.total() + life.recoveries.total()
         self.note(event.value, entity, self.name(life.tag))
-        if event in (Event.WITHDRAW, Event.EXPIRE) and started:
+        # A run that was cut off gives its members' attempts back: they had no effect whatever.
+        effectful = life.name in ("Work", "Again", "Look")
+        if event in (Event.WITHDRAW, Event.EXPIRE) and started and effectful:
             self.fail(f"{life.tag}: {event.value} after it had started")
         if event is Event.COMPLETE:
             if not started:

@@ -74,7 +74,7 @@ class NewSystem:
         return ActorSystem(config, journal=self.journal if wrap is None else wrap(self.journal))
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Stage:
     """What a test shares with its actors: a log of what ran, and gates to hold it."""
 
@@ -278,3 +278,12 @@ def unlike(*entities: EntityRef, partitions: int = QUICK["partitions"]) -> list[
         if partition not in taken:
             found.setdefault(partition, entity)
     return list(found.values())
+
+
+def partition_mates(entity: EntityRef, partitions: int = QUICK["partitions"]) -> list[EntityRef]:
+    """Other desks in the partition of `entity`."""
+    from atomic_actors._records import partition_of
+
+    mine = partition_of(str(entity), partitions)
+    desks = [desk(f"other-{number}") for number in range(50)]
+    return [each for each in desks if partition_of(str(each), partitions) == mine]

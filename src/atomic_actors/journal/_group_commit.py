@@ -68,6 +68,8 @@ def _size_bytes(step: Step) -> int:
 class _Entry:
     step: Step
     on_result: OnResult
+    #: Whether it may be refused while it was certainly not sent.
+    refusable: bool
     #: True once a batch with it may have reached the store: from then on it is sent until answered.
     sent: bool = False
 
@@ -101,6 +103,7 @@ class GroupCommit:
         max_pending_steps: steps that may wait; more are refused with `JournalUnavailable`.
         failure_threshold: failed calls in a row after which new steps are refused at once.
         max_batches_in_flight: how many batches may be on their way to the store.
+        answer_limit_s: how long `request` and `execute` wait; what they sent may still happen.
     """
 
     inner: Journal
@@ -109,6 +112,7 @@ class GroupCommit:
     max_pending_steps: int = 100_000
     failure_threshold: int = 3
     max_batches_in_flight: int = 2
+    answer_limit_s: float = 10.0
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
@@ -133,6 +137,9 @@ class GroupCommit:
     #: Called with each answer's time and round trip, and on each change of `available`.
     on_answer: Callable[[int], None] | None = field(default=None, init=False)
     on_availability: Callable[[bool], None] | None = field(default=None, init=False)
+    #: Called if a flusher ends by an error of ours, or the store turns out to be another one; without
+    #: it such an error leaves through the task group.
+    on_crash: Callable[[BaseException], None] | None = field(default=None, init=False)
 
     @property
     def settings(self) -> JournalSettings:
@@ -169,11 +176,14 @@ class GroupCommit:
             raise JournalUnavailable(f"{len(pending)} steps wait already (max_pending_steps)", sent=False)
         if self._failures >= self.failure_threshold:
             raise JournalUnavailable("the store does not answer", sent=False)
-        self.enqueue(step, on_result)
+        self._add(_Entry(step, on_result, True))
 
     def enqueue(self, step: Step, on_result: OnResult) -> None:
         """Queue a step that must not be refused: a commit, a settlement. Bounded by what runs."""
-        self._pending.append(_Entry(step, on_result))
+        self._add(_Entry(step, on_result, False))
+
+    def _add(self, entry: _Entry) -> None:
+        self._pending.append(entry)
         if self._idle:
             self._idle.pop().set(None)
 
@@ -181,11 +191,15 @@ class GroupCommit:
         """Queue one step and wait for its result.
 
         Raises:
-            JournalUnavailable: as `submit`, or the group commit was closed before an answer came.
+            JournalUnavailable: as `submit`; no answer came within `answer_limit_s`; or the group commit was
+                closed before one came.
         """
         cell: Cell[Result | JournalUnavailable] = cell_factory()()
         self.submit(step, cell.set)
-        result = await cell
+        with anyio.move_on_after(self.answer_limit_s) as scope:
+            result = await cell
+        if scope.cancelled_caught:
+            raise JournalUnavailable(f"no answer within {self.answer_limit_s:g} s", sent=True)
         if isinstance(result, JournalUnavailable):
             raise result
         return result
@@ -194,7 +208,7 @@ class GroupCommit:
         """Queue steps in order and wait for all their results.
 
         Raises:
-            JournalUnavailable: as `submit`; where some were queued before, they may still happen.
+            JournalUnavailable: as `request`; where some were queued before, they may still happen.
         """
         if not steps:
             await anyio.lowlevel.checkpoint()
@@ -220,7 +234,10 @@ class GroupCommit:
                 queued += 1
         except JournalUnavailable as error:
             raise JournalUnavailable(str(error), sent=queued > 0) from error
-        await done
+        with anyio.move_on_after(self.answer_limit_s) as scope:
+            await done
+        if scope.cancelled_caught:
+            raise JournalUnavailable(f"no answer within {self.answer_limit_s:g} s", sent=True)
         answers: list[Result] = []
         for result in results:
             if isinstance(result, JournalUnavailable):
@@ -263,6 +280,15 @@ class GroupCommit:
         batch = _Batch(entries, appends)
         self._in_flight.append(batch)
         return batch
+
+    async def _run_flusher(self) -> None:
+        try:
+            await self._flush_forever()
+        except Exception as error:
+            if self.on_crash is None:
+                raise
+            self._failures = self.failure_threshold
+            self.on_crash(error)
 
     async def _flush_forever(self) -> None:
         """Send batch after batch. `max_batches_in_flight` of these run, so that the store works on one
@@ -346,7 +372,7 @@ class GroupCommit:
     def _refuse_unsent(self, batch: list[_Entry], error: JournalUnavailable) -> None:
         refusal = JournalUnavailable(str(error), sent=False)
         for entries in (batch, self._pending):
-            for entry in [entry for entry in entries if not entry.sent and isinstance(entry.step, Append)]:
+            for entry in [entry for entry in entries if entry.refusable and not entry.sent]:
                 entries.remove(entry)
                 entry.on_result(refusal)
 
@@ -369,7 +395,7 @@ class GroupCommit:
             await stack.enter_async_context(self.inner)
             self._task_group = await stack.enter_async_context(anyio.create_task_group())
             for _ in range(self.max_batches_in_flight):
-                self._task_group.start_soon(self._flush_forever)
+                self._task_group.start_soon(self._run_flusher)
             self._stack = stack.pop_all()
         return self
 

@@ -55,8 +55,6 @@ class Message:
     interruptions: int = 0
     #: The next turn runs the user's `on_interrupted` method.
     recovering: bool = False
-    #: It was a member of a run that was cut off: take it alone.
-    solo: bool = False
     not_before_ms: int = 0
 
     def expired_unrun(self, now_ms: int) -> bool:

@@ -5,6 +5,7 @@ Every function validates first and writes after: nothing that can fail follows t
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final, Literal
 
 from atomic_actors._records import message_id_of
@@ -118,7 +119,7 @@ def take(
         return Offer(more=True)
     stamp = stamp_of(stamps, head.head.name)
     length = 1
-    if stamp.transactional and head.attempts == 0 and not head.solo:
+    if stamp.transactional and head.attempts == 0:
         length = _run_length(waiting[:run_limit], stamps, now_ms)
     _drop_ids(entity, waiting[length - 1][1])
     messages = tuple(message for message, _ in waiting[:length])
@@ -156,7 +157,6 @@ def _run_length(waiting: list[tuple[Message, int]], stamps: dict[str, Stamp], no
     for message, _ in waiting[1:]:
         if (
             message.attempts
-            or message.solo
             or message.expired_unrun(now_ms)
             or not stamp_of(stamps, message.head.name).transactional
         ):
@@ -182,7 +182,7 @@ def finish(partition: Partition, step: Finish, now_ms: int) -> Finished | Stale 
         if isinstance(last, FinishedTurn) and (last.turn, last.claim) == (step.turn, step.claim):
             return _finished(partition, entity, step, last, now_ms, run_limit=0)
         return Stale("turn")
-    wrong = _check_finish(partition, entity, running, step)
+    wrong = _check_finish(partition, entity, running, step, now_ms)
     if wrong is not None:
         return wrong
     not_buried = _apply_verdicts(partition, entity, running, step, now_ms)
@@ -218,7 +218,9 @@ def _finished(
     return Finished(last.version, offer, last.not_buried)
 
 
-def _check_finish(partition: Partition, entity: Entity, running: Running, step: Finish) -> Rejected | None:
+def _check_finish(
+    partition: Partition, entity: Entity, running: Running, step: Finish, now_ms: int
+) -> Rejected | None:
     if tuple(verdict.unique for verdict in step.verdicts) != running.uniques:
         return bad_step("verdicts: they must cover the dispatch's messages, in order")
     ranks = [_RANKS.get(verdict.event) for verdict in step.verdicts]
@@ -231,7 +233,23 @@ def _check_finish(partition: Partition, entity: Entity, running: Running, step: 
         reached = rank
     if step.state is not None and step.expected_version != entity.version:
         return Rejected("version_conflict", f"the state's version is {entity.version}")
+    if not _has_room(partition, step, now_ms):
+        return Rejected("dead_letters_full", "give back what follows a death that has no room")
     return _check_outbox(partition, step.partition, step.outbox)
+
+
+def _has_room(partition: Partition, step: Finish, now_ms: int) -> bool:
+    """Whether no death without room has something behind it that ran: its effects are in the state already."""
+    room = partition.room_for_letters(now_ms)
+    if room is None:
+        return True
+    deaths = (Event.FAIL.value, Event.INTERRUPT.value)
+    for verdict, following in pairwise(step.verdicts):
+        if verdict.event in deaths:
+            if room == 0 and following.event != Event.REQUEUE.value:
+                return False
+            room = max(0, room - 1)
+    return True
 
 
 def _check_outbox(partition: Partition, home: int, outbox: tuple[Outgoing, ...]) -> Rejected | None:
@@ -259,8 +277,7 @@ def _apply_verdicts(
     back: list[tuple[Message, Event]] = []
     not_buried: list[str] = []
     for message, verdict in zip(running.messages, step.verdicts, strict=True):
-        # What follows a death that has no room is given back: the entity parks, and order stands.
-        event = Event.REQUEUE if not_buried else Event(verdict.event)
+        event = Event(verdict.event)
         dies = event in (Event.FAIL, Event.INTERRUPT)
         message.not_before_ms = 0
         if dies and room == 0:
@@ -302,10 +319,10 @@ def interrupt(partition: Partition, step: Interrupt, now_ms: int) -> Settled | S
         _give_back(messages)
         partition.put_back(entity, messages, settlement.event)
     elif len(messages) > 1:
-        # Nothing of a run was committed and nobody knows which member was to blame: they go on one by one.
-        _give_back(messages)
+        # Nothing of a run was committed, and nobody knows which member was to blame. Their attempts stay
+        # counted, so that each is taken alone from now on.
         for message in messages:
-            message.solo = True
+            message.interruptions += 1
         partition.put_back(entity, messages, settlement.event)
     else:
         settlement, bodies = _interrupt_one(partition, entity, running, now_ms)

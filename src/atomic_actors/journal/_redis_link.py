@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
@@ -50,6 +50,7 @@ _CERTIFICATES: Final = {
     "optional": ssl.CERT_OPTIONAL,
     "required": ssl.CERT_REQUIRED,
 }
+_STREAMS: Final[tuple[type[Any], ...]] = (MemoryObjectSendStream, MemoryObjectReceiveStream)
 
 #: Makes a connection that is not open yet. Asynchronous, because a Sentinel has to be asked where to.
 Connect = Callable[[], Awaitable[BaseConnection]]
@@ -173,8 +174,8 @@ async def ask(connection: BaseConnection, command: bytes, *arguments: Argument) 
 def _close_buffers(connection: BaseConnection) -> None:
     # One that never got through leaves its memory streams open, and anyio warns of each of them.
     for part in vars(connection).values():
-        if isinstance(part, MemoryObjectSendStream | MemoryObjectReceiveStream):
-            cast("MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]", part).close()
+        if isinstance(part, _STREAMS):
+            part.close()
 
 
 class Link:

@@ -3,11 +3,11 @@
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
 --
 -- Keys of a partition, T = {namespace:service:partition}, all of one slot:
---   T:L             hash    lease: c claim, e epoch, r renewals, n node, s claim since which T:run has no older one
+--   T:L             hash    lease: c claim, e epoch, r renewals, n node, s claim that found no older dispatch
 --   T:C             hash    books: one number a state, accepted, refused, commit, incarnation, time, outbound
 --   T:run           hash    entity -> its dispatch (the same text as field g of its record)
 --   T:ready         zset    entities that are idle, not parked, and have something waiting, by when to look
---   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked "1" or ""
+--   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked ("1")
 --                           r answer of the last turn that ended, m:<unique> body, h:<unique> history
 --   T:q:<entity>    list    uniques in order; one without a body was withdrawn
 --   T:o:<entity>/<unique>   outcome, expires
@@ -18,7 +18,7 @@
 --   T:w             hash    out:<target> last number given, in:<source>:<incarnation> last number taken
 --
 -- A dispatch is lines: turn, claim, stamp, recovering, then three a message: unique, attempt, interruptions.
--- A history is "attempts interruptions recovering alone not_before"; none means that all are zero.
+-- A history is "attempts interruptions recovering not_before"; none means that all are zero.
 --
 -- Every key that a step may touch is in KEYS. A step reads and checks everything first and writes then:
 -- Lua does not roll back. Numbers are written with %.0f, because tostring rounds above 14 digits.
@@ -52,7 +52,6 @@ local TOMBSTONES_MAX = 32
 -- `unpack` has room for about 8,000 values; three a message stay far below.
 local RUN_MAX = 512
 local POLICIES_MAX = 256
-local DECIMALS_MAX = 10000
 -- 2^53 - 1: above it, a number is not told from its neighbours.
 local EXACT_MAX = 9007199254740991
 local DEFAULT_STAMP = "edc3"
@@ -73,7 +72,7 @@ local result_ttl, dedupe_ttl, depth_limit, letter_limit, letter_ttl, partition_c
 -- Policies of this call by position; those that were read, by text.
 local texts
 local policies, policies_kept = {}, 0
-local decimals = {}
+local decimals, padded = {}, {}
 
 -- Checks and small readings.
 
@@ -85,16 +84,26 @@ local function extend(list, more)
   return list
 end
 
--- Exact, unlike tostring. Formatting takes a microsecond, so that of small numbers is kept.
+-- Exact up to 2^53, unlike tostring, and from kept pieces of four digits: formatting takes a microsecond.
 local function decimal(number)
-  local text = decimals[number]
-  if not text then
-    text = format("%.0f", number)
-    if number >= 0 and number < DECIMALS_MAX then
-      decimals[number] = text
-    end
+  if number < 0 then
+    return format("%.0f", number)
   end
-  return text
+  local low = number % 10000
+  if number < 10000 then
+    local text = decimals[low]
+    if not text then
+      text = format("%.0f", low)
+      decimals[low] = text
+    end
+    return text
+  end
+  local text = padded[low]
+  if not text then
+    text = format("%04.0f", low)
+    padded[low] = text
+  end
+  return decimal((number - low) / 10000) .. text
 end
 
 -- Only before the first write of a step.
@@ -119,19 +128,29 @@ local function advance(state, event)
   return next_state
 end
 
+local function add(P, name, number)
+  P.moved[name] = (P.moved[name] or 0) + number
+  P.wrote = true
+end
+
 local function count(P, state, event, times)
   local next_state = advance(state, event)
-  local books = P.books
   if state == "absent" then
-    books.accepted = books.accepted + times
+    add(P, "accepted", times)
   else
-    books[state] = books[state] - times
+    add(P, state, -times)
   end
-  books[next_state] = books[next_state] + times
+  add(P, next_state, times)
   if event == "refuse" then
-    books.refused = books.refused + times
+    add(P, "refused", times)
   end
-  P.wrote = true
+end
+
+-- A number of the books, with what this call has added so far.
+local function book(P, name)
+  local stored = P.stored[name] or call("HGET", P.books, name) or 0
+  P.stored[name] = stored
+  return tonumber(stored) + (P.moved[name] or 0)
 end
 
 local function read_head(body)
@@ -245,21 +264,18 @@ local function read_history(message, text)
     message.attempts, message.interruptions, message.not_before = 0, 0, 0
     return
   end
-  local attempts, interruptions, recovering, alone, not_before = match(text, "^(%d+) (%d+) (%d) (%d) (%d+)$")
+  local attempts, interruptions, recovering, not_before = match(text, "^(%d+) (%d+) (%d) (%d+)$")
   message.attempts, message.interruptions = tonumber(attempts), tonumber(interruptions)
-  message.recovering, message.alone = recovering == "1", alone == "1"
-  message.not_before = tonumber(not_before)
+  message.recovering, message.not_before = recovering == "1", tonumber(not_before)
 end
 
 local function write_history(message)
-  return format(
-    "%.0f %.0f %s %s %.0f",
-    message.attempts,
-    message.interruptions,
-    message.recovering and "1" or "0",
-    message.alone and "1" or "0",
-    message.not_before
-  )
+  local recovering = message.recovering and " 1 " or " 0 "
+  return decimal(message.attempts)
+    .. " "
+    .. decimal(message.interruptions)
+    .. recovering
+    .. decimal(message.not_before)
 end
 
 local function read_dispatch(text)
@@ -286,37 +302,54 @@ local function read_dispatch(text)
   }
 end
 
--- The first waiting messages, `limit` of them or fewer, but at least one where there is one. Each knows how
--- many ids leave the list with it. The second answer is how many ids at the front have no message.
-local function peek(e, q, limit)
-  local messages, skipped, from, size = {}, 0, 0, max(limit, 1)
-  while true do
-    local ids = call("LRANGE", q, from, from + size - 1)
-    local fields = {}
-    for j = 1, #ids do
-      fields[2 * j - 1] = "m:" .. ids[j]
-      fields[2 * j] = "h:" .. ids[j]
-    end
-    local values = #ids > 0 and call("HMGET", e, unpack(fields))
-    for j = 1, #ids do
-      local body = values[2 * j - 1]
-      if body then
-        local message = { unique = ids[j], body = body, leaves = from + j }
-        message.deadline, message.waited, message.name, message.idempotency_key = read_head(body)
-        read_history(message, values[2 * j])
-        messages[#messages + 1] = message
-      elseif #messages == 0 then
-        skipped = skipped + 1
-        if skipped > TOMBSTONES_MAX then
-          return messages, skipped
-        end
-      end
-    end
-    if #messages > 0 or #ids < size then
-      return messages, skipped
-    end
-    from, size = from + size, TOMBSTONES_MAX + 1
+-- Whether a run may begin with this message.
+local function may_lead(policy, head, limit)
+  return limit > 1 and head.attempts == 0 and is_transactional(stamp_of(policy, head.name))
+end
+
+-- The messages of some ids of the list. Each knows how many ids leave the list with it.
+local function read_waiting(e, q, from, to, messages)
+  local ids = call("LRANGE", q, from, to)
+  if #ids == 0 then
+    return 0
   end
+  local fields = {}
+  for j = 1, #ids do
+    fields[2 * j - 1] = "m:" .. ids[j]
+    fields[2 * j] = "h:" .. ids[j]
+  end
+  local values = call("HMGET", e, unpack(fields))
+  for j = 1, #ids do
+    local body = values[2 * j - 1]
+    if body then
+      local message = { unique = ids[j], body = body, leaves = from + j }
+      message.deadline, message.waited, message.name, message.idempotency_key = read_head(body)
+      read_history(message, values[2 * j])
+      messages[#messages + 1] = message
+    end
+  end
+  return #ids
+end
+
+-- The head, and where a run may begin with it, the other messages of the first `limit` ids. None where too
+-- many withdrawn ids stand before the head: a step skips only so many, so that no step is long.
+local function peek(e, q, policy, limit)
+  local messages = {}
+  read_waiting(e, q, 0, 0, messages)
+  if messages[1] and not may_lead(policy, messages[1], limit) then
+    return messages
+  end
+  if limit > 1 then
+    read_waiting(e, q, 1, limit - 1, messages)
+  end
+  if not messages[1] and limit <= TOMBSTONES_MAX then
+    limit = max(limit, 1)
+    read_waiting(e, q, limit, limit + TOMBSTONES_MAX, messages)
+  end
+  if messages[1] and messages[1].leaves > TOMBSTONES_MAX + 1 then
+    return {}
+  end
+  return messages
 end
 
 -- Taking.
@@ -338,13 +371,11 @@ local function plan(P, messages, policy, limit)
     return 0, { MORE }
   end
   local taken = 1
-  local may_run = limit > 1 and head.attempts == 0 and not head.alone
-  if may_run and is_transactional(stamp_of(policy, head.name)) then
+  if may_lead(policy, head, limit) then
     for j = 2, min(limit, #messages) do
       local message = messages[j]
       if
         message.attempts > 0
-        or message.alone
         or message.not_before > P.now
         or is_expired(P, message)
         or not is_transactional(stamp_of(policy, message.name))
@@ -421,7 +452,7 @@ local function offer_dry(P, record, q)
   if record.waiting == 0 then
     return { NOTHING }
   end
-  local messages = peek(record.key, q, 1)
+  local messages = peek(record.key, q, nil, 1)
   if #messages == 0 then
     return { MORE }
   end
@@ -443,7 +474,7 @@ local function drop_front(q, ids, waiting)
 end
 
 local function head_not_before(e, q)
-  local messages = peek(e, q, 1)
+  local messages = peek(e, q, nil, 1)
   return #messages > 0 and messages[1].not_before or 0
 end
 
@@ -588,8 +619,8 @@ local function append(P, k, a, key_of_key, used_key)
     local waiting = decimal(record.waiting)
     return { REJECTED, "queue_depth_exceeded", "the entity has " .. waiting .. " messages waiting" }
   end
-  if depth_limit > 0 and P.books.enqueued + 1 > depth_limit then
-    local waiting = decimal(P.books.enqueued)
+  if depth_limit > 0 and book(P, "enqueued") + 1 > depth_limit then
+    local waiting = decimal(book(P, "enqueued"))
     return { REJECTED, "queue_depth_exceeded", "the partition has " .. waiting .. " messages waiting" }
   end
   local idle = not record.dispatch and not record.parked and record.waiting == 0
@@ -918,7 +949,7 @@ local function audit(P, k, a, stop, stop_key)
   end
   local answer = { DONE, dispatched, call("ZCARD", P.ready), count_letters(P, K[k]), outbound }
   for j = 1, #BOOKS do
-    answer[j + 5] = P.books[BOOKS[j]]
+    answer[j + 5] = book(P, BOOKS[j])
   end
   return answer
 end
@@ -933,9 +964,11 @@ local function take_next(P, record, q, entity, claim, policy, held, limit, field
   if record.waiting == 0 then
     return { NOTHING }
   end
-  local messages, skipped = peek(record.key, q, min(limit, RUN_MAX))
+  local messages = peek(record.key, q, policy, min(limit, RUN_MAX))
   if #messages == 0 then
-    drop_front(q, skipped, record.waiting)
+    if limit > 0 then
+      drop_front(q, TOMBSTONES_MAX + 1, record.waiting)
+    end
     return { MORE }
   end
   local taken, offer = plan(P, messages, policy, limit)
@@ -1124,7 +1157,7 @@ local function write_outbox(P, own, outbox)
       "HSET", outbox.streams,
       "out:" .. group.target, decimal(group.out), "left:" .. group.target, decimal(group.left)
     )
-    P.books.outbound = P.books.outbound + #group.entries
+    add(P, "outbound", #group.entries)
   end
 end
 
@@ -1356,7 +1389,7 @@ local function interrupt(P, k, a, stop)
   local head, settlement, histories = messages[1], "requeue", {}
   if began and #messages > 1 then
     for j, message in ipairs(messages) do
-      message.attempts, message.alone, message.not_before = message.attempts - 1, true, 0
+      message.interruptions, message.not_before = message.interruptions + 1, 0
       histories[2 * j - 1], histories[2 * j] = "h:" .. message.unique, write_history(message)
     end
   elseif began then
@@ -1410,7 +1443,7 @@ local function sweep(P, k, a)
   local due = call("ZRANGEBYSCORE", P.ready, "-inf", now, "LIMIT", 0, limit)
   local later = call("ZRANGEBYSCORE", P.ready, "(" .. now, "+inf", "WITHSCORES", "LIMIT", 0, 1)
   local targets = {}
-  if P.books.outbound > 0 then
+  if book(P, "outbound") > 0 then
     local streams = call("HGETALL", K[k])
     for j = 1, #streams, 2 do
       local target = match(streams[j], "^left:(%d+)$")
@@ -1456,7 +1489,7 @@ local function relay_read(P, k, a)
   end
   local numbers = call("HMGET", K[k], "out:" .. target, "left:" .. target)
   local first = tonumber(numbers[1] or 0) - tonumber(numbers[2] or 0) + 1
-  local answer = { DONE, P.books.incarnation, first }
+  local answer = { DONE, book(P, "incarnation"), first }
   for _, entry in ipairs(call("LRANGE", K[k + 1], 0, limit - 1)) do
     extend(answer, { match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$") })
   end
@@ -1518,8 +1551,8 @@ local function relay_ack(P, k, a)
     left = left - forgotten
     call("LTRIM", K[k + 1], forgotten, -1)
     call("HSET", K[k], "left:" .. target, decimal(left))
-    P.books.outbound = P.books.outbound - forgotten
-    P.wrote, P.owned = true, true
+    add(P, "outbound", -forgotten)
+    P.owned = true
   end
   return { DONE, left }
 end
@@ -1539,14 +1572,15 @@ local function claim_partition(P, _, a)
       return { HELD, values[4], epoch, held, tonumber(values[3]) }
     end
     epoch = epoch + 1
+    local is_first = book(P, "incarnation") == 0
     call("HSET", P.lease, "c", claim, "e", decimal(epoch), "r", "0", "n", node, "s", "")
     P.claim = claim
-    if P.books.incarnation == 0 then
-      P.books.incarnation = P.now
-    end
     P.wrote = true
+    if is_first then
+      add(P, "incarnation", max(P.now, 1))
+    end
   end
-  return { DONE, epoch, P.books.incarnation, P.books.commit }
+  return { DONE, epoch, book(P, "incarnation"), book(P, "commit") }
 end
 
 -- no keys; claim
@@ -1602,49 +1636,46 @@ local STEPS = {
   release = { release, 0, 1 },
 }
 
+-- The numbers that nearly every call moves; the others are read where they are needed.
+local HOT = { "time", "commit", "accepted", "enqueued", "dispatched", "completed" }
+
 local function open_partition(number, k, clock)
-  local values = call("HMGET", K[k + 1], unpack(BOOKS))
-  local books = {}
-  for j = 1, #BOOKS do
-    books[BOOKS[j]] = tonumber(values[j] or 0)
+  local values, stored = call("HMGET", K[k + 1], unpack(HOT)), {}
+  for j = 1, #HOT do
+    stored[HOT[j]] = values[j] or "0"
   end
   return {
     number = number,
     exists = is_partition(tonumber(number)),
     lease = K[k],
-    books_key = K[k + 1],
+    books = K[k + 1],
     run = K[k + 2],
     ready = K[k + 3],
-    books = books,
-    before = values,
-    now = max(clock, books.time),
+    stored = stored,
+    moved = {},
+    now = max(clock, tonumber(stored.time)),
   }
 end
 
 -- What the steps of this call added up to. The key was read as a hash, so this cannot fail.
 local function close_partition(P)
-  local books = P.books
-  if P.wrote or P.owned then
-    if P.owned then
-      books.commit = books.commit + 1
-    end
-    books.time = P.now
-    local fields = { P.books_key }
-    for j = 1, #BOOKS do
-      local number = decimal(books[BOOKS[j]])
-      if number ~= (P.before[j] or "0") then
-        fields[#fields + 1], fields[#fields + 2] = BOOKS[j], number
+  if P.owned then
+    add(P, "commit", 1)
+  end
+  if P.wrote then
+    local fields = { P.books, "time", decimal(P.now) }
+    for name, number in pairs(P.moved) do
+      if number ~= 0 then
+        fields[#fields + 1], fields[#fields + 2] = name, decimal(book(P, name))
       end
     end
-    if #fields > 1 then
-      call("HSET", unpack(fields))
-    end
+    call("HSET", unpack(fields))
   end
   if P.bells then
     -- A hint: where it is not allowed or not heard, the owner's sweep finds the work.
     redis.pcall("SPUBLISH", sub(P.lease, 1, -2) .. "bell", table.concat(P.bells, "\n"))
   end
-  return books.commit
+  return book(P, "commit")
 end
 
 local function failure(problem)

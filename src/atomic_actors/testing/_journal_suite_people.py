@@ -130,7 +130,12 @@ class People:
                 await probe.accept(step)
             await probe.own()
             run = await probe.dispatch(run_limit=4)
-            finished = await probe.finish(run, "complete", "fail", "fail", "complete", run_limit=4)
+            # What ran behind the death cannot be given back: its effects are in the state.
+            for following in ("complete", "refuse", "retry"):
+                wrong = probe.finish_step(run, "complete", "fail", "fail", following, state=b"no")
+                assert expect(Rejected, await probe.send(wrong)).code == "dead_letters_full"
+            assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 4
+            finished = await probe.finish(run, "complete", "fail", "fail", "requeue", run_limit=4)
             assert (finished.not_buried, finished.offer.parked) == ((steps[2].unique,), True)
             words = [await probe.state_of(step) for step in steps]
             assert words == ["completed", "failed", "enqueued", "enqueued"]

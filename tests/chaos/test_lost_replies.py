@@ -1,0 +1,211 @@
+"""Each call of the journal in turn is cut off, doubled or late: the outcome is the same, and nothing runs twice."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+
+import anyio
+import pytest
+from attrs import define, evolve, frozen
+
+from atomic_actors import (
+    Actor,
+    ActorSystem,
+    AskTimeout,
+    AtomicActorsError,
+    Command,
+    Config,
+    Interrupted,
+    ResultExpired,
+    StoreUnavailable,
+    UnknownMessage,
+    handler,
+)
+from tests.chaos.checks import Verdict, finish
+from tests.chaos.proxy import Fault, Proxy, frame_end, run_proxy
+from tests.chaos.workload import Plan
+from tests.servers import Server, start_server
+
+pytestmark = pytest.mark.anyio
+
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+CALLS = 40
+STORE_TIMEOUT_S = 0.3
+#: What is left of a run without faults, whatever the order in which its turns happened.
+STORE = {"allow_no_persistence": True, "store_timeout_s": STORE_TIMEOUT_S}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    folder = tmp_path_factory.mktemp("s")
+    with start_server("valkey", tmp_path=folder, tcp=False, appendonly="no") as server:
+        yield server
+
+
+@pytest.fixture
+def socket() -> Generator[Path]:
+    """The path of the proxy's socket, which has to be short."""
+    with tempfile.TemporaryDirectory(prefix="aa-") as folder:
+        yield Path(folder) / "s"
+
+
+def _plan(directory: Path, url: str, namespace: str) -> Plan:
+    directory.mkdir()
+    return Plan(
+        url,
+        namespace,
+        directory,
+        SEED,
+        accounts=4,
+        clients=2,
+        places=12,
+        partitions=4,
+        pace_s=0.001,
+        settings=STORE,
+    )
+
+
+async def _run(plan: Plan, proxy: Proxy) -> Verdict:
+    async with run_proxy(proxy):
+        try:
+            return await finish(evolve(plan, url=proxy.url))
+        except BaseException as error:
+            error.add_note(f"{proxy.fault} at call {proxy.at}; CHAOS_SEED={SEED}")
+            raise
+
+
+def _check(verdict: Verdict, expected: Verdict) -> None:
+    assert verdict.balances == expected.balances
+    assert verdict.accepted == expected.accepted
+    # Everything started once.
+    assert (verdict.starts, verdict.again, verdict.dead_letters) == (expected.starts, 0, 0)
+    assert verdict.told == expected.told
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", ["request lost", "reply lost", "doubled", "late"])
+async def test_one_call(
+    fault: Fault, server: Server, socket: Path, tmp_path: Path, namespace: str
+) -> None:
+    expected = await finish(_plan(tmp_path / "0", server.url, f"{namespace}-0"))
+    assert expected.dead_letters == 0
+    for call in range(1, CALLS + 1):
+        plan = _plan(tmp_path / str(call), "", f"{namespace}-{call}")
+        path = socket.with_name(str(call))
+        proxy = Proxy(path, server.socket_path, fault, call, delay_s=STORE_TIMEOUT_S + 0.1)
+        verdict = await _run(plan, proxy)
+        assert proxy.fired == 1
+        _check(verdict, expected)
+
+
+async def test_every_call_twice(server: Server, socket: Path, tmp_path: Path, namespace: str) -> None:
+    expected = await finish(_plan(tmp_path / "0", server.url, f"{namespace}-0"))
+    proxy = Proxy(socket, server.socket_path, "doubled", 0, every=True)
+    verdict = await _run(_plan(tmp_path / "1", "", f"{namespace}-1"), proxy)
+    assert proxy.fired > CALLS
+    _check(verdict, expected)
+
+
+# --- longer than the outcome is kept ---------------------------------------------------------------------
+
+
+@frozen
+class Add(Command[int]):
+    number: int
+
+
+@define
+class Numbers:
+    count: int = 0
+
+
+class Counting(Actor[Numbers], kind="counting"):
+    def __init__(self, starts: Counter[int]) -> None:
+        self.starts = starts
+
+    @handler
+    async def add(self, message: Add) -> int:
+        self.starts[message.number] += 1
+        self.state.count += 1
+        return message.number
+
+
+@pytest.mark.timeout(240)
+async def test_a_cut_that_outlasts_the_outcome(
+    server: Server, socket: Path, tmp_path: Path, namespace: str
+) -> None:
+    """The answer is lost and the store is away for longer than it keeps outcomes: at the worst nobody knows."""
+    ended: Counter[str] = Counter()
+    for call in range(3, 15):
+        path = socket.with_name(str(call))
+        proxy = Proxy(path, server.socket_path, "outage", call, delay_s=1.2)
+        starts: Counter[int] = Counter()
+        config = Config(
+            url=proxy.url,
+            namespace=f"{namespace}-{call}",
+            actors=[Counting.using(starts=starts)],
+            partitions=2,
+            result_ttl_s=1.0,
+            ask_timeout_s=4.0,
+            accept_timeout_s=4.0,
+            **STORE,
+        )
+        async with run_proxy(proxy):
+            async with ActorSystem(config) as system:
+                for number in range(8):
+                    ended[await _outcome(system, number, starts)] += 1
+                with anyio.fail_after(20):
+                    report = await _quiet(system)
+        assert proxy.fired == 1
+        assert report.is_balanced, report.problems
+        assert max(starts.values()) == 1
+    print(f"\n{dict(ended)}")
+    assert ended["replied"] > 60
+
+
+async def _outcome(system: ActorSystem, number: int, starts: Counter[int]) -> str:
+    try:
+        assert await system.ask(Counting.ref("one"), Add(number)) == number
+    except (UnknownMessage, ResultExpired, Interrupted, AskTimeout, StoreUnavailable) as error:
+        if isinstance(error, StoreUnavailable):
+            assert not starts[number], "nothing was sent, and it ran"
+        return error.code
+    assert starts[number] == 1
+    return "replied"
+
+
+async def _quiet(system: ActorSystem):  # type: ignore[no-untyped-def]
+    while True:
+        try:
+            report = await system.audit()
+        except AtomicActorsError:
+            await anyio.sleep(0.05)
+            continue
+        if not (report.enqueued or report.dispatched):
+            return report
+        await anyio.sleep(0.05)
+
+
+# --- the proxy itself ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"+OK\r\n",
+        b"$3\r\na\r\n\r\n",
+        b"$-1\r\n",
+        b"*2\r\n$1\r\na\r\n:7\r\n",
+        b"*-1\r\n",
+        b"%1\r\n+a\r\n*1\r\n_\r\n",
+        b">2\r\n+a\r\n#t\r\n",
+        b"|1\r\n+a\r\n+b\r\n:1\r\n",
+    ],
+)
+async def test_where_frames_end(frame: bytes) -> None:
+    assert frame_end(frame + b"+next\r\n") == len(frame)
+    assert all(frame_end(frame[:cut]) == -1 for cut in range(len(frame)))
