@@ -109,6 +109,7 @@ class Services(Protocol):
     ) -> Outgoing: ...
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
     def follow_up(self, activation: Activation, offer: Offer) -> None: ...
+    def ring(self, activation: Activation) -> None: ...
     def lost(self, partition: int, why: str) -> None: ...
     def park(self, activation: Activation, why: str) -> None: ...
     def ended(self, activation: Activation, *, was_closing: bool) -> None: ...
@@ -198,6 +199,7 @@ class Activation:
         self.accept(offer)
         if not self.admitted and self._is_closing():
             self._wake()  # it stayed only for this answer
+        self._heed_bell()
 
     def accept(self, offer: Offer) -> None:
         """Take what the store offers; a dispatch that is known already is dropped."""
@@ -220,6 +222,11 @@ class Activation:
         if self.status != "active":
             self.services.follow_up(self, offer)
         self._wake()
+
+    def _heed_bell(self) -> None:
+        """Ask the store once more, if the doorbell rang while an older answer was on its way."""
+        if self.rung and not self.is_busy and self.status in ("active", "closing"):
+            self.services.ring(self)
 
     def _wake(self) -> None:
         waiting = self._waiting
@@ -364,7 +371,7 @@ class Activation:
             if not kind.free:
                 self._instance.outbox = self._outbox
                 self._instance.context = self._context
-                self._set_state(self.state)
+                self.set_state(self.state)
             self._context.fencing_token = self.services.fencing_token(self.partition)
             if kind.spec.on_activate is not None:
                 await kind.spec.on_activate(self._instance)
@@ -378,14 +385,16 @@ class Activation:
             state = decode(data) if data else self.kind.new_state()
         except (InvalidPayload, msgspec.DecodeError) as error:
             raise Unreadable(f"the stored state of {self.entity} does not decode: {error}") from error
-        self._set_state(state)
+        self.set_state(state)
 
-    def _set_state(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
+        """Replace the state, here and on the instance."""
         self.state = state
         if self._instance is not None and self._instance is not self._context:
             self._instance.state = state
 
-    def _get_state(self) -> Any:
+    def get_state(self) -> Any:
+        """The state, wherever the handler's code put it."""
         if self._instance is not self._context and self.kind.decode_state is not None:
             return self._instance.state
         return self.state
@@ -486,7 +495,7 @@ class Activation:
         encode = self.kind.encode_state
         if encode is not None:
             try:
-                after = encode(self._get_state())
+                after = encode(self.get_state())
             except InvalidPayload as error:
                 raise InvalidState(
                     f"{handler.spec.location}: the state does not fit its type: {error}"
@@ -501,9 +510,12 @@ class Activation:
                 "make its message a Command"
             )
         if len(self._outbox):
-            for entity, message in self._outbox:
-                ordinal = len(turn.outbox) + 1
-                turn.outbox.append(self.services.outgoing(self._context, ordinal, entity, message))
+            # All of them or none: a bad entry fails the turn, and the good ones before it must not leave.
+            first = len(turn.outbox) + 1
+            turn.outbox += [
+                self.services.outgoing(self._context, ordinal, entity, message)
+                for ordinal, (entity, message) in enumerate(self._outbox, first)
+            ]
             self._outbox.clear()
         self.state_bytes = after
         return Verdict(member.item.unique, Event.COMPLETE.value, told)
@@ -567,6 +579,7 @@ class Activation:
         result, self._finished = self._finished, None
         self._turn = None
         if isinstance(result, Finished):
+            self._heed_bell()
             return
         if isinstance(result, JournalUnavailable):
             return
@@ -606,10 +619,9 @@ class Activation:
             self._committed_bytes = self.state_bytes
             for verdict, member in zip(turn.verdicts, turn.members, strict=True):
                 word = _OUTCOME_WORDS.get(verdict.event)
-                if word is None or verdict.unique in result.not_buried:
-                    continue
-                sender = member.sender if member is not None else ""
-                self.services.reply(sender, self.entity, verdict.unique, word + verdict.reply)
+                if word is not None and verdict.unique not in result.not_buried:
+                    sender = member.sender if member is not None else ""
+                    self.services.reply(sender, self.entity, verdict.unique, word + verdict.reply)
                 if self.services.listening:
                     self.services.emit_ended(self, member, verdict)
             self.services.committed(self, step, result)
@@ -630,11 +642,15 @@ class Activation:
         if self._turn is None or self._task_group is None or self._turn.committing:
             raise NotSupported("context.start_soon: only while the handler runs")
         self._children += 1
-        self._task_group.start_soon(self._run_child, function, args)
+        # Made here and not in the task: a child that has not begun yet must be cancelled as well.
+        scope = anyio.CancelScope()
+        self._child_scopes.add(scope)
+        self._task_group.start_soon(self._run_child, scope, function, args)
 
-    async def _run_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
-        with anyio.CancelScope() as scope:
-            self._child_scopes.add(scope)
+    async def _run_child(
+        self, scope: anyio.CancelScope, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    ) -> None:
+        with scope:
             try:
                 await function(*args)
             except Exception as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 import attrs
@@ -238,7 +238,7 @@ class Config:
     service: str = _name("The set of kinds that this system offers; its nodes share entities.")
 
     # What runs here.
-    actors: tuple[Any, ...] = _setting(
+    actors: Sequence[Any] = _setting(
         (), "Actor classes, `EntityKind`s, or modules to scan.", _Rule("actors"), hash=False
     )
     kinds: Mapping[str, KindConfig] = _setting(

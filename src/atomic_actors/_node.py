@@ -176,8 +176,6 @@ class Node:
                 self.supervisor.wake(message.partition, message.entity)
             else:
                 self.supervisor.relay.kick(activation.partition, message.partition)
-        if activation.rung and result.offer.dispatch is None:
-            self.supervisor.take(activation)
 
     def _count(self, event: str) -> None:
         counts = self.counts
@@ -197,6 +195,10 @@ class Node:
     def follow_up(self, activation: Activation, offer: Offer) -> None:
         """See `Supervisor.follow_up`."""
         self.supervisor.follow_up(activation, offer)
+
+    def ring(self, activation: Activation) -> None:
+        """Look for work that the doorbell announced."""
+        self.supervisor.take(activation)
 
     def watch_deadline(self, activation: Activation) -> None:
         """See `Supervisor.watch_deadline`."""

@@ -49,7 +49,6 @@ class TurnHost(Protocol):
     """What a turn needs of its activation."""
 
     ref: EntityRef
-    state: Any
 
     @property
     def services(self) -> TurnServices:
@@ -64,6 +63,14 @@ class TurnHost(Protocol):
     @property
     def is_running(self) -> bool:
         """Whether a turn is in a handler or on its way to the store."""
+        ...
+
+    def get_state(self) -> Any:
+        """The entity's state."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Replace it."""
         ...
 
     def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
@@ -167,11 +174,11 @@ class TurnContext(Context[Any]):
     @property
     def state(self) -> Any:
         """The entity's state."""
-        return self._activation.state
+        return self._activation.get_state()
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._activation.state = value
+        self._activation.set_state(value)
 
     async def ask(self, entity: EntityRef, message: Message[R]) -> R:
         """See `Context.ask`."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Literal
 
 import anyio
-from anyio.abc import SocketStream
+from anyio.abc import SocketAttribute, SocketStream
 from attrs import define, field
 
 __all__ = ("Fault", "Proxy", "frame_end", "run_proxy")
@@ -63,16 +62,19 @@ class _Connection:
 
 @define(eq=False)
 class Proxy:
-    """Listens on `path`, passes to `upstream`, and spoils the call number `at` (from 1)."""
+    """Listens on a free port, passes to the port `upstream`, and spoils the call number `at` (from 1).
 
-    path: Path
-    upstream: Path
+    TCP, because on asyncio a cancelled read of a Unix socket may leave an error in the event loop.
+    """
+
+    upstream: int
     fault: Fault
     at: int
     #: How late, or how long the outage.
     delay_s: float = 0.0
     #: All calls instead of one.
     every: bool = False
+    port: int = field(default=0, init=False)
     calls: int = field(default=0, init=False)
     fired: int = field(default=0, init=False)
     _away_until_s: float = field(default=0.0, init=False)
@@ -80,13 +82,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"unix://{self.path}"
+        return f"redis://127.0.0.1:{self.port}/0"
 
     async def serve(self, client: SocketStream) -> None:
         async with client:
             if anyio.current_time() < self._away_until_s:
                 return
-            async with await anyio.connect_unix(str(self.upstream)) as server:
+            async with await anyio.connect_tcp("127.0.0.1", self.upstream) as server:
                 connection = _Connection(client, server)
                 self._connections.add(connection)
                 try:
@@ -163,7 +165,8 @@ class _Frames:
 
 @asynccontextmanager
 async def run_proxy(proxy: Proxy) -> AsyncGenerator[Proxy]:
-    listener = await anyio.create_unix_listener(str(proxy.path))
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    proxy.port = listener.extra(SocketAttribute.local_port)
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, proxy.serve)
         try:

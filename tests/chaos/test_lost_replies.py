@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -42,15 +42,8 @@ STORE = {"allow_no_persistence": True, "store_timeout_s": STORE_TIMEOUT_S}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     folder = tmp_path_factory.mktemp("s")
-    with start_server("valkey", tmp_path=folder, tcp=False, appendonly="no") as server:
+    with start_server("valkey", tmp_path=folder, tcp=True, appendonly="no") as server:
         yield server
-
-
-@pytest.fixture
-def socket() -> Generator[Path]:
-    """The path of the proxy's socket, which has to be short."""
-    with tempfile.TemporaryDirectory(prefix="aa-") as folder:
-        yield Path(folder) / "s"
 
 
 def _plan(directory: Path, url: str, namespace: str) -> Plan:
@@ -88,23 +81,20 @@ def _check(verdict: Verdict, expected: Verdict) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("fault", ["request lost", "reply lost", "doubled", "late"])
-async def test_one_call(
-    fault: Fault, server: Server, socket: Path, tmp_path: Path, namespace: str
-) -> None:
+async def test_one_call(fault: Fault, server: Server, tmp_path: Path, namespace: str) -> None:
     expected = await finish(_plan(tmp_path / "0", server.url, f"{namespace}-0"))
     assert expected.dead_letters == 0
     for call in range(1, CALLS + 1):
         plan = _plan(tmp_path / str(call), "", f"{namespace}-{call}")
-        path = socket.with_name(str(call))
-        proxy = Proxy(path, server.socket_path, fault, call, delay_s=STORE_TIMEOUT_S + 0.1)
+        proxy = Proxy(server.port, fault, call, delay_s=STORE_TIMEOUT_S + 0.1)
         verdict = await _run(plan, proxy)
         assert proxy.fired == 1
         _check(verdict, expected)
 
 
-async def test_every_call_twice(server: Server, socket: Path, tmp_path: Path, namespace: str) -> None:
+async def test_every_call_twice(server: Server, tmp_path: Path, namespace: str) -> None:
     expected = await finish(_plan(tmp_path / "0", server.url, f"{namespace}-0"))
-    proxy = Proxy(socket, server.socket_path, "doubled", 0, every=True)
+    proxy = Proxy(server.port, "doubled", 0, every=True)
     verdict = await _run(_plan(tmp_path / "1", "", f"{namespace}-1"), proxy)
     assert proxy.fired > CALLS
     _check(verdict, expected)
@@ -135,27 +125,23 @@ class Counting(Actor[Numbers], kind="counting"):
 
 
 @pytest.mark.timeout(240)
-async def test_a_cut_that_outlasts_the_outcome(
-    server: Server, socket: Path, tmp_path: Path, namespace: str
-) -> None:
+async def test_a_cut_that_outlasts_the_outcome(server: Server, namespace: str) -> None:
     """The answer is lost and the store is away for longer than it keeps outcomes: at the worst nobody knows."""
     ended: Counter[str] = Counter()
     for call in range(3, 15):
-        path = socket.with_name(str(call))
-        proxy = Proxy(path, server.socket_path, "outage", call, delay_s=1.2)
+        proxy = Proxy(server.port, "outage", call, delay_s=1.2)
         starts: Counter[int] = Counter()
-        config = Config(
-            url=proxy.url,
+        settings: dict[str, Any] = dict(
             namespace=f"{namespace}-{call}",
             actors=[Counting.using(starts=starts)],
             partitions=2,
             result_ttl_s=1.0,
             ask_timeout_s=4.0,
-            accept_timeout_s=4.0,
+            accept_timeout_s=0.5,
             **STORE,
         )
         async with run_proxy(proxy):
-            async with ActorSystem(config) as system:
+            async with ActorSystem(Config(url=proxy.url, **settings)) as system:
                 for number in range(8):
                     ended[await _outcome(system, number, starts)] += 1
                 with anyio.fail_after(20):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -120,13 +119,21 @@ def test_a_store_that_is_away(command: Command, backend: str) -> None:
     assert "secret" not in run.errors
 
 
-def test_a_store_that_never_answers(command: Command) -> None:
+def test_a_store_that_never_answers() -> None:
+    # In a process of its own: here the test runner would take the log records that must not show.
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
-        run = command("where", "a/b", "--url", f"redis://127.0.0.1:{silent.getsockname()[1]}")
-    assert run.code == 1
-    assert "no answer from redis://127.0.0.1" in run.errors
-    assert time.monotonic() - began < 20
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        run = subprocess.run(
+            [sys.executable, "-m", "atomic_actors", "where", "a/b", "--url", url],
+            cwd=ROOT / "src",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=25,
+        )
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: no answer from {url}/0: ")
+    assert run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

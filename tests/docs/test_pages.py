@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import os
@@ -32,7 +33,7 @@ def run_python(arguments: list[str], directory: Path) -> str:
     """Run Python in `directory`; returns what it printed."""
     source = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *arguments],
+        [sys.executable, "-W", "error", *arguments],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
@@ -72,17 +73,21 @@ def test_the_first_example_runs_as_a_file(tmp_path: Path) -> None:
 
 
 def nox_sessions() -> set[str]:
-    return set(re.findall(r"^@nox\.session.*\ndef (\w+)\(", (ROOT / "noxfile.py").read_text("utf-8"), re.MULTILINE))
+    return set(
+        re.findall(r"^@nox\.session.*\ndef (\w+)\(", (ROOT / "noxfile.py").read_text("utf-8"), re.MULTILINE)
+    )
 
 
 def unknown(command: str) -> str:
     """Why a command cannot be run as written; "" if it can."""
     words = shlex.split(command)
     match words:
-        case ["pip", "install", *what] if all(word == "." or re.fullmatch(r"[\w\[\]-]+", word) for word in what):
+        case ["pip", "install", *what] if all(
+            word == "." or re.fullmatch(r"[\w\[\]-]+", word) for word in what
+        ):
             return "" if what else "nothing to install"
         case ["nox", *options]:
-            named = [word for option, word in zip(options, options[1:], strict=False) if option == "-s"]
+            named = [word for option, word in itertools.pairwise(options) if option == "-s"]
             missing = set(named) - nox_sessions()
             return f"no nox session {', '.join(sorted(missing))}" if missing else ""
         case ["python", "-m", module, *_]:
@@ -110,7 +115,9 @@ def test_commands_exist() -> None:
     found = list(commands())
     assert found
     problems = [
-        f"{name_of(block.page)}:{block.line}: `{command}`: {why}" for block, command in found if (why := unknown(command))
+        f"{name_of(block.page)}:{block.line}: `{command}`: {why}"
+        for block, command in found
+        if (why := unknown(command))
     ]
     assert not problems, "\n" + "\n".join(problems)
 
@@ -126,14 +133,14 @@ def script_commands() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("command", script_commands(), ids=" ".join)
-def test_our_commands_explain_themselves(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_our_commands_explain_themselves(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     script, *words = command
     module, _, function = SCRIPTS[script].partition(":")
-    program = (
-        f"import sys; sys.argv = {[script, *words, '--help']!r}; from {module} import {function} as run; "
-        "sys.exit(run())"
-    )
-    assert f"Usage: {' '.join(command)} " in run_python(["-c", program], tmp_path)
+    run = getattr(importlib.import_module(module), function)
+    assert run([*words, "--help"]) == 0
+    assert f"Usage: {' '.join(command)} " in capsys.readouterr().out
 
 
 # --- names ---------------------------------------------------------------------------------------------
@@ -152,7 +159,9 @@ def test_settings_that_pages_name_exist() -> None:
 
 
 def test_errors_that_pages_name_exist() -> None:
-    found = mentioned(r"`(?:\w+\.)?([A-Z]\w+(?:Exceeded|Unavailable|Unknown|Timeout|Failed|Reused|Unsafe|Cycle|Hops))`")
+    found = mentioned(
+        r"`(?:\w+\.)?([A-Z]\w+(?:Exceeded|Unavailable|Unknown|Timeout|Failed|Reused|Unsafe|Cycle|Hops))`"
+    )
     assert found
     known: dict[str, Any] = vars(atomic_actors)
     assert not [f"{name_of(page)}: {name}" for page, name in found if name not in known]

@@ -180,13 +180,14 @@ class FaultyJournal:
             if self._counted < crash.count:
                 continue
             self.weather.crashes[kind, crash.moment] += 1
-            done = steps[: position + (crash.moment == "after")]
-            if done:
-                await self._store(done)
-            if crash.moment == "late":
-                late_call = self.weather.calls + self.weather.rng.randint(2, 2 * LATE_CALLS_MAX)
-                self.weather.late.append((late_call, list(steps[position:])))
-            self.die()
+            self.dead = True
+            try:
+                await self._store(steps[: position + (crash.moment == "after")])
+            finally:
+                if crash.moment == "late":
+                    late_call = self.weather.calls + self.weather.rng.randint(2, 2 * LATE_CALLS_MAX)
+                    self.weather.late.append((late_call, list(steps[position:])))
+                self.on_crash()
             await anyio.sleep_forever()
         return await self._store(steps)
 

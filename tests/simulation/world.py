@@ -21,6 +21,7 @@ from atomic_actors._errors import (
     QueueDepthExceeded,
     Refused,
     ResultExpired,
+    StoreUnavailable,
     UnknownMessage,
 )
 from atomic_actors._store import journal_settings
@@ -113,15 +114,22 @@ class World:
         node = FaultyJournal(self.store, self.weather, life.crash if life else None, self._on_crash)
         self._node, self._leave = node, anyio.Event()
         self.oracle.note("node", self.nodes)
+        leaving = float("inf")
         with anyio.CancelScope() as self._node_scope:
-            async with ActorSystem(self.config, journal=node) as system:
-                self.system = system
-                self._up.set()
-                with anyio.move_on_after(life.leave_after_s if life else float("inf")):
-                    await self._leave.wait()
-                self._up = anyio.Event()
-                self.oracle.note("node leaves")
-                leaving = anyio.current_time()
+            try:
+                async with ActorSystem(self.config, journal=node) as system:
+                    self.system = system
+                    self._up.set()
+                    with anyio.move_on_after(life.leave_after_s if life else float("inf")):
+                        await self._leave.wait()
+                    self._up = anyio.Event()
+                    self.oracle.note("node leaves")
+                    leaving = anyio.current_time()
+            except StoreUnavailable:
+                if self.system is not None:
+                    raise
+                self.oracle.note("node could not start")
+                await anyio.sleep(0.5)
         self.system, self._node_scope = None, None
         if self._up.is_set():
             self._up = anyio.Event()

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command itself is wrong; 130 after Ctrl-C and 143 after SIGTERM.
     """
     # What a command has to say it says itself; log records on top of that would only confuse.
-    logging.getLogger("atomic_actors").addHandler(logging.NullHandler())
+    for name in ("atomic_actors", "coredis"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     words = list(sys.argv[1:] if arguments is None else arguments)
     screen = Screen()
     try:

@@ -315,7 +315,7 @@ class Rejected(Struct, frozen=True):
     """The step's own check said no. Nothing was written.
 
     Codes: queue_depth_exceeded, key_reused, unknown_message, version_conflict, stream_gap, dispatched,
-    bad_step.
+    dead_letters_full, bad_step.
     """
 
     code: str

@@ -208,8 +208,9 @@ class Finish(Struct, frozen=True):
     first (`interrupt` among them); at most one `retry` follows them; the rest is `requeue`. `retry` and
     `requeue` put their messages back at the head in order; after a `retry` the head's interruptions
     are kept, and the next take is a plain one, not a recovering one. A `fail` or `interrupt` whose
-    partition has no room for another dead letter becomes `retry` without delay, what follows it in the
-    run is given back too, and the entity is parked: nothing is dropped.
+    partition has no room for another dead letter becomes `retry` without delay, and the entity is
+    parked: nothing is dropped. Where anything but `requeue` follows such a death, the step is rejected as
+    `dead_letters_full`: what ran after it would be applied to the state twice.
 
     Checks, before anything is written: claim; turn (`Stale` where the entity's dispatch is not this
     turn of this claim, unless this very turn was finished before: then the stored answer comes back);
@@ -239,8 +240,8 @@ class Finish(Struct, frozen=True):
 class Interrupt(Struct, frozen=True):
     """Settle a dispatch that was cut off, of this claim or of an earlier one.
 
-    A run of more than one goes back to the head, to be taken one at a time. A single message's
-    interruptions grow by one, and `_wal.decide_interruption` says by the stamp what becomes of it. For
+    Every message's interruptions grow by one. A run of more than one goes back to the head, to be taken
+    one at a time. For a single message `_wal.decide_interruption` says by the stamp what becomes of it. For
     INTERRUPT it gets an outcome and a dead letter, and the entity parks where the stamp says so. A turn
     that is settled already answers `Settled("requeue", ...)` or what it was, and changes nothing.
     `began` False says that no handler began: back to the head, nothing counted, not even the attempt.
