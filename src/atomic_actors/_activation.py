@@ -110,6 +110,7 @@ class Services(Protocol):
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
     def follow_up(self, activation: Activation, offer: Offer) -> None: ...
     def ring(self, activation: Activation) -> None: ...
+    def went_idle(self) -> None: ...
     def lost(self, partition: int, why: str) -> None: ...
     def park(self, activation: Activation, why: str) -> None: ...
     def ended(self, activation: Activation, *, was_closing: bool) -> None: ...
@@ -186,7 +187,9 @@ class Activation:
     @property
     def is_busy(self) -> bool:
         """Whether a turn runs, or something waits to become one."""
-        return self._turn is not None or self._offer is not None or self.admitted > 0
+        # A turn whose commit is answered is over, though the task may not have run since.
+        runs = self._turn is not None and self._finished is None
+        return runs or self._offer is not None or self.admitted > 0
 
     @property
     def is_running(self) -> bool:
@@ -322,8 +325,9 @@ class Activation:
         while self._offer is None:
             if self._is_closing() and not self.admitted:
                 return None
-            self._waiting = self.services.new_cell()
-            await self._waiting
+            cell = self._waiting = self.services.new_cell()
+            self.services.went_idle()  # may close this very activation, and set the cell
+            await cell
         return self.take_offer()
 
     async def _begin(self, offer: Offer) -> Turn | None:

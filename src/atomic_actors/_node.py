@@ -72,8 +72,8 @@ class Statistics:
 class Node:
     """Implements what activations (`Services`) and the supervisor need.
 
-    `encode` (an outbox message to its wire name and envelope), `ask_with` (an ask of a turn) and
-    `supervisor` are set by the composition root, since they need the node themselves.
+    `encode` (an outbox message to its wire name and envelope), `ask_with` (an ask of a turn), `on_crash`
+    and `supervisor` are set by the composition root, since they need the node themselves.
     """
 
     journal: GroupCommit
@@ -87,6 +87,7 @@ class Node:
     max_outbox_messages: int
     encode: Encode = field(init=False)
     ask_with: AskFromTurn = field(init=False)
+    on_crash: Callable[[BaseException], None] = field(init=False)
     supervisor: Supervisor = field(init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
@@ -196,6 +197,10 @@ class Node:
         """See `Supervisor.follow_up`."""
         self.supervisor.follow_up(activation, offer)
 
+    def went_idle(self) -> None:
+        """See `Supervisor.went_idle`."""
+        self.supervisor.went_idle()
+
     def ring(self, activation: Activation) -> None:
         """Look for work that the doorbell announced."""
         self.supervisor.take(activation)
@@ -231,6 +236,12 @@ class Node:
         """Send an ask on behalf of a running turn; its id derives from message, attempt and ordinal."""
         unique = derive_unique(self.store_now_ms(), context.message_id, context.attempt, "ask", ordinal)
         return await self.ask_with(context, entity, message, unique)
+
+    def crashed(self, error: BaseException) -> None:
+        """A part of the node failed by its own fault: the system ends, with this as the cause."""
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        self.on_crash(error)
 
     # Events.
 

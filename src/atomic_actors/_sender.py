@@ -314,7 +314,9 @@ class Sender:
         if key is not None:
             check_key(key)
         if expires_in_s is not None and not self._timeout("expires_in_s", expires_in_s, 0):
-            raise InvalidConfig("expires_in_s: expected more than 0 seconds; leave it out to wait without end")
+            raise InvalidConfig(
+                "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
+            )
         call = self._check(target, message)
         if call.kind is not None and not call.kind.durable:
             if key is not None or expires_in_s is not None:
@@ -391,11 +393,15 @@ class Sender:
 
     async def _send_when_there_is_room(self, call: _Call) -> Pending:
         """A bulk sender outruns the activations by design: it waits for room instead of failing."""
-        try:
-            return self._send_tell(call, None, None)
-        except ActorLimitExceeded:
-            await self.supervisor.wait_for_room(self.config.accept_timeout_s)
-            return self._send_tell(call, None, None)
+        deadline_s = self.router.clock() + self.config.accept_timeout_s
+        while True:
+            try:
+                return self._send_tell(call, None, None)
+            except ActorLimitExceeded:
+                left_s = deadline_s - self.router.clock()
+                if left_s <= 0:
+                    raise
+                await self.supervisor.wait_for_room(left_s)
 
     def _pair(self, pair: object) -> tuple[object, object]:
         if isinstance(pair, Message):

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from anyio.abc import TaskGroup
 from attrs import frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors._config import Config
+from atomic_actors._envelope import encode_plain, plain_of
 from atomic_actors._errors import EmbeddedServerError, NotSupported
 from atomic_actors._lease_keeper import LeaseClient
-from atomic_actors._router import Remote
 from atomic_actors._store_url import StoreLocation, StoreScheme
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._channels import RedisChannels
 from atomic_actors.journal._embedded import (
     EmbeddedLocation,
     embedded_directory,
@@ -28,23 +29,41 @@ from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUna
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
-__all__ = ("Channels", "Store", "journal_settings", "open_store")
+__all__ = ("Exchange", "Store", "journal_settings", "open_store")
 
 CONNECT_TIMEOUT_S: Final = 3.0
 
 
-class Channels(Protocol):
-    """Doorbells and replies between the processes that share a store."""
+class Exchange:
+    """Doorbells and replies between the processes that share a store (`Remote`).
 
-    def start(
-        self,
-        task_group: TaskGroup,
-        node_id: str,
-        on_bell: Callable[[int, str], None],
-        on_reply: Callable[[str, str, bytes], object],
-    ) -> Awaitable[None]:
-        """Listen in `task_group`; returns once the subscriptions are asked for."""
-        ...
+    All of it is hints: what is lost costs a sweep of the owner, or a look into the store by the asker.
+    """
+
+    def __init__(self, channels: RedisChannels, partitions: int) -> None:
+        self._channels = channels
+        self._partitions = partitions
+
+    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
+        """Queue an answer for a node."""
+        self._channels.publish(self._channels.reply_channel(node_id), encode_plain([entity, unique, outcome]))
+
+    async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
+        """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""
+        await self._channels.listen_doorbells(range(self._partitions), on_bell)
+
+    async def listen_replies(self, node_id: str, on_reply: Callable[[str, str, bytes], object]) -> None:
+        """Call `on_reply(entity, unique, outcome)` for what others push to this node, until cancelled."""
+
+        def on_payload(payload: bytes) -> None:
+            try:
+                entity, unique, outcome = plain_of(payload)
+            except (ValueError, TypeError) as error:
+                logger.warning("a pushed reply does not decode, the store will be asked: %s", error)
+                return
+            on_reply(entity, unique, outcome)
+
+        await self._channels.listen_replies(node_id, on_payload)
 
 
 @frozen(eq=False)
@@ -54,8 +73,8 @@ class Store:
     journal: Journal
     #: Renews leases from a thread; None where the store lives in this process.
     lease_client: LeaseClient | None = None
-    channels: Channels | None = None
-    replies: Remote | None = None
+    #: None where no other process can share the store.
+    exchange: Exchange | None = None
 
 
 def journal_settings(config: Config) -> JournalSettings:
@@ -91,9 +110,11 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
             socket = StoreLocation(StoreScheme.UNIX, path=str(server.socket_path))
-            yield _redis_store(config, socket, before_connect=partial(_keep_running, server))
+            async with _redis_store(config, socket, before_connect=partial(_keep_running, server)) as store:
+                yield store
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
-        yield _redis_store(config, location)
+        async with _redis_store(config, location) as store:
+            yield store
     else:
         raise NotSupported(
             f"url: {location.scheme} is understood, but Sentinel and Cluster are not supported yet; use redis://, "
@@ -109,15 +130,17 @@ async def _keep_running(server: EmbeddedLocation) -> None:
         raise JournalUnavailable(str(error), sent=False) from error
 
 
-def _redis_store(
+@asynccontextmanager
+async def _redis_store(
     config: Config, location: StoreLocation, before_connect: Callable[[], Awaitable[None]] | None = None
-) -> Store:
+) -> AsyncIterator[Store]:
     connect = connector(location, connect_timeout_s=CONNECT_TIMEOUT_S)
     if before_connect is not None:
         connect = _after(before_connect, connect)
+    settings = journal_settings(config)
     journal = RedisJournal(
         connect,
-        journal_settings(config),
+        settings,
         timeout_s=config.store_timeout_s,
         connect_timeout_s=CONNECT_TIMEOUT_S,
         allow_eviction=config.allow_eviction,
@@ -125,7 +148,9 @@ def _redis_store(
     )
     lease_timeout_s = max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
     lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
-    return Store(journal, lease_client)
+    # Not the connect function above: only the journal brings a dead server back to life.
+    async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
+        yield Store(journal, lease_client, Exchange(channels, config.partitions))
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

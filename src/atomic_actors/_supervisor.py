@@ -48,6 +48,8 @@ __all__ = ("Supervisor",)
 
 #: How many of the least recently used activations are looked at for one that may go.
 EVICTION_LOOK: Final = 64
+#: Entities without room that are remembered; the sweeps find the others.
+STARVED_MAX: Final = 10_000
 #: Entities and dispatches that one sweep of a partition asks for.
 SWEEP_LIMIT: Final = 100
 #: How often every owned partition is swept: a lost doorbell costs this at the most.
@@ -65,6 +67,10 @@ class Node(Services, Protocol):
 
     def expired(self, entity: str, unique: str, body: bytes | None) -> None:
         """A message expired: tell its asker."""
+        ...
+
+    def crashed(self, error: BaseException) -> None:
+        """A part of the node failed by its own fault: the system ends, with this as the cause."""
         ...
 
 
@@ -115,6 +121,8 @@ class Supervisor:
     _due: list[tuple[int, str, int]] = field(factory=list, init=False)
     _deadlines: dict[int, list[Activation]] = field(factory=dict, init=False)
     _next_bucket: int = field(default=0, init=False)
+    #: Entities with work and no room, by entity; the longest waiting first.
+    _starved: OrderedDict[str, int] = field(factory=OrderedDict, init=False)
     _idle_waiters: list[Cell[None]] = field(factory=list, init=False)
     #: Kinds that were reported as having no handlers here.
     _reported_kinds: set[str] = field(factory=set, init=False)
@@ -158,6 +166,8 @@ class Supervisor:
                 partition.waiting.clear()
                 self.sweep(partition)
                 await anyio.sleep_forever()
+        except Exception as error:
+            self.node.crashed(error)
         finally:
             partition.ended.set()
 
@@ -273,7 +283,7 @@ class Supervisor:
             self._succeed(activation, offer)
         elif activation.rung:
             self.wake(activation.partition, activation.entity)
-        self._tell_idle()
+        self.went_idle()
 
     def follow_up(self, activation: Activation, offer: Offer) -> None:
         """Do what an offer asks for, other than running a turn in an active activation."""
@@ -359,8 +369,20 @@ class Supervisor:
                 return
             activation = self._reserve(kind, EntityRef(kind_name, entity_id), entity, number)
             if activation is None:
-                return  # the next sweep finds it again
+                # No room: it gets the place of the next one that falls idle, or a later sweep finds it.
+                if len(self._starved) < STARVED_MAX:
+                    self._starved[entity] = number
+                return
         self.take(activation)
+
+    def rung(self, number: int, entity: str) -> None:
+        """A doorbell: an entity of a partition has work; without an entity, any of them may."""
+        if entity:
+            self.wake(number, entity)
+        else:
+            partition = self._partitions.get(number)
+            if partition is not None and self.membership.claims[number]:
+                self.sweep(partition)
 
     def take(self, activation: Activation) -> None:
         """Ask the store for an entity's next work."""
@@ -451,8 +473,16 @@ class Supervisor:
         for cell in waiting:
             cell.set(None)
 
+    def went_idle(self) -> None:
+        """There may be room now: whoever waits for it gets a chance."""
+        if self._idle_waiters:
+            self._tell_idle()
+        if self._starved and not self._left:
+            entity, number = self._starved.popitem(last=False)
+            self.wake(number, entity)
+
     async def wait_for_room(self, limit_s: float) -> None:
-        """Wait until an activation has ended, or `limit_s` has passed."""
+        """Wait until an activation has ended or fallen idle, or `limit_s` has passed."""
         cell: Cell[None] = self.new_cell()
         self._idle_waiters.append(cell)
         with anyio.move_on_after(limit_s):

@@ -23,6 +23,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
@@ -439,7 +440,7 @@ class _Parts:
             self.new_cell,
             self.clock,
             system._decode_refusal,  # pyright: ignore[reportPrivateUsage]
-            store.replies,
+            store.exchange,
         )
         self.node = Node(
             self.journal,
@@ -497,6 +498,7 @@ class _Parts:
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
         self.node.supervisor = self.supervisor
+        self.node.on_crash = self.volatile.on_crash = self.system._crashed  # pyright: ignore[reportPrivateUsage]
         self.node.encode = self.sender.encode
         self.node.ask_with = self.sender.ask_from_turn
         self.volatile.ask_other = lambda entity, message: self.sender.ask(
@@ -512,10 +514,11 @@ class _Parts:
         self._task_group = task_group
         await self.operations.check_store()
         self._run(self.sweeper.run)
-        if self.store.channels is not None:
-            await self.store.channels.start(
-                task_group, self.identity.node_id, self.supervisor.wake, self.router.answered
-            )
+        exchange = self.store.exchange
+        if exchange is not None:
+            self._run(partial(exchange.listen_replies, self.identity.node_id, self.router.answered))
+            if self.system._kinds:  # pyright: ignore[reportPrivateUsage]
+                self._run(partial(exchange.listen_bells, self.supervisor.rung))
         if self.system._kinds:  # pyright: ignore[reportPrivateUsage]
             await self.membership.claim_at_start()
             if self.keeper is not None:

@@ -158,6 +158,8 @@ class _VolatileActivation:
                 self.idle = new_cell()
                 await self.idle
             await self._stop()
+        except Exception as error:
+            self.owner.on_crash(error)
         finally:
             self.owner.ended(self)
 
@@ -254,8 +256,9 @@ class VolatileKinds:
 
     Args:
         owns: whether this node's lease on a partition certainly holds.
-        ask_other: sends an ask for a turn.
-        send_other: sends an outbox message, without waiting.
+
+    `ask_other` (an ask of a turn), `send_other` (an outbox message) and `on_crash` are set by the
+    composition root, since they need the system themselves.
     """
 
     new_cell: Callable[[], Cell[Any]]
@@ -265,6 +268,7 @@ class VolatileKinds:
     max_outbox_messages: int
     ask_other: AskOther = field(init=False)
     send_other: Callable[[EntityRef, Message[Any]], None] = field(init=False)
+    on_crash: Callable[[BaseException], None] = field(init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(factory=OrderedDict, init=False)
     _ends: dict[int, list[_Waiting]] = field(factory=dict, init=False)

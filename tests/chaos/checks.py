@@ -80,7 +80,7 @@ async def wait_quiet(system: ActorSystem) -> AuditReport:
         while report.enqueued or report.dispatched or report.outbound:
             await anyio.sleep(0.01)
             report = await system.audit()
-    assert not (report.enqueued or report.dispatched or report.outbound), report
+    assert (report.enqueued, report.dispatched, report.outbound) == (0, 0, 0), report
     assert report.is_balanced, report.problems
     assert report.accepted == report.completed + report.failed + report.interrupted + report.expired, report
     return report
@@ -106,9 +106,10 @@ async def finish(plan: Plan, *, outages: bool = False) -> Verdict:
                 await _send_once_more(clients)
             else:
                 await clients.run()
-            return await check_all(plan, system, clients.told)
+            verdict = await check_all(plan, system, clients.told)
     finally:
         witness.close()
+    return verdict
 
 
 async def _send_once_more(clients: Clients) -> None:

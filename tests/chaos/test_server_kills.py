@@ -137,6 +137,13 @@ async def test_a_turn_that_ends_in_a_short_outage_is_committed(server: Server) -
     assert gate.starts == 1
 
 
+async def _tell_until_it_raises(system: ActorSystem) -> None:
+    """Until the store counts as unavailable, a message that may have been sent waits."""
+    while True:
+        with anyio.move_on_after(1):
+            await system.tell(Waiter.ref("two"), Wait())
+
+
 @pytest.mark.anyio
 async def test_a_long_outage_is_told_and_outlived(server: Server) -> None:
     gate = Gate(anyio.Event(), anyio.Event())
@@ -154,9 +161,7 @@ async def test_a_long_outage_is_told_and_outlived(server: Server) -> None:
         await anyio.to_thread.run_sync(server.kill9)
         began_s = anyio.current_time()
         with pytest.raises(StoreUnavailable):
-            while True:  # until the store counts as unavailable, a message that may have been sent waits
-                with anyio.move_on_after(1):
-                    await system.tell(Waiter.ref("two"), Wait())
+            await _tell_until_it_raises(system)
         assert anyio.current_time() - began_s < 4
         # Longer than the lease: the turn is cut off, for another owner might begin now.
         await anyio.sleep(3)

@@ -17,6 +17,7 @@ import anyio
 import pytest
 from attrs import evolve
 
+from atomic_actors.journal._embedded_server import files_of, read_record
 from tests.chaos.checks import finish
 from tests.chaos.processes import Template, read_store, replay_command, wait_until
 from tests.chaos.worker import Job, read_events
@@ -54,11 +55,12 @@ def test_kills(part: int, template: Template, store: Path) -> None:
             wait_until(lambda: len(read_events(plan)) > ready, 30, "the takeover")  # noqa: B023
             time.sleep(moments.uniform(0.0, 0.5))
         worker.kill()
-        if (store / "server.sock").exists():
-            report = read_store(plan, store / "server.sock")
-            assert report.is_balanced, report.problems
-            in_turn += report.dispatched > 0
-            in_flight += report.dispatched
+        record = read_record(files_of(store))
+        assert record is not None
+        report = read_store(plan, Path(record.socket_path))
+        assert report.is_balanced, report.problems
+        in_turn += report.dispatched > 0
+        in_flight += report.dispatched
     took_s = time.monotonic() - began_s
 
     verdict = anyio.run(lambda: finish(plan), backend=("asyncio", "trio")[part % 2])

@@ -35,8 +35,10 @@ class Job:
     plan: Plan
     crash: tuple[int, str] | None = None
     outages: bool = False
-    #: Whether it sends, or only owns.
+    #: Whether it sends, or only owns until it is told to leave.
     sends: bool = True
+    #: Whether another worker runs that may own the partitions.
+    joins: bool = False
 
     def encode(self) -> dict[str, Any]:
         from attrs import asdict
@@ -86,18 +88,26 @@ async def work(job: Job, began_s: float) -> None:
     plan = job.plan
     witness = Witness(plan.witness_path, plan.pace_s)
     async with ActorSystem(make_config(plan, witness)) as system:
-        while system.statistics().owned_partitions < plan.partitions and job.sends:
-            await anyio.sleep(0.005)
+        if not job.joins:
+            await wait_ownership(plan, system)
         say(plan, ready_s=time.monotonic() - began_s)
         clients = Clients(plan, system, job.outages)
         clients.on_interrupted = partial(say, plan, heard="interrupted")
         async with anyio.create_task_group() as group:
             group.start_soon(stop_at_signal, plan, clients)
+            group.start_soon(wait_ownership, plan, system)
             if job.sends:
                 await clients.run()
             if job.sends and plan.places:
                 group.cancel_scope.cancel()
         say(plan, told=dict(clients.told))
+
+
+async def wait_ownership(plan: Plan, system: ActorSystem) -> None:
+    """Say so once every partition is this process's."""
+    while system.statistics().owned_partitions < plan.partitions:  # noqa: ASYNC110 - claims give no event
+        await anyio.sleep(0.005)
+    say(plan, owns_at_s=time.monotonic())
 
 
 async def stop_at_signal(plan: Plan, clients: Clients) -> None:

@@ -145,10 +145,11 @@ class Clients:
         try:
             await self.system.ask(ref, Decline(key), key=key, timeout_s=30)
         except Declined as refusal:
-            assert refusal.text == key
-            self.told["declined"] += 1
+            text = refusal.text
         else:
             raise AssertionError(f"{key} was not declined")
+        assert text == key
+        self.told["declined"] += 1
 
 
 def target_of(plan: Plan, client: int, place: int) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from atomic_actors._errors import (
     Refused,
     ResultExpired,
     StoreUnavailable,
+    SystemNotRunning,
     UnknownMessage,
 )
 from atomic_actors._store import journal_settings
@@ -247,13 +248,14 @@ class World:
         except AtomicActorsError as error:
             self.errors[type(error).__name__] += 1
 
-    async def _learn(self, tag: str, answer: Any) -> Any:
-        """Await an answer about a message and remember it."""
+    async def _learn(self, tag: str, answer: Any, *, sends: bool = True) -> Any:
+        """Await an answer about a message and remember it. A `result` that is not begun says nothing of it."""
         try:
             value = await answer
         except AtomicActorsError as error:
             self.oracle.note("answer", tag, type(error).__name__)
-            self.answers.append(Answer(tag, error=error))
+            if sends or not isinstance(error, SystemNotRunning):
+                self.answers.append(Answer(tag, error=error))
             raise
         self.oracle.note("answer", tag, "receipt" if isinstance(value, Receipt) else value)
         self.answers.append(Answer(tag, value))
@@ -316,7 +318,7 @@ class World:
     async def _do_result(self, system: ActorSystem, tag: str, call: Call) -> None:
         if self.receipts:
             tag, receipt = self.receipts[int(call.number * len(self.receipts))]
-            await self._learn(tag, system.result(receipt, timeout_s=3.0))
+            await self._learn(tag, system.result(receipt, timeout_s=3.0), sends=False)
 
     async def _do_passivate(self, system: ActorSystem, tag: str, call: Call) -> None:
         with anyio.move_on_after(5):

@@ -36,7 +36,7 @@ QUICK: dict[str, Any] = {
     "backoff_initial_s": 0.02,
     "backoff_max_s": 0.05,
     "backoff_jitter": 0.0,
-    "drain_timeout_s": 5.0,
+    "drain_timeout_s": 1.0,
 }
 
 

@@ -291,8 +291,11 @@ class GroupCommit:
             self.on_crash(error)
 
     async def _flush_forever(self) -> None:
-        """Send batch after batch. `max_batches_in_flight` of these run, so that the store works on one
-        batch while this process works on the answers to the one before."""
+        """Send batch after batch.
+
+        `max_batches_in_flight` of these run, so that the store works on one batch while this process works
+        on the answers to the one before.
+        """
         while True:
             batch = self._next_batch()
             if batch is None:
