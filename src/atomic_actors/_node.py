@@ -245,14 +245,14 @@ class Node:
 
     # Events.
 
-    def emit_begun(self, activation: Activation, member: Member) -> None:
+    def emit_begun(self, entity: EntityRef, member: Member) -> None:
         """A handler is about to run."""
         if self.listeners.wants("dispatched"):
             self.listeners.emit(
                 LifecycleEvent(
                     "dispatched",
-                    f"{activation.entity}/{member.item.unique}",
-                    activation.ref,
+                    f"{entity}/{member.item.unique}",
+                    entity,
                     member.body.name,
                     member.item.attempt,
                 )

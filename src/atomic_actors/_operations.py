@@ -185,7 +185,7 @@ class Operations:
             ref,
             partition,
             bool(self.membership.claims[partition]),
-            self.supervisor.find(entity) is not None,
+            self.supervisor.find(entity) is not None or self.volatile.find(ref),
             status.waiting,
             status.dispatched,
             status.parked,

@@ -76,7 +76,11 @@ class Admission(Protocol):
 
     claim: str
     policy: str
-    version: int
+
+    @property
+    def version(self) -> int:
+        """The version of the state in the owner's memory; -1 for none."""
+        ...
 
     def offered(self, offer: Offer) -> None:
         """The append is answered; called exactly once for each admission."""
@@ -400,9 +404,11 @@ class Router:
         """Ask the store for the outcome now, and again later, ever more rarely."""
         pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
         self._poll_later(pending)
+        unique = pending.unique
 
         def on_result(result: Result | JournalUnavailable) -> None:
-            if pending.done or not isinstance(result, OutcomeRead):
+            # The key was used before, and it waits for another message since: then this says nothing.
+            if pending.done or pending.unique != unique or not isinstance(result, OutcomeRead):
                 return
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)

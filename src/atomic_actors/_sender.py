@@ -215,7 +215,8 @@ class Sender:
         if call.kind is not None and not call.kind.durable:
             if key is not None:
                 raise NotSupported(f"key: kind {call.kind.name!r} is volatile; it keeps no keys")
-            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s)
+            path = tuple(headers.get("p", ()))
+            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
         return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
 
     async def ask_from_turn(
@@ -226,7 +227,8 @@ class Sender:
         call = self._check(entity, message)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
         if call.kind is not None and not call.kind.durable:
-            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s)
+            path = tuple(headers["p"])
+            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
         return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
 
     def _inherit(self, context: TurnContext, call: _Call, timeout_s: float) -> tuple[dict[str, Any], float]:
@@ -262,6 +264,8 @@ class Sender:
         router = self.router
         admission = self._admit(call)
         pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
+        if self.listeners.active:
+            pending.on_accepted = partial(self._emit_accepted, call, unique)
         deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
         router.send(
             pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s

@@ -81,6 +81,8 @@ class _Partition:
     number: int
     claim: str
     task_group: TaskGroup | None = None
+    #: Its scope has ended: nothing starts in it any more.
+    is_closed: bool = False
     #: Activations to start as soon as there is a task group.
     waiting: list[Activation] = field(factory=list)
     ended: anyio.Event = field(factory=anyio.Event)
@@ -169,6 +171,8 @@ class Supervisor:
         except Exception as error:
             self.node.crashed(error)
         finally:
+            partition.is_closed = True
+            partition.task_group = None
             partition.ended.set()
 
     def cancel_partitions(self) -> None:
@@ -327,7 +331,7 @@ class Supervisor:
             if successor is None:
                 self._give_back(activation, offer)
                 return
-            successor.inherit(activation)
+        successor.inherit(activation)
         successor.accept(offer)
 
     def _give_back(self, activation: Activation, offer: Offer) -> None:
@@ -346,7 +350,12 @@ class Supervisor:
 
     def _spawn(self, activation: Activation) -> None:
         partition = self._partitions.get(activation.partition)
-        if partition is None or partition.claim != activation.claim:
+        if partition is None or partition.is_closed or partition.claim != activation.claim:
+            offer = activation.take_offer()
+            activation.status = "ended"
+            self.ended(activation, was_closing=False)
+            if offer is not None:
+                self._give_back(activation, offer)
             return
         if partition.task_group is None:
             partition.waiting.append(activation)

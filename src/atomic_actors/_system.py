@@ -1,6 +1,6 @@
-"""The actor system: the composition root. Read this file first.
+"""The actor system: what users hold. Read this file first.
 
-What is made here, from the bottom up, and who talks to whom:
+What it is made of (wired together in `_parts`), from the bottom up:
 
     ActorSystem
     ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (_store)
@@ -20,45 +20,32 @@ what happens in a turn, in `_activation` and `_turn`; to what the store does, in
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import anyio
 from anyio.abc import TaskGroup
 
-from atomic_actors._cells import cell_factory, clock_function
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._dead_letters import DeadLetters
 from atomic_actors._envelope import plain_of
 from atomic_actors._errors import InvalidConfig, Refused, StoreUnavailable, SystemFailed, SystemNotRunning
 from atomic_actors._kinds import Kind, bind_kinds
-from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
-from atomic_actors._membership import Membership
 from atomic_actors._messages import Message
-from atomic_actors._node import Node
-from atomic_actors._operations import AuditReport, KindCounts, Location, Operations, SystemStatistics
+from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
+from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
-from atomic_actors._router import Router
-from atomic_actors._sender import OnCancel, Sender
+from atomic_actors._sender import OnCancel
 from atomic_actors._store import Store, open_store
-from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import EventName, Listener, Listeners, logger
-from atomic_actors._timers import Sweeper
-from atomic_actors._volatile import VolatileKinds
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("ActorSystem", "EntityHandle")
 
 R = TypeVar("R")
-
-#: How long the way out may take behind a shield, once nobody is waited for any more.
-SETTLE_LIMIT_S: Final = 5.0
 
 
 def _refusal_classes() -> dict[str, type[Refused]]:
@@ -75,6 +62,14 @@ def _refusal_classes() -> dict[str, type[Refused]]:
             twice.add(cls.__name__)
         found[cls.__name__] = cls
     return {name: cls for name, cls in found.items() if name not in twice}
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[TaskGroup]:
+    """A task group whose tasks are cancelled when it is left."""
+    async with anyio.create_task_group() as task_group:
+        yield task_group
+        task_group.cancel_scope.cancel()
 
 
 class ActorSystem:
@@ -106,7 +101,7 @@ class ActorSystem:
         self._kinds: dict[str, Kind] = bind_kinds(self.config, self._codec)
         self._listeners = Listeners()
         self._refusals: dict[str, type[Refused]] = {}
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._entered = False
         self._crash: BaseException | None = None
         self._body_scope: anyio.CancelScope | None = None
@@ -308,7 +303,7 @@ class ActorSystem:
     # Life.
 
     @property
-    def _running(self) -> _Parts:
+    def _running(self) -> Parts:
         parts = self._parts
         if parts is None:
             raise SystemNotRunning(
@@ -321,31 +316,44 @@ class ActorSystem:
             raise SystemNotRunning("an ActorSystem is entered once; make a new one")
         self._entered = True
         self._refusals = _refusal_classes()
-        async with AsyncExitStack() as stack:
-            if self._journal is not None:
-                store = Store(self._journal)
-            else:
-                store = await stack.enter_async_context(open_store(self.config))
-            parts = _Parts(self, store)
-            try:
-                await stack.enter_async_context(parts.journal)
-            except JournalUnavailable as error:
+        stack = AsyncExitStack()
+        try:
+            parts = await self._open(stack)
+        except BaseException as error:
+            # The stack is left as if nothing had happened: the error leaves as itself, in no group.
+            await stack.__aexit__(None, None, None)
+            if self._crash is not None:
+                raise SystemFailed(f"the actor system crashed: {self._crash!r}") from self._crash
+            if isinstance(error, JournalUnavailable):
                 raise StoreUnavailable(f"the store cannot be reached: {error}") from error
-            task_group = anyio.create_task_group()
-            await task_group.__aenter__()
-            try:
-                await parts.start(task_group)
-            except BaseException as error:
-                task_group.cancel_scope.cancel()
-                await task_group.__aexit__(None, None, None)
-                parts.identity.retire()
-                await parts.stop_keeper()
-                raise error
-            body_scope = anyio.CancelScope()
-            body_scope.__enter__()
-            self._parts, self._stack = parts, stack.pop_all()
-            self._task_group, self._body_scope = task_group, body_scope
+            raise
+        self._body_scope = anyio.CancelScope()
+        self._body_scope.__enter__()
+        self._parts, self._stack = parts, stack
+        if self._crash is not None:
+            self._body_scope.cancel()
         return self
+
+    async def _open(self, stack: AsyncExitStack) -> Parts:
+        if self._journal is not None:
+            store = Store(self._journal)
+        else:
+            store = await stack.enter_async_context(open_store(self.config))
+        parts = Parts(
+            self.config,
+            store,
+            self._kinds,
+            self._codec,
+            self._listeners,
+            decode_refusal=self._decode_refusal,
+            on_crash=self._crashed,
+            on_signal=self._stop_body,
+        )
+        stack.callback(parts.identity.retire)
+        await stack.enter_async_context(parts.journal)
+        stack.push_async_callback(parts.stop_keeper)
+        await parts.start(await stack.enter_async_context(_background()))
+        return parts
 
     async def __aexit__(
         self,
@@ -363,15 +371,9 @@ class ActorSystem:
         except BaseException as error:
             leaving = error
         self._parts = None
-        self._task_group.cancel_scope.cancel()
-        try:
-            await self._task_group.__aexit__(None, None, None)
-        finally:
-            parts.identity.retire()
-            await parts.stop_keeper()
-            # Not shielded as a whole: a scope of ours must not be open while older ones are left. Each
-            # part that has to wait on its way out bounds and shields that itself.
-            await self._stack.aclose()
+        # Not shielded as a whole: a scope of ours must not be open while older ones are left. Each part
+        # that has to wait on its way out bounds and shields that itself.
+        await self._stack.__aexit__(None, None, None)
         if self._crash is not None:
             raise SystemFailed(f"the actor system crashed: {self._crash!r}") from self._crash
         if leaving is not None and exc_value is None:
@@ -394,193 +396,6 @@ class ActorSystem:
         if type(error) is Refused and plain.get("text") and not error.args[0]:
             return Refused(plain["text"], name=plain["name"], details=error.details)
         return error
-
-
-class _Parts:
-    """Everything that lives while the system is entered; wired once, here."""
-
-    def __init__(self, system: ActorSystem, store: Store) -> None:
-        config = system.config
-        self.system = system
-        self.config = config
-        self.store = store
-        self.new_cell, self.clock = cell_factory(), clock_function()
-        self.identity = NodeIdentity.of_this_process()
-        self.journal = GroupCommit(
-            store.journal,
-            config.max_batch_steps,
-            config.max_batch_bytes,
-            config.max_pending_steps,
-            config.store_failure_threshold,
-            answer_limit_s=config.accept_timeout_s,
-        )
-        self.journal.on_crash = system._crashed  # pyright: ignore[reportPrivateUsage]
-        self.keeper: LeaseKeeper | None = None
-        if store.lease_client is not None:
-            self.keeper = LeaseKeeper(
-                store.lease_client,
-                config.partitions,
-                config.lease_renew_interval_s,
-                config.loop_stall_limit_s,
-            )
-        self.membership = Membership(
-            self.journal,
-            self.identity,
-            config.partitions,
-            self.keeper,
-            config.lease_ttl_s,
-            config.lease_margin_s,
-            config.same_host_takeover,
-            self._claimed,
-            self._lost,
-        )
-        self.router = Router(
-            self.journal,
-            self.identity.node_id,
-            self.new_cell,
-            self.clock,
-            system._decode_refusal,  # pyright: ignore[reportPrivateUsage]
-            store.exchange,
-        )
-        self.node = Node(
-            self.journal,
-            self.router,
-            self.membership,
-            system._codec,  # pyright: ignore[reportPrivateUsage]
-            system._listeners,  # pyright: ignore[reportPrivateUsage]
-            self.new_cell,
-            self.clock,
-            config.max_payload_bytes,
-            config.max_outbox_messages,
-        )
-        kinds = system._kinds  # pyright: ignore[reportPrivateUsage]
-        self.supervisor = Supervisor(
-            self.node, self.journal, self.membership, kinds, config.max_activations, self.new_cell, self.clock
-        )
-        self.volatile = VolatileKinds(
-            self.new_cell,
-            self.clock,
-            self.membership.is_valid,
-            config.max_activations,
-            config.max_outbox_messages,
-        )
-        self.sender = Sender(
-            config,
-            self.node.codec,
-            self.router,
-            self.supervisor,
-            self.volatile,
-            self.node.listeners,
-            kinds,
-            config.partitions,
-        )
-        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
-        self.operations = Operations(
-            self.journal, self.supervisor, self.volatile, self.membership, self.node, self.sender
-        )
-        self.sweeper = Sweeper(
-            self.clock,
-            config.tick_interval_s,
-            (
-                self.router.tick,
-                lambda now_s: self.supervisor.tick(now_s, self.router.store_now_ms()),
-                self.volatile.tick,
-            ),
-        )
-        self._wire()
-
-    def _claimed(self, partition: int) -> None:
-        self.supervisor.claimed(partition)
-
-    def _lost(self, partition: int, why: str) -> None:
-        self.supervisor.lost(partition, why)
-
-    def _wire(self) -> None:
-        """Close the circles: parts that need each other."""
-        self.node.supervisor = self.supervisor
-        self.node.on_crash = self.volatile.on_crash = self.system._crashed  # pyright: ignore[reportPrivateUsage]
-        self.node.encode = self.sender.encode
-        self.node.ask_with = self.sender.ask_from_turn
-        self.volatile.ask_other = lambda entity, message: self.sender.ask(
-            entity, message, None, None, "withdraw"
-        )
-        self.volatile.send_other = self.sender.send_soon
-        self.journal.on_answer = self.router.on_answer
-
-    async def start(self, task_group: TaskGroup) -> None:
-        """Start the tasks, claim partitions."""
-        self.supervisor.start(task_group)
-        self.volatile.start(task_group)
-        self._task_group = task_group
-        await self.operations.check_store()
-        self._run(self.sweeper.run)
-        exchange = self.store.exchange
-        if exchange is not None:
-            self._run(partial(exchange.listen_replies, self.identity.node_id, self.router.answered))
-            if self.system._kinds:  # pyright: ignore[reportPrivateUsage]
-                self._run(partial(exchange.listen_bells, self.supervisor.rung))
-        if self.system._kinds:  # pyright: ignore[reportPrivateUsage]
-            await self.membership.claim_at_start()
-            if self.keeper is not None:
-                self.keeper.start(self._keeper_crashed)
-            self._run(self.membership.run)
-        if self.config.handle_signals:
-            self._run(self._watch_signals)
-
-    def _run(self, function: Callable[[], Any]) -> None:
-        self._task_group.start_soon(self._guard, function)
-
-    async def _guard(self, function: Callable[[], Any]) -> None:
-        """Run one of our own tasks: its crash ends the system, with its cause."""
-        try:
-            await function()
-        except Exception as error:
-            self.system._crashed(error)  # pyright: ignore[reportPrivateUsage]
-
-    def _keeper_crashed(self, error: BaseException) -> None:
-        """Called in the keeper's thread: leases run out by themselves, and the watchdog sees it."""
-        logger.error("the lease keeper crashed; leases are not renewed any more", exc_info=error)
-
-    async def _watch_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            count = 0
-            async for number in signals:
-                count += 1
-                if count == 1:
-                    logger.warning("%s: leaving; once more does not wait", signal.Signals(number).name)
-                    self.system._stop_body()  # pyright: ignore[reportPrivateUsage]
-                else:
-                    self._hurry.cancel()
-
-    _hurry: anyio.CancelScope
-
-    async def leave(self, *, wait: bool) -> None:
-        """Stop taking, let running turns finish, interrupt the rest, give the partitions up."""
-        self.sender.running = False
-        self._hurry = anyio.CancelScope(deadline=anyio.current_time() + (self.config.drain_timeout_s or 1e9))
-        if wait:
-            with self._hurry:
-                await self.volatile.drain()
-                await self.supervisor.drain()
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_LIMIT_S) as settling:
-            self.supervisor.draining = True
-            interrupted = self.supervisor.busy()
-            if interrupted:
-                logger.warning("%d turns are interrupted by leaving", len(interrupted))
-            self.supervisor.cancel_partitions()
-            await self.supervisor.wait_ended()
-            if self.journal.available:
-                await self.journal.wait_drained()
-                await self.membership.release_all()
-        if settling.cancelled_caught:
-            logger.warning("the store did not answer in time; the leases run out by themselves")
-        self.router.abandon_all()
-
-    async def stop_keeper(self) -> None:
-        """End the lease keeper's thread."""
-        if self.keeper is not None:
-            with anyio.CancelScope(shield=True):  # bounded by the thread's own limit
-                await anyio.to_thread.run_sync(self.keeper.stop, SETTLE_LIMIT_S)
 
 
 class EntityHandle:

@@ -11,11 +11,13 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVarTuple
 
+import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors._cells import Cell
-from atomic_actors._declarations import Context, Outbox
+from atomic_actors._children import Children
+from atomic_actors._declarations import Outbox
 from atomic_actors._envelope import encode_plain
 from atomic_actors._errors import (
     ActorLimitExceeded,
@@ -33,7 +35,7 @@ from atomic_actors._kinds import BoundHandler, Kind
 from atomic_actors._messages import Message, RawMessage, message_name
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._telemetry import logger
-from atomic_actors._turn import current_activation
+from atomic_actors._turn import TurnContext, TurnServices, current_activation
 
 __all__ = ("VolatileKinds",)
 
@@ -43,18 +45,26 @@ DEFAULT_DEPTH: Final = 10_000
 
 Ts = TypeVarTuple("Ts")
 
-AskOther = Callable[[EntityRef, Message[Any]], Any]
-
 
 class _Waiting:
     """A message in a mailbox, and the asker who waits for it (`cell` None for a tell)."""
 
-    __slots__ = ("cell", "done", "handler", "message")
+    __slots__ = ("cell", "deadline_s", "done", "handler", "message", "path")
 
-    def __init__(self, message: Any, handler: BoundHandler, cell: Cell[Any] | None) -> None:
+    def __init__(
+        self,
+        message: Any,
+        handler: BoundHandler,
+        cell: Cell[Any] | None,
+        deadline_s: float = float("inf"),
+        path: tuple[str, ...] = (),
+    ) -> None:
         self.message = message
         self.handler = handler
         self.cell = cell
+        self.deadline_s = deadline_s
+        #: The entities that wait for this message.
+        self.path = path
         self.done = False
 
     def resolve(self, value: object) -> None:
@@ -73,43 +83,6 @@ class _Failure:
         self.error = error
 
 
-class _VolatileContext(Context[Any]):
-    __slots__ = (
-        "_activation",
-        "attempt",
-        "deadline",
-        "entity",
-        "fencing_token",
-        "idempotency_key",
-        "message_id",
-        "outbox",
-    )
-
-    def __init__(self, activation: _VolatileActivation, limit: int) -> None:
-        self._activation = activation
-        self.entity = activation.ref
-        self.outbox = Outbox(limit)
-        self.message_id = ""
-        self.attempt = 1
-        self.deadline = float("inf")
-        self.fencing_token = 0
-        self.idempotency_key = ""
-
-    @property
-    def state(self) -> Any:
-        return self._activation.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self._activation.state = value
-
-    async def ask(self, entity: EntityRef, message: Message[Any]) -> Any:
-        return await self._activation.owner.ask_other(entity, message)
-
-    def start_soon(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
-        raise NotSupported("context.start_soon: a volatile kind has no commit to wait for its children")
-
-
 @define(eq=False)
 class _VolatileActivation:
     owner: VolatileKinds
@@ -125,7 +98,52 @@ class _VolatileActivation:
     mailbox: deque[_Waiting] = field(factory=deque, init=False)
     idle: Cell[None] | None = field(default=None, init=False)
     _instance: Any = field(default=None, init=False)
-    _context: _VolatileContext = field(init=False)
+    _context: TurnContext = field(init=False)
+    _children: Children = field(init=False)
+    _task_group: TaskGroup | None = field(default=None, init=False)
+    _turns: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._context = TurnContext(self, Outbox(self.owner.max_outbox_messages))
+        self._children = Children(self.owner.new_cell, lambda: None)
+
+    @property
+    def services(self) -> TurnServices:
+        """The node (`TurnHost`)."""
+        return self.owner.services
+
+    @property
+    def context(self) -> TurnContext:
+        """What the running handler sees (`TurnHost`)."""
+        return self._context
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a handler runs (`TurnHost`)."""
+        return self.running
+
+    def get_state(self) -> Any:
+        """The state, wherever the handler's code put it (`TurnHost`)."""
+        holder = self._instance
+        return (
+            self.state if holder is None or holder is self._context or not self._has_state else holder.state
+        )
+
+    def set_state(self, state: Any) -> None:
+        """Replace the state (`TurnHost`)."""
+        self.state = state
+        if self._instance is not None and self._instance is not self._context:
+            self._instance.state = state
+
+    @property
+    def _has_state(self) -> bool:
+        return self.kind.decode_state is not None
+
+    def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        """Run a task that ends before the turn does (`TurnHost`)."""
+        if self._task_group is None or not self.running:
+            raise NotSupported("context.start_soon: only while the handler runs")
+        self._children.start(self._task_group, function, args)
 
     def put(self, waiting: _Waiting) -> None:
         self.mailbox.append(waiting)
@@ -142,29 +160,34 @@ class _VolatileActivation:
 
     async def run(self) -> None:
         # The task was started by whoever asked first; that asker's turn is none of ours.
-        current_activation.set(None)
+        current_activation.set(self)
+        ended_well = False
         try:
-            await self._start()
-            mailbox, new_cell = self.mailbox, self.owner.new_cell
-            while True:
-                while mailbox:
-                    waiting = mailbox.popleft()
-                    if not waiting.done:
-                        self.running = True
-                        await self._turn(waiting)
-                        self.running = False
-                if self.closing:
-                    break
-                self.idle = new_cell()
-                await self.idle
-            await self._stop()
+            async with anyio.create_task_group() as self._task_group:
+                await self._start()
+                await self._serve()
+                await self._stop()
+            ended_well = True
         except Exception as error:
             self.owner.on_crash(error)
         finally:
-            self.owner.ended(self)
+            self.owner.ended(self, ended_well=ended_well)
+
+    async def _serve(self) -> None:
+        mailbox, new_cell = self.mailbox, self.owner.new_cell
+        while True:
+            while mailbox:
+                waiting = mailbox.popleft()
+                if not waiting.done:
+                    self.running = True
+                    await self._turn(waiting)
+                    self.running = False
+            if self.closing:
+                return
+            self.idle = new_cell()
+            await self.idle
 
     async def _start(self) -> None:
-        self._context = _VolatileContext(self, self.owner.max_outbox_messages)
         self.state = self.kind.new_state()
         try:
             if self.kind.free:
@@ -197,8 +220,18 @@ class _VolatileActivation:
 
     async def _turn(self, waiting: _Waiting) -> None:
         spec = waiting.handler.spec
+        self._turns += 1
+        message_id = f"{self.ref}/{self._turns:032x}"
+        self._context.begin(message_id, 1, waiting.deadline_s, waiting.path, transactional=False)
         try:
-            reply = await spec.function(self._instance, waiting.message)
+            try:
+                reply = await spec.function(self._instance, waiting.message)
+            finally:
+                if self._children.count:
+                    await self._children.wait()
+            child_error = self._children.take_error()
+            if child_error is not None:
+                raise child_error
             self._keep(waiting.handler)
         except Refused as refusal:
             self._roll_back()
@@ -226,8 +259,7 @@ class _VolatileActivation:
         encode = self.kind.encode_state
         if encode is None:
             return
-        state = self.state if self._instance is self._context else self._instance.state
-        after = encode(state)
+        after = encode(self.get_state())
         if handler.spec.query and (after != self.committed or len(self._context.outbox)):
             raise QueryChangedState(
                 f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
@@ -239,9 +271,7 @@ class _VolatileActivation:
         self._context.outbox.clear()
         decode = self.kind.decode_state
         if decode is not None:
-            self.state = decode(self.committed)
-            if self._instance is not self._context:
-                self._instance.state = self.state
+            self.set_state(decode(self.committed))
 
 
 def _handler_failed(error: Exception) -> HandlerFailed:
@@ -257,8 +287,8 @@ class VolatileKinds:
     Args:
         owns: whether this node's lease on a partition certainly holds.
 
-    `ask_other` (an ask of a turn), `send_other` (an outbox message) and `on_crash` are set by the
-    composition root, since they need the system themselves.
+    `services` (the node), `send_other` (an outbox message) and `on_crash` are set by the composition
+    root, since they need the system themselves.
     """
 
     new_cell: Callable[[], Cell[Any]]
@@ -266,7 +296,7 @@ class VolatileKinds:
     owns: Callable[[int], bool]
     max_activations: int
     max_outbox_messages: int
-    ask_other: AskOther = field(init=False)
+    services: TurnServices = field(init=False)
     send_other: Callable[[EntityRef, Message[Any]], None] = field(init=False)
     on_crash: Callable[[BaseException], None] = field(init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
@@ -281,16 +311,25 @@ class VolatileKinds:
         self._task_group = task_group
         self._next_bucket = int(self.clock() / BUCKET_S)
 
-    async def ask(self, kind: Kind, ref: EntityRef, partition: int, message: Any, timeout_s: float) -> Any:
+    async def ask(
+        self,
+        kind: Kind,
+        ref: EntityRef,
+        partition: int,
+        message: Any,
+        timeout_s: float,
+        path: tuple[str, ...] = (),
+    ) -> Any:
         """Hand a message over and wait for the reply.
 
         Raises:
             AskTimeout, HandlerFailed, Refused, ActorLimitExceeded, StoreUnavailable.
         """
-        waiting = _Waiting(*self._handler(kind, message), self.new_cell())
+        deadline_s = self.clock() + timeout_s if timeout_s else float("inf")
+        waiting = _Waiting(*self._handler(kind, message), self.new_cell(), deadline_s, path)
         self._activation(kind, ref, partition).put(waiting)
         if timeout_s:
-            bucket = int((self.clock() + timeout_s) / BUCKET_S) + 1
+            bucket = int(deadline_s / BUCKET_S) + 1
             self._ends.setdefault(bucket, []).append(waiting)
         assert waiting.cell is not None
         try:
@@ -323,7 +362,7 @@ class VolatileKinds:
 
     def _activation(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
         activation = self._by_ref.get(ref)
-        if activation is None or activation.closing:
+        if activation is None:
             activation = self._start(kind, ref, partition)
         elif not self.owns(partition):
             raise StoreUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
@@ -339,10 +378,18 @@ class VolatileKinds:
             raise StoreUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
         if self.max_activations and len(self._by_ref) >= self.max_activations and not self._evict():
             raise ActorLimitExceeded(f"{ref}: {self.max_activations} activations are busy (max_activations)")
+        return self._make(kind, ref, partition)
+
+    def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+        assert self._task_group is not None
         activation = _VolatileActivation(self, kind, ref, partition, self.clock())
         self._by_ref[ref] = activation
         self._task_group.start_soon(activation.run)
         return activation
+
+    def find(self, ref: EntityRef) -> bool:
+        """Whether an entity is alive here."""
+        return ref in self._by_ref
 
     def _evict(self) -> bool:
         for activation in self._by_ref.values():
@@ -356,15 +403,20 @@ class VolatileKinds:
         activation.closing = True
         activation.wake()
 
-    def ended(self, activation: _VolatileActivation) -> None:
-        """An activation is gone."""
+    def ended(self, activation: _VolatileActivation, *, ended_well: bool) -> None:
+        """An activation is gone; what came while it went to sleep wakes its successor."""
         if self._by_ref.get(activation.ref) is activation:
             del self._by_ref[activation.ref]
+        if activation.mailbox and ended_well and self._task_group is not None:
+            successor = self._make(activation.kind, activation.ref, activation.partition)
+            successor.mailbox.extend(activation.mailbox)
+        else:
+            gone = _Failure(StoreUnavailable(f"{activation.ref} was ended before the message began"))
+            for waiting in activation.mailbox:
+                waiting.resolve(gone)
+        activation.mailbox.clear()
         if not self._by_ref and self._all_gone is not None:
             self._all_gone.set(None)
-        gone = _Failure(StoreUnavailable(f"{activation.ref} was ended before the message began"))
-        while activation.mailbox:
-            activation.mailbox.popleft().resolve(gone)
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, passivate the idle, end what this node does not own any more."""

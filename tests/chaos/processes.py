@@ -30,6 +30,8 @@ __all__ = ("Template", "Worker", "read_store", "replay_command", "start_template
 
 #: An order takes milliseconds; importing everything takes seconds on a busy machine.
 ANSWER_LIMIT_S = 60.0
+#: Turns last milliseconds here: whoever leaves has nothing to wait for.
+STOP_LIMIT_S = 10.0
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(atomic_actors.__file__).parents[1]
 
@@ -83,9 +85,12 @@ class Worker:
 
     def stop(self) -> None:
         """Ask it to leave in good order."""
+        began_s = time.monotonic()
         os.kill(self.pid, signal.SIGTERM)
         status = self.wait()
         assert status == 0, f"the worker ended with {status}\n{self.log()}"
+        took_s = time.monotonic() - began_s
+        assert took_s < STOP_LIMIT_S, f"leaving took {took_s:.1f} s\n{self.log()}"
 
     def log(self) -> str:
         return "\n".join((self.job.plan.directory / "log").read_text(errors="replace").splitlines()[-40:])

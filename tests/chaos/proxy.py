@@ -106,6 +106,8 @@ class Proxy:
                 fate = self._fate(frame)
                 if fate == "request lost":
                     break
+                if fate == "outage":
+                    self._cut_others(connection)
                 if fate == "doubled":
                     connection.replies.append("swallow")
                     await connection.server.send(frame)
@@ -125,16 +127,18 @@ class Proxy:
         self.fired += 1
         return self.fault
 
+    def _cut_others(self, connection: _Connection) -> None:
+        """Before the call goes on its way, so that no hint about it gets through either."""
+        self._away_until_s = anyio.current_time() + self.delay_s
+        for other in self._connections - {connection}:
+            other.scope.cancel()
+
     async def _replies(self, connection: _Connection) -> None:
         frames = _Frames(connection.server)
         try:
             while (frame := await frames.receive()) is not None:
                 # A push answers nobody.
                 fate = "pass" if frame.startswith(b">") else connection.replies.popleft()
-                if fate == "outage":
-                    self._away_until_s = anyio.current_time() + self.delay_s
-                    for other in self._connections:
-                        other.scope.cancel()
                 if fate in ("reply lost", "outage"):
                     break
                 if fate == "late":

@@ -60,7 +60,9 @@ def read_events(plan: Plan) -> list[dict[str, Any]]:
 def say(plan: Plan, **event: Any) -> None:
     descriptor = os.open(plan.directory / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, (json.dumps({"pid": os.getpid(), **event}) + "\n").encode())
+        os.write(
+            descriptor, (json.dumps({"pid": os.getpid(), "at_s": time.monotonic(), **event}) + "\n").encode()
+        )
     finally:
         os.close(descriptor)
 

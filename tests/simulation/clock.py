@@ -7,6 +7,7 @@ gets a loop whose selector does not sleep but moves the loop's time on.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import selectors
 from collections.abc import Awaitable, Callable, Iterator
@@ -56,11 +57,11 @@ def run_virtual(backend: str, seed: int, main: Callable[[], Awaitable[T]]) -> T:
 
     Args:
         backend: "asyncio" or "trio".
-        seed: for Trio's scheduler and for the `random` module (the jitter of back-offs).
+        seed: for Trio's scheduler, for message ids, and for the `random` module (the jitter of back-offs).
         main: what to run.
     """
     random.seed(seed)
-    with _leases_in_virtual_time():
+    with _leases_in_virtual_time(), _ids_of(seed):
         return _run_virtual(backend, seed, main)
 
 
@@ -74,6 +75,17 @@ def _leases_in_virtual_time() -> Iterator[None]:
         yield
     finally:
         _membership.instant_now, _membership.elapsed_s = before
+
+
+@contextmanager
+def _ids_of(seed: int) -> Iterator[None]:
+    # Message ids break ties, between dead letters of one millisecond for example.
+    before = os.urandom
+    os.urandom = random.Random(seed).randbytes
+    try:
+        yield
+    finally:
+        os.urandom = before
 
 
 def _run_virtual(backend: str, seed: int, main: Callable[[], Awaitable[T]]) -> T:

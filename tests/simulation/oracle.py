@@ -54,8 +54,6 @@ class Life:
     may_run_again: bool = False
     end: str = ""
     reply: bytes = b""
-    #: Members of a run give their attempt back when the run is cut off.
-    in_run: bool = False
 
 
 @define(eq=False)
@@ -74,7 +72,6 @@ class Oracle:
     #: Outbox messages that are committed and not accepted yet, by (source, target).
     owed: dict[tuple[str, str], deque[str]] = field(factory=lambda: defaultdict(deque))
     running: dict[str, str] = field(factory=dict)
-    tags_of_names: dict[str, str] = field(factory=dict)
     starts: int = 0
     broken: list[str] = field(factory=list)
 
@@ -118,7 +115,6 @@ class Oracle:
         for message in messages:
             life = self.lives[message.unique]
             life.attempts = message.attempts
-            life.in_run = len(messages) > 1
         self.note("taken", entity, *(self.name(self.lives[unique].tag) for unique in uniques))
 
     def ended_turn(self, entity: str) -> None:
@@ -141,9 +137,7 @@ class Oracle:
         self.order[entity].remove(message.unique)
         started = life.starts.total() + life.recoveries.total()
         self.note(event.value, entity, self.name(life.tag))
-        # A run that was cut off gives its members' attempts back: they had no effect whatever.
-        effectful = life.name in ("Work", "Again", "Look")
-        if event in (Event.WITHDRAW, Event.EXPIRE) and started and effectful:
+        if event in (Event.WITHDRAW, Event.EXPIRE) and started:
             self.fail(f"{life.tag}: {event.value} after it had started")
         if event is Event.COMPLETE:
             if not started:
@@ -183,9 +177,7 @@ class Oracle:
             self.note("stop", entity, self.name(life.tag))
 
     def _check_again(self, life: Life, attempt: int, stamp: Stamp, recovering: bool) -> None:
-        before = life.starts[attempt] + life.recoveries[attempt]
-        # What is transactional may start again with the attempt that a cut off run gave back.
-        if before and not stamp.transactional:
+        if life.starts[attempt] + life.recoveries[attempt]:
             self.fail(f"{life.tag}: attempt {attempt} started twice")
         if stamp.transactional or recovering or not life.interruptions:
             return
@@ -200,12 +192,6 @@ class Oracle:
         if child and parent in self.lives:
             return f"{self.name(self.lives[parent].tag)}{CHILD}{number}"
         return tag
-
-    # The clients' answers.
-
-    def answered(self, tag: str, what: str, value: Any = None) -> None:
-        """What a client heard of a message; compared with the end at the end."""
-        self.note("answer", self.name(tag), what, value if what == "reply" else "")
 
 
 class WatchedPartition(Partition):

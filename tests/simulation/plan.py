@@ -108,6 +108,19 @@ def draw_schedule(seed: int, backend: str) -> Schedule:
     )
 
 
+def draw_rich_schedule(seed: int, backend: str, nodes: tuple[NodeLife, ...]) -> Schedule:
+    """A schedule in fair weather in which everything that clients and handlers can do exists."""
+    rng = random.Random(seed)
+    may = dict.fromkeys(("sends", "asks", "child", "sleep"), True)
+    ends = ["ok", "ok", "refuse", "fail", "hang"]
+    clients = tuple(
+        tuple(_draw_call(rng, list(VERBS), list(MESSAGES), ends, ["0", "1", "2"], may) for _ in range(14))
+        for _ in range(5)
+    )
+    settings = {**_draw_settings(rng), "partitions": 7, "max_depth": 0, "max_activations": 0}
+    return Schedule(seed=seed, backend=backend, clients=clients, nodes=nodes, settings=settings)
+
+
 def _some(rng: random.Random, things: tuple[str, ...]) -> list[str]:
     return [thing for thing in things if rng.random() < 0.5]
 
@@ -156,7 +169,7 @@ def _draw_node(rng: random.Random) -> NodeLife:
 
 def _draw_settings(rng: random.Random) -> dict[str, Any]:
     return {
-        "partitions": rng.choice((1, 2, 5)),
+        "partitions": rng.choice((1, 2, 7)),
         "max_attempts": rng.choice((1, 1, 2, 3)),
         "max_interruptions": rng.choice((1, 2, 3)),
         "on_dead": rng.choice(("continue", "continue", "park")),

@@ -273,6 +273,25 @@ def test_entering_without_a_store_says_so(backend: str, kind: Any) -> None:
     run_virtual(backend, 1, main)
 
 
+def test_leaving_without_a_store_raises_nothing(backend: str) -> None:
+    """The leases run out by themselves; the body's own end is what counts."""
+
+    async def main() -> None:
+        scene = Scene()
+
+        async def away(steps: Sequence[Step]) -> None:
+            if has(steps, Release):
+                raise JournalUnavailable("the store is away", sent=False)
+
+        with anyio.fail_after(60):
+            async with scene.system(Gate(scene.store, away)) as system:
+                assert await system.ask(ADDER, Add(1)) == 1
+            async with scene.system() as system:
+                assert await system.ask(ADDER, Add(1)) == 2
+
+    run_virtual(backend, 1, main)
+
+
 #: Seeds that were red once, with what they showed.
 RED_SEEDS = {
     13: "an accepted ask heard `SystemNotRunning`",
@@ -280,6 +299,7 @@ RED_SEEDS = {
     26: "a failed recovery ran the handler again; a tell hung",
     81: "a dispatch without its state parked the entity, and began after it was given back",
     82: "an activation was started in a partition that had ended",
+    97: "leaving raised the journal's own exception",
     105: "entering raised a group",
     119: "`ResultExpired` for a message that was completed",
     124: "a tell hung when the system was left",

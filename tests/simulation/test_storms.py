@@ -75,18 +75,19 @@ def test_poison_dies(backend: str, message: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_poison_in_a_run_takes_no_neighbours_along(backend: str) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_poison_in_a_run_takes_no_neighbours_along(backend: str, limit: int) -> None:
     """The members of a run go on one by one after the crash, and only the poisonous one dies."""
     well, poison = Plan(), Plan(end="crash")
     slow = Call("tell", "0", "Put", Plan(sleep_s=0.5))
     calls = (slow, *(Call("tell", "0", "Put", poison if number == 3 else well) for number in range(8)))
-    world = run(schedule_of(backend, *calls, max_interruptions=2))
+    world = run(schedule_of(backend, *calls, max_interruptions=limit))
     ends = {life.tag: life.end for life in world.oracle.lives.values()}
     dead = [tag for tag, end in ends.items() if end == "interrupt"]
     assert len(dead) == 1
     assert sorted(set(ends.values())) == ["complete", "interrupt"]
-    # The run that died counts nothing for its members; then the poison has its two.
-    assert world.nodes == 4
+    # The run that dies first may count or not; then the poison is alone, and a last node cleans up.
+    assert world.nodes <= limit + 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

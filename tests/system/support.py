@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -139,6 +139,13 @@ class Watcher:
             while len(self.events) < count:
                 await self._changed.wait()
         return self.events
+
+
+async def until(condition: Callable[[], Awaitable[object]], patience_s: float = PATIENCE_S) -> None:
+    """Return once `condition()` answers something true; for what no event tells."""
+    with anyio.fail_after(patience_s):
+        while not await condition():  # noqa: ASYNC110 - what a store holds has no event
+            await anyio.sleep(0.01)
 
 
 # A kind for everything that can happen in a turn.

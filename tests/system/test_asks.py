@@ -229,7 +229,7 @@ async def test_answers_of_an_ask_in_a_turn(new_system: NewSystem, link: Any) -> 
 
 async def test_a_transactional_turn_does_not_ask(new_system: NewSystem, link: Any) -> None:
     async with new_system(link) as system:
-        with pytest.raises(HandlerFailed, match="NotSupported.*transactional.*outbox"):
+        with pytest.raises(HandlerFailed, match=r"NotSupported.*transactional.*outbox"):
             await system.ask(Link.ref("a"), ChainTransactional(["b"]))
         assert (await system.audit()).accepted == 1
 

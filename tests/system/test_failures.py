@@ -18,7 +18,6 @@ from atomic_actors import (
     UnknownMessage,
 )
 from tests.system.support import (
-    PATIENCE_S,
     Break,
     BreakWrite,
     Desk,
@@ -30,6 +29,7 @@ from tests.system.support import (
     Work,
     Write,
     desk,
+    until,
 )
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +79,9 @@ async def test_the_configuration_sets_attempts(
     new_system: NewSystem, stage: Stage, failures: int, attempts: int
 ) -> None:
     """For a kind; but what a handler says of itself is nearer."""
-    async with new_system(Desk.using(stage=stage), kinds={"desk": KindConfig(max_attempts=attempts)}) as system:
+    async with new_system(
+        Desk.using(stage=stage), kinds={"desk": KindConfig(max_attempts=attempts)}
+    ) as system:
         with pytest.raises(HandlerFailed):
             await system.ask(desk(), Break())
         (letter,) = await system.dead_letters.list()
@@ -309,9 +311,12 @@ async def test_full_of_dead_letters(new_system: NewSystem, stage: Stage) -> None
     async with new_system(Desk.using(stage=stage), max_dead_letters=1, partitions=1) as system:
         await break_some(system, "a")
         receipt = await system.tell(desk("two"), Break("b"))
-        with anyio.fail_after(PATIENCE_S):
-            while not (where := await system.where(desk("two"))).is_parked:
-                await anyio.sleep(0.01)
+
+        async def is_parked() -> bool:
+            return (await system.where(desk("two"))).is_parked
+
+        await until(is_parked)
+        where = await system.where(desk("two"))
         assert (where.waiting, where.dispatched) == (1, 0)
         (letter,) = await system.dead_letters.list()
         await system.dead_letters.purge(letter.message_id)

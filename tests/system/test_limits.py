@@ -19,7 +19,7 @@ from atomic_actors import (
     QueueDepthExceeded,
     handler,
 )
-from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk
+from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def test_depth_of_an_entity(new_system: NewSystem, stage: Stage, limit: di
         # The running one does not wait: two more may.
         receipts = [await system.tell(desk(), Write(word)) for word in "ab"]
         for call in (system.ask, system.tell):
-            with pytest.raises(QueueDepthExceeded, match="desk/one.*2") as full:
+            with pytest.raises(QueueDepthExceeded, match=r"desk/one.*2") as full:
                 await call(desk(), Write("c"))
             assert isinstance(full.value, NotExecuted)
         assert await system.ask(desk("two"), Write("x")) == 1
@@ -58,7 +58,7 @@ async def test_depth_of_all(new_system: NewSystem, stage: Stage) -> None:
             await system.tell(desk(name), Write("a"))
         last = await system.tell(desk("two"), Write("b"))
         for name in ("one", "two"):
-            with pytest.raises(QueueDepthExceeded, match="max_total_depth|partition"):
+            with pytest.raises(QueueDepthExceeded, match=r"max_total_depth|partition"):
                 await system.tell(desk(name), Write("c"))
         stage.release()
         assert await system.result(last) == 3
@@ -89,7 +89,7 @@ async def test_too_many_activations(new_system: NewSystem, stage: Stage) -> None
         for name in "ab":
             await stage.wait_for(name)
         for call in (system.ask, system.tell):
-            with pytest.raises(ActorLimitExceeded, match="desk/c.*2 activations.*max_activations") as full:
+            with pytest.raises(ActorLimitExceeded, match=r"desk/c.*2 activations.*max_activations") as full:
                 await call(desk("c"), Write("c"))
             assert isinstance(full.value, NotExecuted)
         # An entity that is active may have more.
@@ -108,7 +108,9 @@ async def test_tell_many_waits_for_room(new_system: NewSystem, stage: Stage) -> 
         entities = [desk(f"d{number}") for number in range(60)]
         receipts = await system.tell_many([(entity, Work(entity.id)) for entity in entities])
         with anyio.fail_after(PATIENCE_S):
-            assert [await system.result(receipt) for receipt in receipts] == [entity.id for entity in entities]
+            assert [await system.result(receipt) for receipt in receipts] == [
+                entity.id for entity in entities
+            ]
 
 
 async def test_outboxes_are_not_bounded_by_activations(new_system: NewSystem, stage: Stage) -> None:
@@ -126,9 +128,11 @@ async def test_outboxes_are_not_bounded_by_activations(new_system: NewSystem, st
 
     async with new_system(Desk.using(stage=stage), Spreader, max_activations=3) as system:
         await system.ask(Spreader.ref("s"), Spread())
-        with anyio.fail_after(10):
-            while (await system.audit()).completed < 41:
-                await anyio.sleep(0.02)
+
+        async def all_ran() -> bool:
+            return (await system.audit()).completed == 41
+
+        await until(all_ran)
         assert sorted(stage.log, key=int) == [str(number) for number in range(40)]
 
 
@@ -159,11 +163,13 @@ async def test_large_payloads(new_system: NewSystem) -> None:
     async with new_system(Keeper, max_payload_bytes=1000) as system:
         assert await system.ask(keeper, Keep(b"x" * 900)) == b""
         for call in (system.ask, system.tell):
-            with pytest.raises(PayloadTooLarge, match=r"Keep for keeper/k: 10\d\d bytes.*max_payload_bytes=1000"):
+            with pytest.raises(
+                PayloadTooLarge, match=r"Keep for keeper/k: 10\d\d bytes.*max_payload_bytes=1000"
+            ):
                 await call(keeper, Keep(b"x" * 1000))
-        with pytest.raises(HandlerFailed, match="PayloadTooLarge.*reply.*max_payload_bytes"):
+        with pytest.raises(HandlerFailed, match=r"PayloadTooLarge.*reply.*max_payload_bytes"):
             await system.ask(keeper, Keep(b"x" * 600, keep=1, reply=2))
-        with pytest.raises(HandlerFailed, match="PayloadTooLarge.*state.*max_payload_bytes"):
+        with pytest.raises(HandlerFailed, match=r"PayloadTooLarge.*state.*max_payload_bytes"):
             await system.ask(keeper, Keep(b"x" * 600, keep=2))
         assert (await system.audit()).accepted == 3
 

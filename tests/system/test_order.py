@@ -226,7 +226,16 @@ async def test_failures_refusals_and_queries_in_one_run(new_system: NewSystem, s
         watcher = Watcher(system, "completed", "refused", "failed")
         await system.tell(desk(), Work("first"))
         await stage.wait_for("first")
-        messages: list[Any] = [Write("a"), Read(), Decline("no"), Read(), BreakWrite(), Read(), Write("b"), Read()]
+        messages: list[Any] = [
+            Write("a"),
+            Read(),
+            Decline("no"),
+            Read(),
+            BreakWrite(),
+            Read(),
+            Write("b"),
+            Read(),
+        ]
         receipts = await system.tell_many([(desk(), message) for message in messages])
         stage.release()
         reads = [await system.result(receipts[place]) for place in (1, 3, 5, 7)]

@@ -165,7 +165,7 @@ async def test_refusals_without_a_class(new_system: NewSystem) -> None:
         raise Refused("not today")
 
     async with new_system(Worker.using(plain=plain)) as system:
-        with pytest.raises(Refused, match="^not today$") as refused:
+        with pytest.raises(Refused, match=r"^not today$") as refused:
             await system.ask(WORKER, Do("plain"))
         assert type(refused.value) is Refused
 
@@ -250,7 +250,7 @@ async def test_a_bad_outbox_message_fails_the_whole_turn(new_system: NewSystem, 
 
     async with new_system(Worker.using(send=send, note=note)) as system:
         for message in (Do("send"), DoTransactional("send")):
-            with pytest.raises(HandlerFailed, match="UnknownKind|UnknownMessageType|InvalidPayload"):
+            with pytest.raises(HandlerFailed, match=r"UnknownKind|UnknownMessageType|InvalidPayload"):
                 await system.ask(WORKER, message)
         assert await system.ask(WORKER, Get()) == []
         assert await system.ask(Worker.ref("other"), Get()) == []
@@ -276,7 +276,7 @@ async def test_outbox_refuses_at_add(new_system: NewSystem) -> None:
 async def test_the_outbox_is_bounded(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Desk.using(stage=stage), max_outbox_messages=3) as system:
         await system.ask(desk(), Send("two", ["a", "b", "c"]))
-        with pytest.raises(HandlerFailed, match="OutboxLimitExceeded.*3 messages.*max_outbox_messages"):
+        with pytest.raises(HandlerFailed, match=r"OutboxLimitExceeded.*3 messages.*max_outbox_messages"):
             await system.ask(desk(), Send("two", ["d", "e", "f", "g"]))
         assert await system.ask(desk(), Send("two", ["h"])) is None
 
@@ -306,7 +306,14 @@ async def test_what_a_context_says(new_system: NewSystem) -> None:
         seen.append(
             {
                 name: getattr(context, name)
-                for name in ("entity", "message_id", "attempt", "deadline", "fencing_token", "idempotency_key")
+                for name in (
+                    "entity",
+                    "message_id",
+                    "attempt",
+                    "deadline",
+                    "fencing_token",
+                    "idempotency_key",
+                )
             }
         )
         if len(seen) == 1:

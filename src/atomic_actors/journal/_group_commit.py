@@ -25,11 +25,13 @@ from atomic_actors._cells import Cell, cell_factory
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import (
     Append,
+    Audit,
     BatchResult,
     Finish,
     Journal,
     JournalSettings,
     JournalUnavailable,
+    Rejected,
     RelayIn,
     Result,
     Step,
@@ -38,7 +40,6 @@ from atomic_actors.journal._protocol import (
 __all__ = ("GroupCommit", "GroupCommitStatistics")
 
 RETRY_DELAY_FIRST_S: Final = 0.02
-RETRY_DELAY_MAX_S: Final = 0.5
 #: What a step costs on the wire beside its bodies, roughly.
 STEP_OVERHEAD_BYTES: Final = 256
 
@@ -62,6 +63,10 @@ def _size_bytes(step: Step) -> int:
     if isinstance(step, RelayIn):
         return STEP_OVERHEAD_BYTES + sum(len(entry.body) for entry in step.entries)
     return STEP_OVERHEAD_BYTES
+
+
+def _ignore(_: object) -> None:
+    """The answer was the question."""
 
 
 @define(eq=False, slots=True)
@@ -103,6 +108,7 @@ class GroupCommit:
         max_pending_steps: steps that may wait; more are refused with `JournalUnavailable`.
         failure_threshold: failed calls in a row after which new steps are refused at once.
         max_batches_in_flight: how many batches may be on their way to the store.
+        retry_delay_max_s: how long to wait at the most before the store is tried again.
         answer_limit_s: how long `request` and `execute` wait; what they sent may still happen.
     """
 
@@ -113,6 +119,7 @@ class GroupCommit:
     failure_threshold: int = 3
     max_batches_in_flight: int = 2
     answer_limit_s: float = 10.0
+    retry_delay_max_s: float = 0.5
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
@@ -123,6 +130,7 @@ class GroupCommit:
     _failing: bool = field(default=False, init=False)
     #: Flushers that wait until theirs is the oldest batch.
     _turns: list[Cell[None]] = field(factory=list, init=False)
+    _scopes: list[anyio.CancelScope] = field(factory=list, init=False)
     _new_cell: Callable[[], Cell[None]] = field(init=False)
     #: Flushers that sleep for want of steps.
     _idle: list[Cell[None]] = field(factory=list, init=False)
@@ -282,13 +290,16 @@ class GroupCommit:
         return batch
 
     async def _run_flusher(self) -> None:
-        try:
-            await self._flush_forever()
-        except Exception as error:
-            if self.on_crash is None:
-                raise
-            self._failures = self.failure_threshold
-            self.on_crash(error)
+        # Shielded: whoever is cancelled around us still has to settle and release. Leaving ends it.
+        with anyio.CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            try:
+                await self._flush_forever()
+            except Exception as error:
+                if self.on_crash is None:
+                    raise
+                self._failures = self.failure_threshold
+                self.on_crash(error)
 
     async def _flush_forever(self) -> None:
         """Send batch after batch.
@@ -329,7 +340,7 @@ class GroupCommit:
                     self._turns.append(turn)
                     await turn
                 await anyio.sleep(delay_s)
-                delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
+                delay_s = min(delay_s * 2, self.retry_delay_max_s)
                 continue
             break
         else:
@@ -354,7 +365,11 @@ class GroupCommit:
         # In portions: whoever the first ones wake can be on the way to the store again while the rest
         # is handed out here. Not to be cancelled in between, for nobody may miss an answer.
         for position, (entry, result) in enumerate(zip(batch.entries, answer.results, strict=True), 1):
-            entry.on_result(result)
+            if entry.sent and type(result) is Rejected and result.code == "queue_depth_exceeded":
+                # An earlier copy, that was sent and not answered, may still be on its way.
+                entry.on_result(JournalUnavailable("sent before, and refused now", sent=True))
+            else:
+                entry.on_result(result)
             if position % ANSWER_PORTION == 0:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
 
@@ -371,6 +386,9 @@ class GroupCommit:
                 self.on_availability(False)
         if self._failures >= self.failure_threshold:
             self._refuse_unsent(batch, error)
+            if not batch:
+                # Somebody has to find out that the store is back.
+                batch.append(_Entry(Audit(0), _ignore, False))
 
     def _refuse_unsent(self, batch: list[_Entry], error: JournalUnavailable) -> None:
         refusal = JournalUnavailable(str(error), sent=False)
@@ -409,6 +427,8 @@ class GroupCommit:
         traceback: TracebackType | None,
     ) -> None:
         assert self._task_group is not None
+        for scope in self._scopes:
+            scope.cancel()
         self._task_group.cancel_scope.cancel()
         try:
             await self._stack.__aexit__(exc_type, exc_value, traceback)

@@ -127,7 +127,7 @@ class RedisJournal:
     ) -> None:
         task_group, self._task_group = self._task_group, None
         assert task_group is not None
-        self._link.close("the journal was left")
+        self._link.close_all()
         task_group.cancel_scope.cancel()
         await task_group.__aexit__(None, None, None)
 

@@ -198,6 +198,7 @@ class Link:
         self._connect_timeout_s = connect_timeout_s
         self._greet = greet
         self._connection: BaseConnection | None = None
+        self._scopes: dict[BaseConnection, anyio.CancelScope] = {}
 
     @property
     def usable(self) -> BaseConnection | None:
@@ -238,21 +239,28 @@ class Link:
         self, connection: BaseConnection, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         started = False
+        # Shielded once it is open, like the flushers that need it: it ends when it is closed, not with
+        # whatever is cancelled around the system.
+        scope = anyio.CancelScope()
+        self._scopes[connection] = scope
 
         class Status(TaskStatus[None]):
             def started(self, value: None = None) -> None:
                 nonlocal started
                 started = True
+                scope.shield = True
                 task_status.started(value)
 
         try:
-            await connection.run(task_status=Status())
+            with scope:
+                await connection.run(task_status=Status())
         except RedisError as error:
             if not started:
                 raise
             # Those who wait for answers are told by the connection itself.
             logger.debug("a connection to the store ended: %s", error)
         finally:
+            self._scopes.pop(connection, None)
             _close_buffers(connection)
 
     def close(self, reason: str) -> None:
@@ -260,6 +268,12 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.invalidate(reason)
+
+    def close_all(self) -> None:
+        """Close every connection, for good."""
+        self.close("the journal was left")
+        for scope in tuple(self._scopes.values()):
+            scope.cancel()
 
 
 def request_all(connection: BaseConnection, commands: Sequence[Sequence[Argument]]) -> list[Awaitable[Any]]:

@@ -1,0 +1,235 @@
+"""The composition root: makes the parts of a running system and wires them, starts them, ends them.
+
+See `_system` for the map. Parts that need each other get each other here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from atomic_actors._cells import cell_factory, clock_function
+from atomic_actors._codec import Codec
+from atomic_actors._config import Config
+from atomic_actors._dead_letters import DeadLetters
+from atomic_actors._errors import AtomicActorsError
+from atomic_actors._kinds import Kind
+from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
+from atomic_actors._membership import Membership
+from atomic_actors._node import Node
+from atomic_actors._operations import Operations
+from atomic_actors._router import Router
+from atomic_actors._sender import Sender
+from atomic_actors._store import Store
+from atomic_actors._supervisor import Supervisor
+from atomic_actors._telemetry import Listeners, logger
+from atomic_actors._timers import Sweeper
+from atomic_actors._volatile import VolatileKinds
+from atomic_actors.journal._group_commit import GroupCommit
+
+__all__ = ("Parts",)
+
+#: How long the way out may take behind a shield, once nobody is waited for any more.
+SETTLE_LIMIT_S: Final = 5.0
+
+
+class Parts:
+    """Everything that lives while a system is entered.
+
+    Args:
+        decode_refusal: makes the asker's exception of a stored refusal.
+        on_crash: told when a part ends by its own fault.
+        on_signal: told at the first signal to leave (`handle_signals`).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        kinds: dict[str, Kind],
+        codec: Codec,
+        listeners: Listeners,
+        *,
+        decode_refusal: Callable[[bytes], AtomicActorsError],
+        on_crash: Callable[[BaseException], None],
+        on_signal: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.kinds = kinds
+        self._on_crash = on_crash
+        self._on_signal = on_signal
+        self._hurry = anyio.CancelScope()
+        self.new_cell, self.clock = cell_factory(), clock_function()
+        self.identity = NodeIdentity.of_this_process()
+        self.journal = GroupCommit(
+            store.journal,
+            config.max_batch_steps,
+            config.max_batch_bytes,
+            config.max_pending_steps,
+            config.store_failure_threshold,
+            answer_limit_s=config.accept_timeout_s,
+            retry_delay_max_s=config.store_ping_interval_s,
+        )
+        self.keeper, self.membership = self._make_membership()
+        self.router = Router(
+            self.journal, self.identity.node_id, self.new_cell, self.clock, decode_refusal, store.exchange
+        )
+        self.node = Node(
+            self.journal,
+            self.router,
+            self.membership,
+            codec,
+            listeners,
+            self.new_cell,
+            self.clock,
+            config.max_payload_bytes,
+            config.max_outbox_messages,
+        )
+        self.supervisor = Supervisor(
+            self.node, self.journal, self.membership, kinds, config.max_activations, self.new_cell, self.clock
+        )
+        self.volatile = VolatileKinds(
+            self.new_cell,
+            self.clock,
+            self.membership.is_valid,
+            config.max_activations,
+            config.max_outbox_messages,
+        )
+        self.sender = Sender(
+            config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
+        )
+        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
+        self.operations = Operations(
+            self.journal, self.supervisor, self.volatile, self.membership, self.node, self.sender
+        )
+        self.sweeper = Sweeper(
+            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self.volatile.tick)
+        )
+        self._wire()
+
+    def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
+        config, keeper = self.config, None
+        if self.store.lease_client is not None:
+            keeper = LeaseKeeper(
+                self.store.lease_client,
+                config.partitions,
+                config.lease_renew_interval_s,
+                config.loop_stall_limit_s,
+            )
+        membership = Membership(
+            self.journal,
+            self.identity,
+            config.partitions,
+            keeper,
+            config.lease_ttl_s,
+            config.lease_margin_s,
+            config.same_host_takeover,
+            self._claimed,
+            self._lost,
+        )
+        return keeper, membership
+
+    def _wire(self) -> None:
+        """Close the circles: parts that need each other."""
+        self.node.supervisor = self.supervisor
+        self.node.encode = self.sender.encode
+        self.node.ask_with = self.sender.ask_from_turn
+        self.node.on_crash = self.volatile.on_crash = self.journal.on_crash = self._on_crash
+        self.volatile.services = self.node
+        self.volatile.send_other = self.sender.send_soon
+        self.journal.on_answer = self.router.on_answer
+
+    def _claimed(self, partition: int) -> None:
+        self.supervisor.claimed(partition)
+
+    def _lost(self, partition: int, why: str) -> None:
+        self.supervisor.lost(partition, why)
+
+    def _tick_supervisor(self, now_s: float) -> None:
+        self.supervisor.tick(now_s, self.router.store_now_ms())
+
+    # Life.
+
+    async def start(self, task_group: TaskGroup) -> None:
+        """Start the tasks, claim partitions.
+
+        Raises:
+            StoreUnavailable, JournalUnavailable: the store gives no answer.
+        """
+        self.supervisor.start(task_group)
+        self.volatile.start(task_group)
+        self._task_group = task_group
+        await self.operations.check_store()
+        self._run(self.sweeper.run)
+        exchange = self.store.exchange
+        if exchange is not None:
+            self._run(partial(exchange.listen_replies, self.identity.node_id, self.router.answered))
+            if self.kinds:
+                self._run(partial(exchange.listen_bells, self.supervisor.rung))
+        if self.kinds:
+            await self.membership.claim_at_start()
+            if self.keeper is not None:
+                self.keeper.start(self._keeper_crashed)
+            self._run(self.membership.run)
+        if self.config.handle_signals:
+            self._run(self._watch_signals)
+
+    def _run(self, function: Callable[[], Any]) -> None:
+        self._task_group.start_soon(self._guard, function)
+
+    async def _guard(self, function: Callable[[], Any]) -> None:
+        """Run one of our own tasks: its crash ends the system, with its cause."""
+        try:
+            await function()
+        except Exception as error:
+            self._on_crash(error)
+
+    def _keeper_crashed(self, error: BaseException) -> None:
+        """Called in the keeper's thread: leases run out by themselves, and the watchdog sees it."""
+        logger.error("the lease keeper crashed; leases are not renewed any more", exc_info=error)
+
+    async def _watch_signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            first = True
+            async for number in signals:
+                if first:
+                    logger.warning("%s: leaving; once more does not wait", signal.Signals(number).name)
+                    self._on_signal()
+                else:
+                    self._hurry.cancel()
+                first = False
+
+    async def leave(self, *, wait: bool) -> None:
+        """Stop taking, let running turns finish, interrupt the rest, give the partitions up."""
+        self.sender.running = False
+        if wait:
+            with self._hurry:
+                if self.config.drain_timeout_s:
+                    self._hurry.deadline = anyio.current_time() + self.config.drain_timeout_s
+                await self.volatile.drain()
+                await self.supervisor.drain()
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_LIMIT_S) as settling:
+            self.supervisor.draining = True
+            interrupted = self.supervisor.busy()
+            if interrupted:
+                logger.warning("%d turns are interrupted by leaving", len(interrupted))
+            self.supervisor.cancel_partitions()
+            await self.supervisor.wait_ended()
+            if self.journal.available:
+                await self.journal.wait_drained()
+                await self.membership.release_all()
+        if settling.cancelled_caught:
+            logger.warning("the store did not answer in time; the leases run out by themselves")
+        self.router.abandon_all()
+
+    async def stop_keeper(self) -> None:
+        """End the lease keeper's thread."""
+        if self.keeper is not None:
+            with anyio.CancelScope(shield=True):  # bounded by the thread's own limit
+                await anyio.to_thread.run_sync(self.keeper.stop, SETTLE_LIMIT_S)

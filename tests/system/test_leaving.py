@@ -1,0 +1,344 @@
+"""Leaving: running turns end, the rest is interrupted, exceptions leave as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import pytest
+from attrs import define, field
+
+from atomic_actors import (
+    ActorSystem,
+    Interrupted,
+    StoreUnavailable,
+    SystemFailed,
+    SystemNotRunning,
+)
+from atomic_actors.journal._protocol import (
+    BatchResult,
+    Finish,
+    Journal,
+    JournalSettings,
+    JournalUnavailable,
+    Rejected,
+    Step,
+)
+from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+def is_leaving(system: ActorSystem) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return not system._running.sender.running
+
+    return look
+
+
+async def test_running_turns_end_first(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("slow")
+    async with anyio.create_task_group() as outside:
+        async with new_system(Desk.using(stage=stage), drain_timeout_s=30) as system:
+            receipt = await system.tell(desk(), Work("slow"))
+            await system.tell(desk(), Work("next"))
+            await stage.wait_for("slow")
+
+            async def release() -> None:
+                await until(is_leaving(system))
+                stage.release()
+
+            outside.start_soon(release)
+    # What had not begun waits for the next one who comes.
+    assert stage.log == ["slow"]
+    async with new_system(Desk.using(stage=stage)) as system:
+        assert await system.result(receipt) == "slow"
+        assert await system.ask(desk(), Read()) == ["slow", "next"]
+        assert (await system.audit()).dead_letters == 0
+
+
+async def test_the_rest_is_interrupted(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("slow")
+    answers: list[BaseException] = []
+    async with anyio.create_task_group() as outside:
+        async with new_system(Desk.using(stage=stage), drain_timeout_s=0.05) as system:
+
+            async def ask() -> None:
+                try:
+                    await system.ask(desk(), Work("slow"), timeout_s=0)
+                except Exception as error:
+                    answers.append(error)
+
+            outside.start_soon(ask)
+            await stage.wait_for("slow")
+            await system.tell(desk(), Write("next"))
+    (answer,) = answers
+    assert isinstance(answer, (Interrupted, SystemNotRunning))
+    async with new_system(Desk.using(stage=stage)) as system:
+        (letter,) = await system.dead_letters.list()
+        assert (letter.reason, letter.name, letter.interruptions) == ("interrupted", "Work", 1)
+        assert await system.ask(desk(), Read()) == ["next"]
+        with pytest.raises(Interrupted, match="wholly, partly or not at all"):
+            await system.result(letter.message_id)
+        assert (await system.audit()).is_balanced
+
+
+async def test_senders_are_told_while_it_leaves(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("slow")
+    async with anyio.create_task_group() as outside:
+        async with new_system(Desk.using(stage=stage), drain_timeout_s=30) as system:
+            await system.tell(desk(), Work("slow"))
+            await stage.wait_for("slow")
+
+            async def send_then_release() -> None:
+                await until(is_leaving(system))
+                for call in (system.ask, system.tell):
+                    with pytest.raises(SystemNotRunning):
+                        await call(desk(), Write("late"))
+                stage.release()
+
+            outside.start_soon(send_then_release)
+    async with new_system(Desk.using(stage=stage)) as system:
+        assert await system.ask(desk(), Read()) == ["slow"]
+
+
+async def test_an_exception_of_the_body_leaves_as_itself(new_system: NewSystem, stage: Stage) -> None:
+    class Mine(Exception):
+        pass
+
+    error = Mine("mine")
+
+    async def raise_in_body(raised: BaseException) -> None:
+        async with new_system(Desk.using(stage=stage)) as system:
+            await system.ask(desk(), Write("a"))
+            raise raised
+
+    with pytest.raises(Mine) as left:
+        await raise_in_body(error)
+    assert left.value is error
+    group = ExceptionGroup("two", [Mine(), ValueError()])
+    with pytest.raises(ExceptionGroup) as two:
+        await raise_in_body(group)
+    assert two.value is group
+    with pytest.raises(KeyboardInterrupt):
+        await raise_in_body(KeyboardInterrupt())
+    # Each of them gave its partitions up.
+    async with new_system(Desk.using(stage=stage)) as system:
+        assert await system.ask(desk(), Read()) == ["a", "a", "a"]
+
+
+async def test_cancelled_from_outside(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("slow")
+    with anyio.fail_after(PATIENCE_S):
+        with anyio.CancelScope() as scope:
+            async with new_system(Desk.using(stage=stage), drain_timeout_s=60) as system:
+                await system.tell(desk(), Work("slow"))
+                await stage.wait_for("slow")
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        # It did not wait for the turn, but it settled it.
+        async with new_system(Desk.using(stage=stage)) as system:
+            (letter,) = await system.dead_letters.list()
+            assert letter.reason == "interrupted"
+
+
+async def test_entered_once(new_system: NewSystem, stage: Stage) -> None:
+    system = new_system(Desk.using(stage=stage))
+    async with system:
+        with pytest.raises(SystemNotRunning, match="entered once; make a new one"):
+            async with system:
+                raise AssertionError("entered twice")
+        assert await system.ask(desk(), Write("a")) == 1
+    with pytest.raises(SystemNotRunning, match="entered once; make a new one"):
+        async with system:
+            raise AssertionError("entered again")
+
+
+async def test_systems_side_by_side_and_nested(new_system: NewSystem, store_url: str, stage: Stage) -> None:
+    other = NewSystem(store_url)
+    async with new_system(Desk.using(stage=stage)) as first:
+        await first.ask(desk(), Write("a"))
+        async with other(Desk.using(stage=stage)) as second:
+            # Another namespace: another desk.
+            assert await second.ask(desk(), Read()) == []
+        assert await first.ask(desk(), Read()) == ["a"]
+
+
+# A journal that breaks in the ways that real ones do not on demand.
+
+
+@define(eq=False)
+class BrokenJournal:
+    """Hands steps on until a test says what to answer instead."""
+
+    inner: Journal
+    #: Raised instead of an answer.
+    error: BaseException | None = None
+    #: Answer every `Finish` with this.
+    finish: Any = None
+    calls: int = 0
+    _called: anyio.Event = field(factory=anyio.Event)
+
+    async def wait_calls(self, count: int) -> None:
+        """Return once it was called so often."""
+        while self.calls < count:
+            await self._called.wait()
+
+    @property
+    def settings(self) -> JournalSettings:
+        return self.inner.settings
+
+    async def execute(self, steps: Sequence[Step]) -> BatchResult:
+        self.calls += 1
+        self._called.set()
+        self._called = anyio.Event()
+        if self.error is not None:
+            await anyio.lowlevel.checkpoint()
+            raise self.error
+        if self.finish is not None and any(isinstance(step, Finish) for step in steps):
+            results = [
+                self.finish if isinstance(step, Finish) else (await self.inner.execute([step])).results[0]
+                for step in steps
+            ]
+            return BatchResult(results, 0)
+        return await self.inner.execute(steps)
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.inner.__aexit__(exc_type, exc_value, traceback)
+
+
+@define(eq=False)
+class Breaking:
+    """A system over a journal that can be broken."""
+
+    new_system: NewSystem
+    stage: Stage
+    journal: BrokenJournal | None = None
+
+    def _wrap(self, inner: Journal) -> Journal:
+        self.journal = BrokenJournal(inner)
+        return self.journal
+
+    def __call__(self, **settings: Any) -> ActorSystem:
+        if not self.new_system.in_memory:
+            pytest.skip("breaks the journal in memory")
+        return self.new_system(Desk.using(stage=self.stage), wrap=self._wrap, **settings)
+
+    def break_with(self, error: BaseException | None = None, finish: Any = None) -> None:
+        assert self.journal is not None
+        self.journal.error, self.journal.finish = error, finish
+
+
+@pytest.fixture
+def breaking(new_system: NewSystem, stage: Stage) -> Breaking:
+    return Breaking(new_system, stage)
+
+
+async def test_a_crash_of_the_journal_is_a_system_failure(breaking: Breaking) -> None:
+    cause = RuntimeError("disk on fire")
+
+    async def crash() -> None:
+        async with breaking() as system:
+            await system.ask(desk(), Write("a"))
+            breaking.break_with(cause)
+            await system.ask(desk(), Write("b"), timeout_s=0)
+
+    with anyio.fail_after(PATIENCE_S), pytest.raises(SystemFailed, match="disk on fire") as failed:
+        await crash()
+    assert failed.value.__cause__ is cause
+
+
+async def test_a_crash_of_an_activation_is_a_system_failure(breaking: Breaking) -> None:
+    async def crash() -> None:
+        async with breaking() as system:
+            breaking.break_with(finish=Rejected("bad_step", "no such step"))
+            await system.ask(desk(), Write("b"), timeout_s=0)
+
+    with anyio.fail_after(PATIENCE_S), pytest.raises(SystemFailed) as failed:
+        await crash()
+    assert "no such step" in str(failed.value) + repr(failed.value.__cause__)
+
+
+async def test_a_body_that_does_not_wait_hears_of_a_crash(breaking: Breaking) -> None:
+    """The body may sleep anywhere: it is cancelled."""
+
+    async def sleep_through_a_crash() -> None:
+        async with breaking() as system:
+            breaking.break_with(RuntimeError("disk on fire"))
+            receipt = system.tell(desk(), Write("b"), expires_in_s=60)
+            with anyio.CancelScope(shield=True), suppress(AtomicActorsError):
+                await receipt
+            await anyio.sleep_forever()
+
+    with anyio.fail_after(PATIENCE_S), pytest.raises(SystemFailed):
+        await sleep_through_a_crash()
+
+
+async def test_a_store_that_is_not_there(breaking: Breaking) -> None:
+    def away(inner: Journal) -> Journal:
+        return BrokenJournal(inner, error=JournalUnavailable("connection refused", sent=False))
+
+    if not breaking.new_system.in_memory:
+        pytest.skip("breaks the journal in memory")
+    system = breaking.new_system(Desk.using(stage=breaking.stage), wrap=away)
+    with anyio.fail_after(PATIENCE_S), pytest.raises(StoreUnavailable, match=r"connection refused|store"):
+        async with system:
+            raise AssertionError("entered without a store")
+
+
+async def test_a_store_that_goes_away_and_comes_back(breaking: Breaking) -> None:
+    async with breaking() as system:
+        await system.ask(desk(), Write("a"))
+        breaking.break_with(JournalUnavailable("connection refused", sent=False))
+        with anyio.fail_after(PATIENCE_S), pytest.raises(StoreUnavailable, match="nothing was sent"):
+            await system.ask(desk(), Write("b"), timeout_s=3)
+        with anyio.fail_after(PATIENCE_S), pytest.raises(StoreUnavailable):
+            await system.audit()
+        breaking.break_with(None)
+        with anyio.fail_after(PATIENCE_S):
+            while True:
+                try:
+                    assert await system.ask(desk(), Write("c")) == 2
+                    break
+                except StoreUnavailable:
+                    await anyio.sleep(0.02)
+        assert (await system.audit()).is_balanced
+
+
+async def test_a_commit_outlives_a_store_that_is_away(breaking: Breaking) -> None:
+    breaking.stage.hold("slow")
+    async with breaking() as system:
+        receipt = await system.tell(desk(), Work("slow"))
+        await breaking.stage.wait_for("slow")
+        breaking.break_with(JournalUnavailable("gone", sent=True))
+        breaking.stage.release()
+        assert breaking.journal is not None
+        calls = breaking.journal.calls
+        with anyio.fail_after(PATIENCE_S):
+            await breaking.journal.wait_calls(calls + 2)
+        breaking.break_with(None)
+        with anyio.fail_after(PATIENCE_S):
+            while True:
+                try:
+                    assert await system.result(receipt) == "slow"
+                    break
+                except StoreUnavailable:
+                    await anyio.sleep(0.02)
+        assert breaking.stage.log == ["slow"]
