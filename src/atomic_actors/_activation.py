@@ -183,7 +183,7 @@ class Activation:
         """An append that was admitted here is answered (`Admission`)."""
         self.admitted -= 1
         self.accept(offer)
-        if not self.admitted and self._is_closing():
+        if not self.admitted and (self._is_closing() or self.services.draining):
             self._wake()  # it stayed only for this answer
         self._heed_bell()
 
@@ -307,7 +307,7 @@ class Activation:
 
     async def _next_offer(self) -> Offer | None:
         while self._offer is None:
-            if self._is_closing() and not self.admitted:
+            if (self._is_closing() or self.services.draining) and not self.admitted:
                 return None
             cell = self._waiting = self.services.new_cell()
             self.services.went_idle()  # may close this very activation, and set the cell

@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from atomic_actors._actor import ActorSpec, HandlerSpec, collect
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config, KindSettings
-from atomic_actors._errors import InvalidState
+from atomic_actors._errors import InvalidConfig, InvalidState
 
 __all__ = ("BoundHandler", "Kind", "bind_kinds")
 
@@ -69,7 +69,14 @@ def bind_kinds(config: Config, codec: Codec) -> dict[str, Kind]:
     Raises:
         UsageError: an actor, a handler, a message, a state or a setting cannot work.
     """
-    return {name: _bind(codec, spec) for name, spec in collect(config.actors, config).items()}
+    specs = collect(config.actors, config)
+    unknown = [kind for kind in config.kinds if kind not in specs]
+    if specs and unknown:
+        raise InvalidConfig(
+            f"kinds: {', '.join(map(repr, unknown))} has settings but no actor; the actors have "
+            f"{', '.join(map(repr, sorted(specs)))}"
+        )
+    return {name: _bind(codec, spec) for name, spec in specs.items()}
 
 
 def _bind(codec: Codec, spec: ActorSpec) -> Kind:

@@ -31,6 +31,9 @@ Instant = tuple[float, float]
 
 NEVER: Final[Instant] = (float("-inf"), float("-inf"))
 
+#: How soon a failed renewal is tried again.
+RETRY_INTERVAL_S: Final = 0.1
+
 _BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
 
@@ -195,7 +198,9 @@ class LeaseKeeper:
     def _run(self) -> None:
         stalled = False
         reachable = True
-        while not self._stop.wait(self.interval_s):
+        wait_s = self.interval_s
+        while not self._stop.wait(wait_s):
+            wait_s = self.interval_s
             silence_s = time.monotonic() - self.beat
             if silence_s > self.loop_stall_limit_s:
                 if not stalled:
@@ -210,6 +215,8 @@ class LeaseKeeper:
                 if reachable:
                     logger.warning("cannot renew leases: %s: %s", type(error).__name__, error)
                 reachable = False
+                # A store that restarts is back soon, and the leases do not wait for it.
+                wait_s = min(RETRY_INTERVAL_S, self.interval_s)
             else:
                 reachable = True
 

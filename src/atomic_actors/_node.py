@@ -124,7 +124,8 @@ class Node:
 
         def on_settled(result: Result | JournalUnavailable) -> None:
             if isinstance(result, Settled) and result.settlement == "interrupt":
-                self.counts.interrupted += 1
+                self.counts.interrupted += len(step.uniques)
+                self.counts.dead_lettered += len(step.uniques)
                 for unique, body in zip(step.uniques, result.bodies, strict=False):
                     self._tell(step.entity, unique, body, b"interrupted\n")
                     self._emit(step.entity, unique, body, ("interrupted", "dead-lettered"))

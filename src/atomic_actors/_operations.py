@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import anyio
 from attrs import define, field, frozen
 
-from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed
+from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed, UnknownKind
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
 from atomic_actors._records import EntityRef, partition_of
@@ -172,8 +172,16 @@ class Operations:
     def _address(self, ref: object) -> tuple[str, int]:
         if not isinstance(ref, EntityRef):
             raise InvalidEntityId(f"entity: expected an EntityRef such as Account.ref('a-42'), got {ref!r}")
+        self._check_kind(ref.kind)
         entity = str(ref)
         return entity, partition_of(entity, self.membership.partitions)
+
+    def _check_kind(self, kind: str) -> None:
+        kinds = self.sender.kinds
+        if kinds and kind not in kinds:
+            raise UnknownKind(
+                f"kind {kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(kinds))}"
+            )
 
     async def where(self, ref: EntityRef) -> Location:
         """See `ActorSystem.where`."""
@@ -194,6 +202,7 @@ class Operations:
 
     async def counts(self, kind: str) -> KindCounts:
         """See `ActorSystem.counts`."""
+        self._check_kind(kind)
         try:
             answer = await self.journal.execute(
                 [CountKind(partition, kind) for partition in range(self.membership.partitions)]

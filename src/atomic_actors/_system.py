@@ -431,7 +431,11 @@ class EntityHandle:
         """See `ActorSystem.tell_many`."""
         return await self._system.tell_many([(self.ref, message) for message in messages])
 
-    async def result(self, message: Receipt[R] | str, timeout_s: float | None = None) -> R | Any:
+    @overload
+    async def result(self, message: Receipt[R], timeout_s: float | None = None) -> R: ...
+    @overload
+    async def result(self, message: str, timeout_s: float | None = None) -> Any: ...
+    async def result(self, message: Receipt[Any] | str, timeout_s: float | None = None) -> Any:
         """See `ActorSystem.result`."""
         return await self._system.result(message, timeout_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,26 @@ async def test_other_code_under_the_name_is_refused_and_left_alone(tmp_path: Pat
                 pass
         listed = str(server.call("FUNCTION", "LIST", "WITHCODE"))
         assert "other" in listed
+
+
+async def test_an_older_revision_is_replaced_and_a_newer_one_is_used(tmp_path: Path) -> None:
+    source = library_source().decode()
+    marker = re.search(r"-- revision: \d+\n", source)
+    assert marker is not None
+
+    def with_revision(number: int) -> str:
+        return source.replace(marker[0], f"-- revision: {number}\n")
+
+    with start_server("valkey", tmp_path=tmp_path, tcp=False, appendonly="no") as server:
+        server.call("FUNCTION", "LOAD", with_revision(9999))
+        async with open_journal(server, JournalSettings()) as journal:
+            await own(journal)
+        assert "revision: 9999" in str(server.call("FUNCTION", "LIST", "WITHCODE"))
+        server.call("FUNCTION", "FLUSH")
+        server.call("FUNCTION", "LOAD", with_revision(1))
+        async with open_journal(server, JournalSettings()) as journal:
+            await own(journal)
+        assert marker[0].strip() in str(server.call("FUNCTION", "LIST", "WITHCODE"))
 
 
 async def test_next_version_lives_beside_this_one(tmp_path: Path) -> None:

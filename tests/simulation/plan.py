@@ -90,8 +90,9 @@ def draw_schedule(seed: int, backend: str) -> Schedule:
     verbs = ["tell", "ask", *_some(rng, VERBS)]
     messages = _some(rng, tuple(MESSAGES)) or ["Put"]
     ends = ["ok", *_some(rng, ENDS)]
-    entities = [str(number) for number in range(rng.choice((1, 2, 3, 6)))]
-    may = {name: rng.random() < 0.4 for name in ("sends", "asks", "child", "sleep")}
+    entities = [str(number) for number in range(rng.choice((1, 2, 4, 6)))]
+    may = {name: rng.random() < 0.4 for name in ("asks", "child", "sleep")}
+    may["sends"] = rng.random() < 0.7
     clients = tuple(
         tuple(_draw_call(rng, verbs, messages, ends, entities, may) for _ in range(rng.randint(3, 14)))
         for _ in range(rng.randint(1, 5))
@@ -169,7 +170,7 @@ def _draw_node(rng: random.Random) -> NodeLife:
 
 def _draw_settings(rng: random.Random) -> dict[str, Any]:
     return {
-        "partitions": rng.choice((1, 2, 7)),
+        "partitions": rng.choice((1, 2, 7, 7)),
         "max_attempts": rng.choice((1, 1, 2, 3)),
         "max_interruptions": rng.choice((1, 2, 3)),
         "on_dead": rng.choice(("continue", "continue", "park")),

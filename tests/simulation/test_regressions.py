@@ -1,4 +1,4 @@
-"""What the simulation found, each as small as it could be made, and the seeds that it was found with."""
+"""What the simulation found, each as small as it could be made."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from atomic_actors.journal._protocol import (
 from tests.simulation.actors import Plan
 from tests.simulation.clock import run_virtual
 from tests.simulation.faults import CrashPoint
-from tests.simulation.plan import Call, NodeLife, Schedule, draw_schedule
+from tests.simulation.plan import Call, NodeLife, Schedule
 from tests.simulation.world import EPOCH_MS, run_schedule
 
 BACKENDS = ("trio", "asyncio")
@@ -290,28 +290,6 @@ def test_leaving_without_a_store_raises_nothing(backend: str) -> None:
                 assert await system.ask(ADDER, Add(1)) == 2
 
     run_virtual(backend, 1, main)
-
-
-#: Seeds that were red once, with what they showed.
-RED_SEEDS = {
-    13: "an accepted ask heard `SystemNotRunning`",
-    17: "`ResultExpired` for a message that waited",
-    26: "a failed recovery ran the handler again; a tell hung",
-    81: "a dispatch without its state parked the entity, and began after it was given back",
-    82: "an activation was started in a partition that had ended",
-    97: "leaving raised the journal's own exception",
-    105: "entering raised a group",
-    119: "`ResultExpired` for a message that was completed",
-    124: "a tell hung when the system was left",
-    156: "an activation was started in a partition that had ended",
-    347: "`ResultExpired` for a message that was completed",
-}
-
-
-@pytest.mark.parametrize("seed", RED_SEEDS)
-def test_red_seeds(backend: str, seed: int) -> None:
-    world = run_schedule(draw_schedule(seed, backend))
-    assert not world.oracle.broken, (RED_SEEDS[seed], world.oracle.broken)
 
 
 def test_a_failed_handler_is_no_interruption(backend: str) -> None:

@@ -52,6 +52,7 @@ def run_one(schedule: Schedule, *, replayable: bool = True) -> World:
     met.update({f"crash {kind} {moment}": count for (kind, moment), count in weather.crashes.items()})
     met.update({f"end {life.end}": 1 for life in world.oracle.lives.values()})
     met.update({"schedules": 1, "steps": weather.steps, "starts": world.oracle.starts, "nodes": world.nodes})
+    met.update({f"step {kind}": count for kind, count in weather.step_kinds.items()})
     met["interruptions"] += sum(life.interruptions for life in world.oracle.lives.values())
     met["recoveries"] += sum(life.recoveries.total() for life in world.oracle.lives.values())
     met["replays"] += sum(life.replay for life in world.oracle.lives.values())
@@ -180,6 +181,7 @@ def test_everything_happened() -> None:
     missing = [f"fault {kind}" for kind in (*FAULTS, "late_delivery") if met[f"fault {kind}"] < 20]
     ends = ("complete", "refuse", "fail", "interrupt", "withdraw", "expire")
     missing += [f"end {end}" for end in ends if met[f"end {end}"] < 20]
+    missing += [what for what in ("Finish", "Interrupt", "RelayIn", "RelayAck") if met[f"step {what}"] < 200]
     missing += [f"crash {kind}" for kind in CRASH_KINDS if met[f"crash {kind}"] < 1]
     missing += [what for what in ("interruptions", "recoveries", "replays") if met[what] < 20]
     assert not missing, f"{missing}\n{met}"

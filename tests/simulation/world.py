@@ -82,7 +82,7 @@ class World:
     _node: FaultyJournal | None = field(default=None, init=False)
     _node_scope: anyio.CancelScope | None = field(default=None, init=False)
     #: The calls of the living node's clients: they die with it.
-    _calls: set[anyio.CancelScope] = field(factory=set, init=False)
+    _calls: dict[anyio.CancelScope, None] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         schedule = self.schedule
@@ -106,7 +106,7 @@ class World:
         self.oracle.note("crash of node", self.nodes)
         if self._node_scope is not None:
             self._node_scope.cancel()
-        for scope in self._calls:
+        for scope in tuple(self._calls):
             scope.cancel()
 
     async def run_node(self, life: NodeLife | None) -> None:
@@ -231,12 +231,12 @@ class World:
             self.tags += 1
             began = anyio.current_time()
             with anyio.CancelScope() as scope:
-                self._calls.add(scope)
+                self._calls[scope] = None
                 self.doing[tag] = call.verb
                 try:
                     await self._do(system, tag, call)
                 finally:
-                    self._calls.discard(scope)
+                    del self._calls[scope]
                     del self.doing[tag]
             if anyio.current_time() - began > CALL_LIMIT_S:
                 self.oracle.fail(f"{tag}: {call.verb} took {anyio.current_time() - began:.0f} s")

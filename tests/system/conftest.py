@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import redis_server, valkey_server
 from tests.system.support import NewSystem
 
-#: What `store_url` runs through.
-STORES = ("memory",)
+__all__ = ("redis_server", "valkey_server")
+
+#: What `store_url` runs through: one server for all tests of a run, but for `embedded`, which has its own.
+STORES = (
+    "memory",
+    "embedded",
+    pytest.param("valkey", marks=pytest.mark.redis),
+    pytest.param("redis", marks=pytest.mark.redis),
+)
 
 
 @pytest.fixture(params=STORES)

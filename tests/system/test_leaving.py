@@ -200,9 +200,10 @@ class BrokenJournal:
         self.calls += 1
         self._called.set()
         self._called = anyio.Event()
-        if self.error is not None:
+        error = self.error
+        if error is not None:
             await anyio.lowlevel.checkpoint()
-            raise self.error
+            raise error
         if self.finish is not None and any(isinstance(step, Finish) for step in steps):
             results = [
                 self.finish if isinstance(step, Finish) else (await self.inner.execute([step])).results[0]
@@ -280,11 +281,9 @@ async def test_a_body_that_does_not_wait_hears_of_a_crash(breaking: Breaking) ->
     """The body may sleep anywhere: it is cancelled."""
 
     async def sleep_through_a_crash() -> None:
-        async with breaking() as system:
+        async with breaking():
             breaking.break_with(RuntimeError("disk on fire"))
-            receipt = system.tell(desk(), Write("b"), expires_in_s=60)
-            with anyio.CancelScope(shield=True), suppress(AtomicActorsError):
-                await receipt
+            # The next sweep runs into it.
             await anyio.sleep_forever()
 
     with anyio.fail_after(PATIENCE_S), pytest.raises(SystemFailed):

@@ -76,7 +76,7 @@ class RedisJournal:
         self._timeout_s = timeout_s
         self._allow_eviction = allow_eviction
         self._allow_no_persistence = allow_no_persistence
-        self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet)
+        self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
 

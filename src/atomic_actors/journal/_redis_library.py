@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Final
@@ -10,6 +11,7 @@ from coredis.connection import BaseConnection
 from coredis.exceptions import ResponseError
 
 from atomic_actors._errors import StoreIncompatible
+from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import PROTOCOL_VERSION, JournalSettings
 from atomic_actors.journal._redis_link import ask
 
@@ -34,8 +36,18 @@ def is_missing(error: object) -> bool:
     return isinstance(error, ResponseError) and "function not found" in str(error).lower()
 
 
+def _revision(source: bytes) -> int:
+    """The revision that a library's text names; 0 where it names none."""
+    found = re.search(rb"^-- revision: (\d+)$", source[:400], re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 async def load_library(connection: BaseConnection) -> None:
-    """Put the library into the store where it is not there; never replace another one.
+    """Put the library into the store where it is not there, or is there in an older revision.
+
+    The name carries the protocol's version, so another version is never touched. Within a version, a
+    newer revision answers every step that an older one knows: it replaces that one, and a store that
+    has a newer one than ours is used as it is.
 
     Raises:
         StoreIncompatible: the store has other code under this name.
@@ -51,7 +63,15 @@ async def load_library(connection: BaseConnection) -> None:
         return
     listed = await ask(connection, b"FUNCTION LIST", b"LIBRARYNAME", LIBRARY, b"WITHCODE")
     for library in listed:
-        if library[b"library_name"] == LIBRARY.encode() and library[b"library_code"] == source:
+        if library[b"library_name"] != LIBRARY.encode():
+            continue
+        stored: bytes = library[b"library_code"]
+        theirs, ours = _revision(stored), _revision(source)
+        if stored == source or theirs > ours:
+            return
+        if 0 < theirs < ours:
+            logger.warning("the store's library %s is replaced: revision %d by %d", LIBRARY, theirs, ours)
+            await ask(connection, b"FUNCTION LOAD", b"REPLACE", source)
             return
     raise StoreIncompatible(
         f"the store has a library {LIBRARY} with other code: another release of atomic_actors uses it. Run "

@@ -20,7 +20,6 @@ from coredis.connection import (
     BaseConnectionParams,
     TCPConnection,
     TCPLocation,
-    UnixDomainSocketConnection,
     UnixDomainSocketLocation,
 )
 from coredis.exceptions import (
@@ -40,6 +39,7 @@ from atomic_actors._errors import InvalidConfig, StoreIncompatible
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable
+from atomic_actors.journal._unix_stream import QuietUnixConnection
 
 __all__ = ("Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
 
@@ -89,7 +89,7 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
         place = UnixDomainSocketLocation(location.path)
 
         async def connect_unix() -> BaseConnection:
-            return UnixDomainSocketConnection(place, **parameters)
+            return QuietUnixConnection(place, **parameters)
 
         return connect_unix
     if location.scheme not in (StoreScheme.REDIS, StoreScheme.REDISS):
@@ -124,7 +124,7 @@ def redis_url(location: StoreLocation) -> str:
 def _cause(error: BaseException) -> str:
     """The innermost reason: the outer ones say only that there is no connection."""
     seen = error
-    while (inner := seen.__cause__ or seen.__context__) is not None:
+    while (inner := seen.__cause__) is not None:
         seen = inner
     return f"{type(seen).__name__}: {seen}" if str(seen) else type(seen).__name__
 
@@ -185,6 +185,7 @@ class Link:
         connect: makes the connections.
         connect_timeout_s: how long to connect, sign in and `greet` may take.
         greet: run on every new connection before anybody else gets it; raises to refuse it.
+        shielded: a connection ends only when it is closed, not when what runs around it is cancelled.
     """
 
     def __init__(
@@ -193,8 +194,10 @@ class Link:
         *,
         connect_timeout_s: float,
         greet: Callable[[BaseConnection], Awaitable[None]] | None = None,
+        shielded: bool = False,
     ) -> None:
         self._connect = connect
+        self._shielded = shielded
         self._connect_timeout_s = connect_timeout_s
         self._greet = greet
         self._connection: BaseConnection | None = None
@@ -239,16 +242,14 @@ class Link:
         self, connection: BaseConnection, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         started = False
-        # Shielded once it is open, like the flushers that need it: it ends when it is closed, not with
-        # whatever is cancelled around the system.
-        scope = anyio.CancelScope()
+        scope, shielded = anyio.CancelScope(), self._shielded
         self._scopes[connection] = scope
 
         class Status(TaskStatus[None]):
             def started(self, value: None = None) -> None:
                 nonlocal started
                 started = True
-                scope.shield = True
+                scope.shield = shielded
                 task_status.started(value)
 
         try:

@@ -1,4 +1,6 @@
 #!lua name=atomic_actors_1
+-- revision: 2
+-- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
 --
