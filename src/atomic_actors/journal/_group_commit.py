@@ -134,6 +134,8 @@ class GroupCommit:
     _new_cell: Callable[[], Cell[None]] = field(init=False)
     #: Flushers that sleep for want of steps.
     _idle: list[Cell[None]] = field(factory=list, init=False)
+    #: A flusher looks for steps at its next turn: nobody has to be woken.
+    _attentive: bool = field(default=False, init=False)
     #: Those who wait until nothing is pending or in flight.
     _drained: list[Cell[None]] = field(factory=list, init=False)
     _failures: int = field(default=0, init=False)
@@ -192,7 +194,7 @@ class GroupCommit:
 
     def _add(self, entry: _Entry) -> None:
         self._pending.append(entry)
-        if self._idle:
+        if self._idle and not self._attentive:
             self._idle.pop().set(None)
 
     async def request(self, step: Step) -> Result:
@@ -310,11 +312,19 @@ class GroupCommit:
         while True:
             batch = self._next_batch()
             if batch is None:
+                # Whoever got an answer just now is about to run, and may have the next step: look once
+                # more behind them before going to sleep, which saves waking up again.
+                self._attentive = True
+                await anyio.lowlevel.checkpoint()
+                self._attentive = False
+                batch = self._next_batch()
+            if batch is None:
                 idle: Cell[None] = self._new_cell()
                 self._idle.append(idle)
                 await idle
-                # Everyone who became runnable in this tick gets to add a step to the batch.
-                await anyio.lowlevel.checkpoint()
+                if len(self._pending) > 1:
+                    # Under load everyone who runs in this tick gets to add a step to the batch.
+                    await anyio.lowlevel.checkpoint()
                 continue
             await self._send(batch)
             if not self._pending and not self._in_flight:

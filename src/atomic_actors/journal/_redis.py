@@ -169,24 +169,26 @@ class RedisJournal:
         positions: list[Sequence[int]] = list(groups.values())
         return [self._wire.encode([steps[at] for at in group]) for group in positions], positions
 
-    @staticmethod
-    def _send(connection: BaseConnection, calls: Sequence[Call]) -> list[Any]:
+    def _send(self, connection: BaseConnection, calls: Sequence[Call]) -> list[Any]:
         commands: list[Sequence[bytes | int]] = [
             (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
         ]
         try:
-            return request_all(connection, commands)
+            return request_all(connection, commands, self._timeout_s)
         except RedisError as error:
             raise explain(error, sent=False) from error
 
     async def _receive(self, connection: BaseConnection, pending: Sequence[Any]) -> list[Any]:
+        # The driver's own limit for each answer: a scope of ours around them would be one more.
         replies: list[Any] = []
-        with anyio.move_on_after(self._timeout_s) as scope:
-            for request in pending:
-                replies.append(await request)
-        if scope.cancelled_caught:
-            connection.invalidate("an answer did not come in time")
-            raise JournalUnavailable(f"the store did not answer within {self._timeout_s:g} s", sent=True)
+        for request in pending:
+            reply = await request
+            if isinstance(reply, TimeoutError):
+                connection.invalidate("an answer did not come in time")
+                raise JournalUnavailable(
+                    f"the store did not answer within {self._timeout_s:g} s", sent=True
+                ) from reply
+            replies.append(reply)
         return replies
 
     async def _send_again(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:

@@ -277,15 +277,18 @@ class Link:
             scope.cancel()
 
 
-def request_all(connection: BaseConnection, commands: Sequence[Sequence[Argument]]) -> list[Awaitable[Any]]:
+def request_all(
+    connection: BaseConnection, commands: Sequence[Sequence[Argument]], timeout_s: float
+) -> list[Awaitable[Any]]:
     """Queue commands in order without waiting; each answer is then awaited on its own.
 
-    An answer that is an error is given back, not raised.
+    An answer that is an error is given back, not raised; one that takes longer than `timeout_s` is a
+    `TimeoutError`.
 
     Raises:
         StoreConnectionError: the connection is lost; nothing was sent.
     """
     return [
-        connection.create_request(b"FCALL", *command, decode=False, raise_exceptions=False)
+        connection.create_request(b"FCALL", *command, decode=False, raise_exceptions=False, timeout=timeout_s)
         for command in commands
     ]
