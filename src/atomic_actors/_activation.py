@@ -78,6 +78,8 @@ class Services(RunnerServices, Protocol):
 
     new_cell: Callable[[], Cell[Any]]
     max_outbox_messages: int
+    #: The turns that are being settled, by entity: an older answer may still offer them.
+    settling: dict[str, int]
 
     @property
     def draining(self) -> bool: ...
@@ -199,7 +201,8 @@ class Activation:
                 self.status = "ended"
                 self.services.ended(self, was_closing=False)
             return
-        if dispatch.turn <= self._last_turn:
+        settling = self.services.settling
+        if dispatch.turn <= self._last_turn or (settling and dispatch.turn <= settling.get(self.entity, 0)):
             return
         held = self._offer.dispatch if self._offer is not None else None
         if held is not None and dispatch.turn <= held.turn:

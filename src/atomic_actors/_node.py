@@ -89,6 +89,8 @@ class Node:
     ask_with: AskFromTurn = field(init=False)
     on_crash: Callable[[BaseException], None] = field(init=False)
     supervisor: Supervisor = field(init=False)
+    #: The turns that are being settled, by entity: an older answer may still offer them.
+    settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
     @property
@@ -121,8 +123,12 @@ class Node:
 
     def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None:
         """Settle a dispatch that was cut off, and tell its asker if that was final."""
+        self.settling[step.entity] = step.turn
 
         def on_settled(result: Result | JournalUnavailable) -> None:
+            # Answers come in the order of the steps: no older one can offer this turn any more.
+            if self.settling.get(step.entity) == step.turn:
+                del self.settling[step.entity]
             if isinstance(result, Settled) and result.settlement == "interrupt":
                 self.counts.interrupted += len(step.uniques)
                 self.counts.dead_lettered += len(step.uniques)

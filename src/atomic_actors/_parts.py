@@ -31,6 +31,7 @@ from atomic_actors._telemetry import Listeners, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("Parts",)
 
@@ -223,10 +224,16 @@ class Parts:
             await self.supervisor.wait_ended()
             if self.journal.available:
                 await self.journal.wait_drained()
-                await self.membership.release_all()
+                await self._release()
         if settling.cancelled_caught:
             logger.warning("the store did not answer in time; the leases run out by themselves")
         self.router.abandon_all()
+
+    async def _release(self) -> None:
+        try:
+            await self.membership.release_all()
+        except JournalUnavailable as error:
+            logger.warning("the partitions could not be released, their leases run out: %s", error)
 
     async def stop_keeper(self) -> None:
         """End the lease keeper's thread."""

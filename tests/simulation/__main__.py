@@ -26,7 +26,7 @@ def main() -> int:
             print(dict(world.weather.step_kinds), dict(world.weather.fired), dict(world.errors))
         if world.oracle.broken:
             red += 1
-            print(f"seed {seed} ({arguments.backend}): " + "\n    ".join(world.oracle.broken[:5]))
+            print(f"seed {seed} ({arguments.backend}): " + "\n    ".join(world.oracle.broken[:5]), flush=True)
             if world.error is not None and arguments.trace:
                 traceback.print_exception(world.error)
     print(f"{arguments.seeds} schedules, {red} broken")

@@ -81,6 +81,8 @@ class _Entry:
 
 @define(eq=False, slots=True)
 class _Batch:
+    #: Batches are numbered in the order in which they are sent, and answered in that order.
+    number: int
     entries: list[_Entry]
     #: The entities that it appends to.
     appends: set[str]
@@ -130,6 +132,9 @@ class GroupCommit:
     _failing: bool = field(default=False, init=False)
     #: Flushers that wait until theirs is the oldest batch.
     _turns: list[Cell[None]] = field(factory=list, init=False)
+    _next_number: int = field(default=0, init=False)
+    #: The number of the batch whose answers are handed out next.
+    _next_answered: int = field(default=0, init=False)
     _scopes: list[anyio.CancelScope] = field(factory=list, init=False)
     _new_cell: Callable[[], Cell[None]] = field(init=False)
     #: Flushers that sleep for want of steps.
@@ -287,7 +292,8 @@ class GroupCommit:
             entries.append(pending.popleft())
         if not entries:
             return None
-        batch = _Batch(entries, appends)
+        batch = _Batch(self._next_number, entries, appends)
+        self._next_number += 1
         self._in_flight.append(batch)
         return batch
 
@@ -331,6 +337,11 @@ class GroupCommit:
                 self._tell_drained()
             self._wake_flushers()
 
+    def _wake_turns(self) -> None:
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            turn.set(None)
+
     def _wake_flushers(self) -> None:
         idle, self._idle = self._idle, []
         for cell in idle:
@@ -358,11 +369,15 @@ class GroupCommit:
         self._in_flight.remove(batch)
         if not self._in_flight:
             self._failing = False
-        turns, self._turns = self._turns, []
-        for turn in turns:
-            turn.set(None)
+        self._wake_turns()
+        while self._next_answered != batch.number:
+            mine: Cell[None] = self._new_cell()
+            self._turns.append(mine)
+            await mine
         if answer is not None:
             await self._answered(batch, answer)
+        self._next_answered += 1
+        self._wake_turns()
 
     async def _answered(self, batch: _Batch, answer: BatchResult) -> None:
         self._batches += 1
