@@ -405,6 +405,9 @@ class Router:
         pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
         self._poll_later(pending)
         unique = pending.unique
+        # "Unknown" counts only if the message was there when the question was asked: a re-sent append may
+        # overtake it.
+        was_sent_before = pending.accepted or pending.waiting == "result"
 
         def on_result(result: Result | JournalUnavailable) -> None:
             # The key was used before, and it waits for another message since: then this says nothing.
@@ -412,7 +415,7 @@ class Router:
                 return
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)
-            elif result.state == "unknown" and (pending.accepted or pending.waiting == "result"):
+            elif result.state == "unknown" and was_sent_before:
                 pending.resolve(self._unknown(pending))
 
         try:
