@@ -27,7 +27,7 @@ class Children:
     on_error: Callable[[], None]
     #: Children that have not ended.
     count: int = field(default=0, init=False)
-    _scopes: set[anyio.CancelScope] = field(factory=set, init=False)
+    _scopes: set[anyio.CancelScope] = field(factory=set[anyio.CancelScope], init=False)
     _error: Exception | None = field(default=None, init=False)
     _done: Cell[None] | None = field(default=None, init=False)
 

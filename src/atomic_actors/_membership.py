@@ -88,7 +88,7 @@ class Membership:
     epochs: list[int] = field(init=False)
     _renewed: list[Instant] = field(init=False)
     _usable_s: float = field(init=False)
-    _seen: dict[int, _Seen] = field(factory=dict, init=False)
+    _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
     _leaving: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -7,7 +7,7 @@ and on other nodes, listeners, the outbox relay, the supervisor. It decides noth
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from attrs import define, field
@@ -246,7 +246,10 @@ class Node:
 
     def crashed(self, error: BaseException) -> None:
         """A part of the node failed by its own fault: the system ends, with this as the cause."""
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        while isinstance(error, BaseExceptionGroup):
+            error = cast("BaseExceptionGroup[BaseException]", error)
+            if len(error.exceptions) != 1:
+                break
             error = error.exceptions[0]
         self.on_crash(error)
 

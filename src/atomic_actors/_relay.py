@@ -44,7 +44,7 @@ class Relay:
     claims: list[str]
     wake: Callable[[int, str], None]
     #: Streams under way; True where more was added in the meantime.
-    _moving: dict[tuple[int, int], bool] = field(factory=dict, init=False)
+    _moving: dict[tuple[int, int], bool] = field(factory=dict[tuple[int, int], bool], init=False)
     moved: int = field(default=0, init=False)
 
     def kick(self, source: int, target: int) -> None:

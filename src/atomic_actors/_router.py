@@ -195,10 +195,10 @@ class Router:
     clock: Callable[[], float]
     decode_refusal: RefusalDecoder
     remote: Remote | None = None
-    _pending: dict[str, list[Pending]] = field(factory=dict, init=False)
+    _pending: dict[str, list[Pending]] = field(factory=dict[str, list[Pending]], init=False)
     #: Those whose time ends in a bucket, and those to look up in it, by the bucket's number.
-    _ends: dict[int, list[Pending]] = field(factory=dict, init=False)
-    _polls: dict[int, list[Pending]] = field(factory=dict, init=False)
+    _ends: dict[int, list[Pending]] = field(factory=dict[int, list[Pending]], init=False)
+    _polls: dict[int, list[Pending]] = field(factory=dict[int, list[Pending]], init=False)
     _next_bucket: int = field(init=False)
     _store_ms: int = field(default=0, init=False)
     _store_read_s: float = field(default=0.0, init=False)
@@ -284,7 +284,7 @@ class Router:
             error.message_id = message_id
             return error
         if word == "failed":
-            plain = plain_of(rest) if rest else {}
+            plain: dict[str, Any] = plain_of(rest) if rest else {}
             failure = Failure(plain.get("error_type", ""), plain.get("text", ""))
             return HandlerFailed(
                 f"{failure.error_type}: {failure.text} (dead letter {message_id})",

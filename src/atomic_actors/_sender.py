@@ -24,6 +24,7 @@ from atomic_actors._errors import (
     InvalidEntityId,
     InvalidMessageId,
     NotSupported,
+    OutcomeUnknown,
     PayloadTooLarge,
     SystemNotRunning,
     TooManyHops,
@@ -93,7 +94,7 @@ class Sender:
     running: bool = True
     accepted: int = 0
     _headers: dict[str, Any] = field(init=False)
-    _foreign: dict[type[Any], _Foreign] = field(factory=dict, init=False)
+    _foreign: dict[type[Any], _Foreign] = field(factory=dict[type[Any], _Foreign], init=False)
 
     def __attrs_post_init__(self) -> None:
         self._headers = {"s": self.router.node_id}
@@ -112,9 +113,9 @@ class Sender:
         return call.name, encode_envelope({}, call.payload)
 
     def _check(self, target: object, message: object) -> _Call:
-        if isinstance(target, Message) and message is None:
-            message = target
-            target = target_of(message)
+        if message is None and isinstance(target, Message):
+            named = cast("Message[object]", target)
+            message, target = named, target_of(named)
         if not isinstance(target, EntityRef):
             raise InvalidEntityId(
                 f"entity: expected an EntityRef such as Account.ref('a-42'), got {type(target).__name__}"
@@ -211,6 +212,7 @@ class Sender:
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
+            activation.context.refuse_in_transaction()
             headers, timeout_s = self._inherit(activation.context, call, timeout_s)
         if call.kind is not None and not call.kind.durable:
             if key is not None:
@@ -409,9 +411,11 @@ class Sender:
 
     def _pair(self, pair: object) -> tuple[object, object]:
         if isinstance(pair, Message):
-            return pair, None
-        if isinstance(pair, tuple) and len(pair) == 2:
-            return pair[0], pair[1]
+            return cast("object", pair), None
+        if isinstance(pair, tuple):
+            parts = cast("tuple[object, ...]", pair)
+            if len(parts) == 2:
+                return parts[0], parts[1]
         raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
 
     def _timeout(self, name: str, value: float | None, default: float) -> float:
@@ -438,7 +442,7 @@ class Sender:
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
         if isinstance(message, Receipt):
-            receipt = message
+            receipt = cast("Receipt[object]", message)
             ref, unique = split_message_id(receipt.message_id)
             reply_type = receipt.reply_type
         elif isinstance(message, str):
@@ -450,10 +454,19 @@ class Sender:
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
         return ref, unique, reply_type
 
+    def _check_not_leaving(self, ref: EntityRef, unique: str) -> None:
+        """Of a message that was sent before, a system that is leaving knows nothing: not even that it never ran."""
+        if not self.running:
+            message_id = f"{ref}/{unique}"
+            raise OutcomeUnknown(
+                f"the actor system is being left; ask elsewhere what became of {message_id}",
+                message_id=message_id,
+            )
+
     async def result(self, message: object, timeout_s: float | None) -> Any:
         """See `ActorSystem.result`."""
-        self._check_running()
         ref, unique, reply_type = self._locate(message)
+        self._check_not_leaving(ref, unique)
         entity = str(ref)
         decode = self.codec.decoder(reply_type)
         partition = partition_of(entity, self.partitions)
@@ -464,8 +477,8 @@ class Sender:
 
     async def withdraw(self, message: object) -> bool:
         """See `ActorSystem.withdraw`."""
-        self._check_running()
         ref, unique, _ = self._locate(message)
+        self._check_not_leaving(ref, unique)
         entity = str(ref)
         answer = await self.router.withdraw(partition_of(entity, self.partitions), entity, unique, "")
         return answer is not None and answer.state == "withdrawn"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -96,7 +96,7 @@ def journal_settings(config: Config) -> JournalSettings:
 
 
 @asynccontextmanager
-async def open_store(config: Config) -> AsyncIterator[Store]:
+async def open_store(config: Config) -> AsyncGenerator[Store]:
     """Start or reach the store.
 
     Raises:
@@ -133,7 +133,7 @@ async def _keep_running(server: EmbeddedLocation) -> None:
 @asynccontextmanager
 async def _redis_store(
     config: Config, location: StoreLocation, before_connect: Callable[[], Awaitable[None]] | None = None
-) -> AsyncIterator[Store]:
+) -> AsyncGenerator[Store]:
     connect = connector(location, connect_timeout_s=CONNECT_TIMEOUT_S)
     if before_connect is not None:
         connect = _after(before_connect, connect)

@@ -84,7 +84,7 @@ class _Partition:
     #: Its scope has ended: nothing starts in it any more.
     is_closed: bool = False
     #: Activations to start as soon as there is a task group.
-    waiting: list[Activation] = field(factory=list)
+    waiting: list[Activation] = field(factory=list[Activation])
     ended: anyio.Event = field(factory=anyio.Event)
     next_sweep_s: float = 0.0
     sweeping: bool = False
@@ -113,21 +113,23 @@ class Supervisor:
     #: No partition's scope opens any more.
     _left: bool = field(default=False, init=False)
     relay: Relay = field(init=False)
-    _by_entity: dict[str, Activation] = field(factory=dict, init=False)
+    _by_entity: dict[str, Activation] = field(factory=dict[str, Activation], init=False)
     #: The same activations by kind, least recently used first.
-    _by_use: dict[str, OrderedDict[str, Activation]] = field(factory=dict, init=False)
+    _by_use: dict[str, OrderedDict[str, Activation]] = field(
+        factory=dict[str, OrderedDict[str, Activation]], init=False
+    )
     _closing: int = field(default=0, init=False)
-    _partitions: dict[int, _Partition] = field(factory=dict, init=False)
+    _partitions: dict[int, _Partition] = field(factory=dict[int, _Partition], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     #: Heads that wait for their back-off: (store time, entity, partition).
-    _due: list[tuple[int, str, int]] = field(factory=list, init=False)
-    _deadlines: dict[int, list[Activation]] = field(factory=dict, init=False)
+    _due: list[tuple[int, str, int]] = field(factory=list[tuple[int, str, int]], init=False)
+    _deadlines: dict[int, list[Activation]] = field(factory=dict[int, list[Activation]], init=False)
     _next_bucket: int = field(default=0, init=False)
     #: Entities with work and no room, by entity; the longest waiting first.
-    _starved: OrderedDict[str, int] = field(factory=OrderedDict, init=False)
-    _idle_waiters: list[Cell[None]] = field(factory=list, init=False)
+    _starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
+    _idle_waiters: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
     #: Kinds that were reported as having no handlers here.
-    _reported_kinds: set[str] = field(factory=set, init=False)
+    _reported_kinds: set[str] = field(factory=set[str], init=False)
 
     def __attrs_post_init__(self) -> None:
         self.relay = Relay(self.journal, self.membership.claims, self.wake)

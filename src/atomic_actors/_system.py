@@ -20,7 +20,7 @@ what happens in a turn, in `_activation` and `_turn`; to what the store does, in
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -65,7 +65,7 @@ def _refusal_classes() -> dict[str, type[Refused]]:
 
 
 @asynccontextmanager
-async def _background() -> AsyncIterator[TaskGroup]:
+async def _background() -> AsyncGenerator[TaskGroup]:
     """A task group whose tasks are cancelled when it is left."""
     async with anyio.create_task_group() as task_group:
         yield task_group

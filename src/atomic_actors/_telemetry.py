@@ -50,7 +50,7 @@ Listener = Callable[[LifecycleEvent], object]
 class Listeners:
     """Who wants to hear what. A listener that raises is logged and hurts nobody."""
 
-    _by_event: dict[str, list[Listener]] = field(factory=dict)
+    _by_event: dict[str, list[Listener]] = field(factory=dict[str, list[Listener]])
     #: False while there is no listener at all: the hot path asks only this.
     active: bool = False
 

@@ -10,7 +10,7 @@ import random
 import traceback as traceback_module
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, cast
 
 from attrs import define, field
 
@@ -115,10 +115,11 @@ class Turn:
 
     dispatch: Dispatch
     position: int = 0
-    verdicts: list[Verdict] = field(factory=list)
+    # One per turn: a plain `list` is made faster than a `list[Verdict]`.
+    verdicts: list[Verdict] = field(factory=cast("Callable[[], list[Verdict]]", list))
     #: What is known of each message that was begun, for answers and events.
-    members: list[Member | None] = field(factory=list)
-    outbox: list[Outgoing] = field(factory=list)
+    members: list[Member | None] = field(factory=cast("Callable[[], list[Member | None]]", list))
+    outbox: list[Outgoing] = field(factory=cast("Callable[[], list[Outgoing]]", list))
     #: The rest of the run is given back: a retry, or the entity parks.
     ended: bool = False
     park: bool = False
@@ -182,14 +183,18 @@ class TurnContext(Context[Any]):
 
     async def ask(self, entity: EntityRef, message: Message[R]) -> R:
         """See `Context.ask`."""
-        if self._transactional:
-            raise NotSupported(
-                "context.ask: a transactional turn touches nothing but state and outbox; use "
-                "self.outbox.add(...), or make the handler effectful (without transactional=True)"
-            )
+        self.refuse_in_transaction()
         self._ordinal += 1
         reply: R = await self._activation.services.ask_from_turn(self, entity, message, self._ordinal)
         return reply
+
+    def refuse_in_transaction(self) -> None:
+        """Raise `NotSupported` if the handler that runs is transactional: then nothing may be asked."""
+        if self._transactional:
+            raise NotSupported(
+                "ask: a transactional turn touches nothing but state and outbox; use self.outbox.add(...), or "
+                "make the handler effectful (without transactional=True)"
+            )
 
     def start_soon(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
         """See `Context.start_soon`."""

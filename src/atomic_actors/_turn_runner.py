@@ -7,7 +7,7 @@ talks to the store. What a handler did is *staged*, and counts only when the tur
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import anyio
 import msgspec
@@ -215,7 +215,7 @@ class TurnRunner:
             answer: Any = await spec.recover(self._instance, member.message)
             if not isinstance(answer, Completed):
                 return self._recovered(turn, member, answer)
-            reply = answer.reply
+            reply = cast("Completed[object]", answer).reply
         else:
             reply = await spec.function(self._instance, member.message)
         if self.children.count:

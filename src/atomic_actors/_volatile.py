@@ -95,7 +95,7 @@ class _VolatileActivation:
     committed: bytes = b""
     closing: bool = False
     running: bool = False
-    mailbox: deque[_Waiting] = field(factory=deque, init=False)
+    mailbox: deque[_Waiting] = field(factory=deque[_Waiting], init=False)
     idle: Cell[None] | None = field(default=None, init=False)
     _instance: Any = field(default=None, init=False)
     _context: TurnContext = field(init=False)
@@ -300,8 +300,10 @@ class VolatileKinds:
     send_other: Callable[[EntityRef, Message[Any]], None] = field(init=False)
     on_crash: Callable[[BaseException], None] = field(init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
-    _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(factory=OrderedDict, init=False)
-    _ends: dict[int, list[_Waiting]] = field(factory=dict, init=False)
+    _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(
+        factory=OrderedDict[EntityRef, _VolatileActivation], init=False
+    )
+    _ends: dict[int, list[_Waiting]] = field(factory=dict[int, list[_Waiting]], init=False)
     _next_bucket: int = field(default=0, init=False)
     _told: int = field(default=0, init=False)
     _all_gone: Cell[None] | None = field(default=None, init=False)
@@ -348,11 +350,12 @@ class VolatileKinds:
         self._told += 1
         return Receipt(f"{ref}/{self._told:032x}", ref)
 
-    def _handler(self, kind: Kind, message: Any) -> tuple[Any, BoundHandler]:
-        handler = kind.by_type.get(type(message))
+    def _handler(self, kind: Kind, message: object) -> tuple[Any, BoundHandler]:
+        cls: type[Any] = type(message)
+        handler = kind.by_type.get(cls)
         if handler is not None:
             return message, handler
-        name = message.name if isinstance(message, RawMessage) else message_name(type(message))
+        name = message.name if isinstance(message, RawMessage) else message_name(cls)
         handler = kind.handler_for(name)
         if handler is None:
             raise UnknownMessageType(f"kind {kind.name!r} has no handler for {name!r}")

@@ -94,9 +94,11 @@ class RedisChannels:
         task_group, self._task_group = self._task_group, None
         assert task_group is not None
         task_group.cancel_scope.cancel()
-        await task_group.__aexit__(None, None, None)
-        self._outgoing_in.close()
-        self._outgoing_out.close()
+        try:
+            await task_group.__aexit__(None, None, None)
+        finally:
+            self._outgoing_in.close()
+            self._outgoing_out.close()
 
     # Doorbells.
 

@@ -125,24 +125,24 @@ class GroupCommit:
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
-    _pending: deque[_Entry] = field(factory=deque, init=False)
+    _pending: deque[_Entry] = field(factory=deque[_Entry], init=False)
     #: The batches that are on their way, oldest first.
-    _in_flight: list[_Batch] = field(factory=list, init=False)
+    _in_flight: list[_Batch] = field(factory=list[_Batch], init=False)
     #: A batch in flight had no usable answer; True until all of those have one.
     _failing: bool = field(default=False, init=False)
     #: Flushers that wait until theirs is the oldest batch.
-    _turns: list[Cell[None]] = field(factory=list, init=False)
+    _turns: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
     _next_number: int = field(default=0, init=False)
     #: The number of the batch whose answers are handed out next.
     _next_answered: int = field(default=0, init=False)
-    _scopes: list[anyio.CancelScope] = field(factory=list, init=False)
+    _scopes: list[anyio.CancelScope] = field(factory=list[anyio.CancelScope], init=False)
     _new_cell: Callable[[], Cell[None]] = field(init=False)
     #: Flushers that sleep for want of steps.
-    _idle: list[Cell[None]] = field(factory=list, init=False)
+    _idle: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
     #: A flusher looks for steps at its next turn: nobody has to be woken.
     _attentive: bool = field(default=False, init=False)
     #: Those who wait until nothing is pending or in flight.
-    _drained: list[Cell[None]] = field(factory=list, init=False)
+    _drained: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
     _failures: int = field(default=0, init=False)
     _batches: int = field(default=0, init=False)
     _steps: int = field(default=0, init=False)
@@ -211,9 +211,10 @@ class GroupCommit:
         """
         cell: Cell[Result | JournalUnavailable] = cell_factory()()
         self.submit(step, cell.set)
-        with anyio.move_on_after(self.answer_limit_s) as scope:
+        result: Result | JournalUnavailable | None = None
+        with anyio.move_on_after(self.answer_limit_s):
             result = await cell
-        if scope.cancelled_caught:
+        if result is None:
             raise JournalUnavailable(f"no answer within {self.answer_limit_s:g} s", sent=True)
         if isinstance(result, JournalUnavailable):
             raise result

@@ -28,7 +28,7 @@ class RedisLeaseClient:
     def __init__(self, url: str, lease_key: Callable[[int], bytes], *, timeout_s: float) -> None:
         self._lease_key = lease_key
         # No retries: the keeper's next round is the retry, and a late renewal must not be believed.
-        self._client: Any = redis.Redis.from_url(
+        self._client: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType] untyped keyword arguments
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
         )
 
