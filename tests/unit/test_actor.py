@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 from attrs import define, frozen
 
-from atomic_actors._actor import Actor, ActorSpec, HandlerSpec, collect, handler
+from atomic_actors._actor import Actor, collect, handler
 from atomic_actors._config import Config, KindConfig
 from atomic_actors._errors import (
     InvalidConfig,
@@ -16,63 +16,14 @@ from atomic_actors._errors import (
     InvalidHandler,
     InvalidState,
 )
-from atomic_actors._messages import Command, Query, RawMessage
+from atomic_actors._messages import Command, RawMessage
 from atomic_actors._records import Completed, EntityRef, Park, Retry
 from atomic_actors._wal import InterruptionPolicy, Stamp
+from tests.unit.accounts import Account, Balance, Deposit, GetBalance, Ship, only, refused, run
 
 HERE = __name__
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@frozen
-class Deposit(Command[int]):
-    amount: int
-
-
-@frozen
-class Ship(Command[str]):
-    order: str
-
-
-@frozen
-class GetBalance(Query[int]):
-    pass
-
-
-@define
-class Balance:
-    amount: int = 0
-
-
-class Account(Actor[Balance], kind="account"):
-    @handler(transactional=True)
-    async def deposit(self, message: Deposit) -> int:
-        self.state.amount += message.amount
-        return self.state.amount
-
-    @handler
-    async def ship(self, message: Ship) -> str:
-        return message.order
-
-    @handler
-    async def balance(self, message: GetBalance) -> int:
-        return self.state.amount
-
-
-def only(source: Any, config: Config | None = None) -> ActorSpec:
-    (spec,) = collect([source], config).values()
-    return spec
-
-
-def refused(source: Any, error: type[Exception] = InvalidHandler) -> str:
-    with pytest.raises(error) as caught:
-        collect([source])
-    return str(caught.value)
-
-
-async def run(spec: HandlerSpec, instance: Any, message: Any) -> Any:
-    return await spec.function(instance, message)
 
 
 class TestActorClass:
@@ -87,13 +38,13 @@ class TestActorClass:
         assert spec.on_passivate is None
         assert spec.message_types == {"Deposit": Deposit, "Ship": Ship, "GetBalance": GetBalance}
         assert isinstance(spec.make_instance(), Account)
-        assert spec.location == f"{HERE}.Account"
+        assert spec.location == f"{Account.__module__}.Account"
 
     def test_handler_spec(self) -> None:
         deposit, ship, balance = only(Account).handlers.values()
         assert (deposit.name, deposit.message_type, deposit.payload_type) == ("Deposit", Deposit, Deposit)
         assert (deposit.reply_type, deposit.query, deposit.raw, deposit.free) == (int, False, False, False)
-        assert deposit.location == f"{HERE}.Account.deposit"
+        assert deposit.location == f"{Account.__module__}.Account.deposit"
         assert deposit.transactional
         assert not ship.transactional
         assert balance.query
@@ -389,7 +340,7 @@ class TestNames:
 
         assert only(Fine).by_type[Ship].name == "Ship"
         assert refused(Wrong).endswith(
-            f"@handler('ship_it') takes {HERE}.Ship, whose wire name is 'Ship'; leave the name out, or declare the "
+            f"@handler('ship_it') takes {Ship.__module__}.Ship, whose wire name is 'Ship'; leave the name out, or declare the "
             "class with name='ship_it'"
         )
 
@@ -400,7 +351,7 @@ class TestNames:
                 return 0
 
         assert refused(Twice) == (
-            f"kind 'twice': both {HERE}.Account.deposit and {HERE}.TestNames.test_two_handlers_of_one_name."
+            f"kind 'twice': both {Account.__module__}.Account.deposit and {HERE}.TestNames.test_two_handlers_of_one_name."
             "<locals>.Twice.again handle 'Deposit'; one message has one handler"
         )
 
@@ -425,7 +376,9 @@ class TestNames:
                 return 0
 
         text = refused(Twice)
-        assert text.startswith(f"kind 'twice': {HERE}.Deposit (handled by {HERE}.Account.deposit) and ")
+        assert text.startswith(
+            f"kind 'twice': {Deposit.__module__}.Deposit (handled by {Account.__module__}.Account.deposit) and "
+        )
         assert text.endswith("have the same wire name 'Deposit'; give one of them another with name=")
 
 

@@ -7,68 +7,17 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import pytest
-from attrs import define, frozen
 
-from atomic_actors._actor import Actor, ActorSpec, EntityKind, HandlerSpec, collect, handler
-from atomic_actors._config import Config
+from atomic_actors._actor import Actor, EntityKind, handler
 from atomic_actors._errors import (
     InvalidHandler,
 )
-from atomic_actors._messages import Command, Query, RawMessage
+from atomic_actors._messages import Command, RawMessage
+from tests.unit.accounts import Balance, Deposit, Ship, only, refused
 
 HERE = __name__
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@frozen
-class Deposit(Command[int]):
-    amount: int
-
-
-@frozen
-class Ship(Command[str]):
-    order: str
-
-
-@frozen
-class GetBalance(Query[int]):
-    pass
-
-
-@define
-class Balance:
-    amount: int = 0
-
-
-class Account(Actor[Balance], kind="account"):
-    @handler(transactional=True)
-    async def deposit(self, message: Deposit) -> int:
-        self.state.amount += message.amount
-        return self.state.amount
-
-    @handler
-    async def ship(self, message: Ship) -> str:
-        return message.order
-
-    @handler
-    async def balance(self, message: GetBalance) -> int:
-        return self.state.amount
-
-
-def only(source: Any, config: Config | None = None) -> ActorSpec:
-    (spec,) = collect([source], config).values()
-    return spec
-
-
-def refused(source: Any, error: type[Exception] = InvalidHandler) -> str:
-    with pytest.raises(error) as caught:
-        collect([source])
-    return str(caught.value)
-
-
-async def run(spec: HandlerSpec, instance: Any, message: Any) -> Any:
-    return await spec.function(instance, message)
 
 
 async def good(self: Any, message: Deposit) -> int:

@@ -6,10 +6,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
-from attrs import define, frozen
+from attrs import frozen
 
-from atomic_actors._actor import Actor, ActorSpec, Context, EntityKind, HandlerSpec, Outbox, collect, handler
-from atomic_actors._config import Config
+from atomic_actors._actor import Actor, Context, EntityKind, Outbox, collect
 from atomic_actors._errors import (
     InvalidConfig,
     InvalidEntityId,
@@ -17,63 +16,14 @@ from atomic_actors._errors import (
     OutboxLimitExceeded,
     UnknownMessageType,
 )
-from atomic_actors._messages import Command, Query, RawMessage
+from atomic_actors._messages import Command, RawMessage
 from atomic_actors._records import Completed, EntityRef, Park, Retry
 from atomic_actors._wal import InterruptionPolicy
+from tests.unit.accounts import Account, Balance, Deposit, Ship, only, refused, run
 
 HERE = __name__
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@frozen
-class Deposit(Command[int]):
-    amount: int
-
-
-@frozen
-class Ship(Command[str]):
-    order: str
-
-
-@frozen
-class GetBalance(Query[int]):
-    pass
-
-
-@define
-class Balance:
-    amount: int = 0
-
-
-class Account(Actor[Balance], kind="account"):
-    @handler(transactional=True)
-    async def deposit(self, message: Deposit) -> int:
-        self.state.amount += message.amount
-        return self.state.amount
-
-    @handler
-    async def ship(self, message: Ship) -> str:
-        return message.order
-
-    @handler
-    async def balance(self, message: GetBalance) -> int:
-        return self.state.amount
-
-
-def only(source: Any, config: Config | None = None) -> ActorSpec:
-    (spec,) = collect([source], config).values()
-    return spec
-
-
-def refused(source: Any, error: type[Exception] = InvalidHandler) -> str:
-    with pytest.raises(error) as caught:
-        collect([source])
-    return str(caught.value)
-
-
-async def run(spec: HandlerSpec, instance: Any, message: Any) -> Any:
-    return await spec.function(instance, message)
 
 
 class Repo:
@@ -274,7 +224,7 @@ class TestCollect:
         with pytest.raises(InvalidConfig) as caught:
             collect([Account, Other])
         assert str(caught.value) == (
-            f"actors[1]: kind 'account' is declared by both {HERE}.Account and {HERE}.TestCollect.test_duplicates."
+            f"actors[1]: kind 'account' is declared by both {Account.__module__}.Account and {HERE}.TestCollect.test_duplicates."
             "<locals>.Other; give one of them another kind"
         )
         with pytest.raises(
