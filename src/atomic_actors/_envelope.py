@@ -58,6 +58,8 @@ class Refusal(msgspec.Struct, frozen=True):
     name: str
     details: Any
     text: str = ""
+    #: `module.Class` of the class that was raised, for askers that have it.
+    home: str = ""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

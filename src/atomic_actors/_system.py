@@ -38,6 +38,7 @@ from atomic_actors._messages import Message
 from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
 from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
+from atomic_actors._refusals import RefusalClasses
 from atomic_actors._sender import OnCancel
 from atomic_actors._store import Store, open_store
 from atomic_actors._telemetry import EventName, Listener, Listeners, logger
@@ -46,22 +47,6 @@ from atomic_actors.journal._protocol import Journal, JournalUnavailable
 __all__ = ("ActorSystem", "EntityHandle")
 
 R = TypeVar("R")
-
-
-def _refusal_classes() -> dict[str, type[Refused]]:
-    """Every refusal class of the program by wire name; one of two with the same name is not used."""
-    found: dict[str, type[Refused]] = {}
-    twice: set[str] = set()
-    waiting = list(Refused.__subclasses__())
-    while waiting:
-        cls = waiting.pop()
-        waiting.extend(cls.__subclasses__())
-        other = found.setdefault(cls.__name__, cls)
-        # A slotted attrs class is made twice; the first one is only its shell.
-        if other is not cls and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            twice.add(cls.__name__)
-        found[cls.__name__] = cls
-    return {name: cls for name, cls in found.items() if name not in twice}
 
 
 @asynccontextmanager
@@ -100,7 +85,7 @@ class ActorSystem:
         self._codec = Codec()
         self._kinds: dict[str, Kind] = bind_kinds(self.config, self._codec)
         self._listeners = Listeners()
-        self._refusals: dict[str, type[Refused]] = {}
+        self._refusals = RefusalClasses()
         self._parts: Parts | None = None
         self._entered = False
         self._crash: BaseException | None = None
@@ -315,7 +300,6 @@ class ActorSystem:
         if self._entered:
             raise SystemNotRunning("an ActorSystem is entered once; make a new one")
         self._entered = True
-        self._refusals = _refusal_classes()
         stack = AsyncExitStack()
         try:
             parts = await self._open(stack)
@@ -392,7 +376,9 @@ class ActorSystem:
 
     def _decode_refusal(self, data: bytes) -> Refused:
         plain = plain_of(data)
-        error = self._codec.decode_refusal(plain["name"], plain["details"], self._refusals)
+        cls = self._refusals.find(plain["name"], plain.get("home", ""))
+        classes = {} if cls is None else {plain["name"]: cls}
+        error = self._codec.decode_refusal(plain["name"], plain["details"], classes)
         if type(error) is Refused and plain.get("text") and not error.args[0]:
             return Refused(plain["text"], name=plain["name"], details=error.details)
         return error

@@ -20,6 +20,7 @@ from atomic_actors._errors import NotSupported, Refused
 from atomic_actors._kinds import BoundHandler, Kind
 from atomic_actors._messages import Message
 from atomic_actors._records import EntityRef
+from atomic_actors._refusals import home_of
 from atomic_actors._wal import Event, decide_failure
 from atomic_actors.journal._protocol import Body, Dispatch, Dispatched, Outgoing, Verdict
 
@@ -232,5 +233,6 @@ def backoff_ms(kind: Kind, failures: int) -> int:
 
 def refusal_verdict(item: Dispatched, refusal: Refused, name: str, details: Any) -> Verdict:
     """COMPLETED with a refusal as the answer."""
-    told = encode_plain(Refusal(name, details, str(refusal) if type(refusal) is Refused else ""))
+    text = str(refusal) if type(refusal) is Refused else ""
+    told = encode_plain(Refusal(name, details, text, home_of(type(refusal))))
     return Verdict(item.unique, Event.REFUSE.value, told)
