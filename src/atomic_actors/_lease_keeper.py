@@ -141,6 +141,10 @@ class NodeIdentity:
 class LeaseClient(Protocol):
     """A blocking client that renews leases; used by one thread."""
 
+    def open(self) -> None:
+        """Connect ahead of the first renewal. Raises where the store is away."""
+        ...
+
     def renew(self, partitions: Sequence[int], claims: Sequence[str]) -> Sequence[bool]:
         """Renew; False for each claim that is not the current one. Raises where the store is away."""
         ...
@@ -198,6 +202,12 @@ class LeaseKeeper:
     def _run(self) -> None:
         stalled = False
         reachable = True
+        try:
+            # Now, while the loop has little to do: connecting takes several turns of the interpreter's
+            # lock, and beside a busy loop each of them may take long.
+            self.client.open()
+        except Exception as error:
+            logger.warning("cannot connect to renew leases: %s: %s", type(error).__name__, error)
         wait_s = self.interval_s
         while not self._stop.wait(wait_s):
             wait_s = self.interval_s

@@ -174,9 +174,9 @@ class Parts:
             if self.kinds:
                 self._run(partial(exchange.listen_bells, self.supervisor.rung))
         if self.kinds:
-            await self.membership.claim_at_start()
             if self.keeper is not None:
                 self.keeper.start(self._keeper_crashed)
+            await self.membership.claim_at_start()
             self._run(self.membership.run)
         if self.config.handle_signals:
             self._run(self._watch_signals)

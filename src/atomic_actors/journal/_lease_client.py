@@ -32,6 +32,14 @@ class RedisLeaseClient:
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
         )
 
+    def open(self) -> None:
+        """Connect ahead of the first renewal.
+
+        Raises:
+            redis.RedisError: the store cannot be reached.
+        """
+        self._client.ping()
+
     def renew(self, partitions: Sequence[int], claims: Sequence[str]) -> Sequence[bool]:
         """Renew; False for each claim that is not the current one.
 
