@@ -7,7 +7,8 @@ calls may be in flight at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -16,8 +17,10 @@ from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, RedisError, ResponseError
 
+from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors._store_url import StoreLocation, parse_store_url
+from atomic_actors.journal._direct_connection import DirectConnection
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal._redis_answers import read_results
 from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
@@ -27,6 +30,8 @@ from atomic_actors.journal._redis_wire import Call, Wire
 __all__ = ("RedisJournal", "check_store_safety")
 
 VERSION_MIN: Final = (7, 0)
+#: An answer that is late may have come while the loop was busy: the reader gets a last turn.
+GRACE_S: Final = 0.05
 
 
 class RedisJournal:
@@ -79,6 +84,11 @@ class RedisJournal:
         self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
+        #: When each call that went out by `send` did, oldest first; their answers come in that order.
+        self._sent_s: deque[float] = deque()
+        #: The watcher waits here while nothing is on its way.
+        self._resting: Cell[None] | None = None
+        self._watch_scope = anyio.CancelScope(shield=True)
 
     @classmethod
     def from_url(cls, url: str, settings: JournalSettings, **options: Any) -> Self:
@@ -111,12 +121,14 @@ class RedisJournal:
             StoreUnsafe: it may lose what it accepted.
         """
         self._lock = anyio.Lock()
+        self._clock = clock_function()
         self._task_group = await anyio.create_task_group().__aenter__()
         try:
             await self._link.open(self._task_group)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
+        self._task_group.start_soon(self._watch_answers)
         return self
 
     async def __aexit__(
@@ -128,6 +140,7 @@ class RedisJournal:
         task_group, self._task_group = self._task_group, None
         assert task_group is not None
         self._link.close_all()
+        self._watch_scope.cancel()
         task_group.cancel_scope.cancel()
         await task_group.__aexit__(None, None, None)
 
@@ -158,6 +171,61 @@ class RedisJournal:
         if any(is_missing(reply) for reply in replies):
             replies = await self._send_again(calls, replies)
         return self._read(calls, positions, replies, len(steps))
+
+    def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
+        """Send steps at once, without waiting; `on_answer` gets what `execute` returns or raises.
+
+        Returns:
+            False if that is not possible now, and nothing was sent: use `execute`.
+        """
+        connection = self._link.usable
+        if (
+            not self._merge_partitions
+            or self._task_group is None
+            or self._lock.locked()
+            or not isinstance(connection, DirectConnection)
+        ):
+            return False
+        call = self._wire.encode(steps)
+
+        def on_reply(reply: Any) -> None:
+            self._sent_s.popleft()
+            try:
+                if is_missing(reply):
+                    # `execute` loads it.
+                    raise JournalUnavailable("the store lost the library", sent=False)
+                answer = self._read((call,), (range(len(steps)),), (reply,), len(steps))
+            except Exception as error:
+                on_answer(error)
+            else:
+                on_answer(answer)
+
+        self._sent_s.append(self._clock())
+        command: tuple[bytes | int, ...] = (b"FCALL", COMMIT, len(call.keys), *call.keys, *call.arguments)
+        if not connection.send_nowait(command, on_reply):
+            self._sent_s.pop()
+            return False
+        if self._resting is not None:
+            self._resting.set(None)
+        return True
+
+    async def _watch_answers(self) -> None:
+        """Give up a connection on which the answer to a call does not come in time."""
+        new_cell = cell_factory()
+        with self._watch_scope:
+            while True:
+                if not self._sent_s:
+                    self._resting = new_cell()
+                    await self._resting
+                    self._resting = None
+                oldest_s = self._sent_s[0] if self._sent_s else self._clock()
+                await anyio.sleep(max(0.0, oldest_s + self._timeout_s - self._clock()))
+                if not self._sent_s or self._clock() < self._sent_s[0] + self._timeout_s:
+                    continue
+                late_s = self._sent_s[0]
+                await anyio.sleep(GRACE_S)
+                if self._sent_s and self._sent_s[0] == late_s:
+                    self._link.close(f"no answer within {self._timeout_s:g} s")
 
     def _encode(self, steps: Sequence[Step]) -> tuple[list[Call], list[Sequence[int]]]:
         """The calls, and the positions of each one's steps."""

@@ -18,7 +18,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from coredis.connection import (
     BaseConnection,
     BaseConnectionParams,
-    TCPConnection,
     TCPLocation,
     UnixDomainSocketLocation,
 )
@@ -39,7 +38,7 @@ from atomic_actors._errors import InvalidConfig, StoreIncompatible
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable
-from atomic_actors.journal._unix_stream import QuietUnixConnection
+from atomic_actors.journal._direct_connection import DirectTCPConnection, DirectUnixConnection
 
 __all__ = ("Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
 
@@ -89,7 +88,7 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
         place = UnixDomainSocketLocation(location.path)
 
         async def connect_unix() -> BaseConnection:
-            return QuietUnixConnection(place, **parameters)
+            return DirectUnixConnection(place, **parameters)
 
         return connect_unix
     if location.scheme not in (StoreScheme.REDIS, StoreScheme.REDISS):
@@ -102,7 +101,7 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
     address = TCPLocation(location.host, location.port)
 
     async def connect_tcp() -> BaseConnection:
-        return TCPConnection(address, **parameters)
+        return DirectTCPConnection(address, **parameters)
 
     return connect_tcp
 
