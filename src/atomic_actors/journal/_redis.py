@@ -201,7 +201,7 @@ class RedisJournal:
                 on_answer(answer)
 
         self._sent_s.append(self._clock())
-        command: tuple[bytes | int, ...] = (b"FCALL", COMMIT, len(call.keys), *call.keys, *call.arguments)
+        command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
         if not connection.send_nowait(command, on_reply):
             self._sent_s.pop()
             return False
