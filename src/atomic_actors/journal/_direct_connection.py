@@ -38,8 +38,10 @@ _HEADS: Final = [b"\r\n$%d\r\n" % size for size in range(1024)]
 
 
 def _pack(command: tuple[bytes, ...]) -> bytes:
-    """The command in the Redis serialization protocol. A batch has a thousand small arguments: this takes a
-    third of the time of the driver's packer."""
+    """The command in the Redis serialization protocol.
+
+    A batch has a thousand small arguments: this takes a third of the time of the driver's packer.
+    """
     heads, known = _HEADS, len(_HEADS)
     parts: list[bytes] = [b"*%d" % len(command)]
     for argument in command:

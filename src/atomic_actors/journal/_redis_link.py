@@ -37,8 +37,8 @@ from coredis.exceptions import (
 from atomic_actors._errors import InvalidConfig, StoreIncompatible
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors._telemetry import logger
-from atomic_actors.journal._protocol import JournalUnavailable
 from atomic_actors.journal._direct_connection import DirectTCPConnection, DirectUnixConnection
+from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
 
