@@ -66,14 +66,6 @@ def _size_bytes(step: Step) -> int:
     return STEP_OVERHEAD_BYTES
 
 
-def _alone(step: Step) -> int:
-    """How large the last batch may have been for this step to leave without waiting for company.
-
-    The commit of a hot entity's turn goes with the next message of whoever was answered by the last one.
-    """
-    return 2 if type(step) is Finish else 1
-
-
 def _ignore(_: object) -> None:
     """The answer was the question."""
 
@@ -215,15 +207,22 @@ class GroupCommit:
         self._add(_Entry(step, on_result, False))
 
     def _add(self, entry: _Entry) -> None:
-        self._pending.append(entry)
-        if self._answering:
+        pending, in_flight = self._pending, len(self._in_flight)
+        pending.append(entry)
+        if self._answering or in_flight >= self.max_batches_in_flight:
             return
-        if not self._in_flight and self._direct is not None and self._last_size <= _alone(entry.step):
+        if type(entry.step) is Finish:
+            # A hot entity waits for its commits, and takes along the message of whoever was just answered.
+            sends = self._last_size <= 2
+        else:
+            sends = self._last_size <= 1 and not in_flight
+        if sends and self._direct is not None:
             # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
             self._send_ready()
-        elif len(self._in_flight) < self.max_batches_in_flight:
+        elif not in_flight or len(pending) >= SPLIT_STEPS_MIN:
             # Under load everyone who runs in this tick gets to add a step to the batch.
             self._wake_flusher()
+        # Else it leaves with the answer to what is on its way.
 
     async def request(self, step: Step) -> Result:
         """Queue one step and wait for its result.
@@ -376,6 +375,8 @@ class GroupCommit:
             idle: Cell[None] = self._new_cell()
             self._idle.append(idle)
             await idle
+            if len(self._pending) < SPLIT_STEPS_MIN:
+                await anyio.lowlevel.checkpoint()
 
     def _wake_flusher(self) -> None:
         if self._idle:
@@ -422,7 +423,11 @@ class GroupCommit:
         for turn in turns:
             turn.set(None)
         if self._pending:
-            self._send_ready()
+            if in_flight or self._last_size > 2:
+                self._send_ready()
+            else:
+                # Whoever was answered just now is about to add what is worth waiting for.
+                self._wake_flusher()
         if not self._pending and not in_flight:
             self._tell_drained()
 
