@@ -11,11 +11,13 @@ import pytest
 from attrs import define, field
 
 from atomic_actors import (
+    AcceptanceUnknown,
     ActorSystem,
     Interrupted,
     StoreUnavailable,
     SystemFailed,
     SystemNotRunning,
+    UnknownMessage,
 )
 from atomic_actors.journal._protocol import (
     BatchResult,
@@ -319,6 +321,32 @@ async def test_a_store_that_goes_away_and_comes_back(breaking: Breaking) -> None
                 except StoreUnavailable:
                     await anyio.sleep(0.02)
         assert (await system.audit()).is_balanced
+
+
+async def test_tellers_without_an_answer_are_told_when_it_is_left(breaking: Breaking) -> None:
+    errors: list[AcceptanceUnknown] = []
+    async with anyio.create_task_group() as outside:
+        async with breaking(accept_timeout_s=20, drain_timeout_s=0.05) as system:
+
+            async def tell() -> None:
+                with pytest.raises(AcceptanceUnknown) as unknown:
+                    await system.tell(desk(), Write("a"))
+                errors.append(unknown.value)
+
+            breaking.break_with(JournalUnavailable("the answer was lost", sent=True))
+            assert breaking.journal is not None
+            calls = breaking.journal.calls
+            outside.start_soon(tell)
+            # As often as makes the store count as unavailable: then leaving does not wait for it.
+            with anyio.fail_after(PATIENCE_S):
+                await breaking.journal.wait_calls(calls + 3)
+    (error,) = errors
+    assert "was left before an answer" in str(error)
+    assert (error.message_id or "").startswith("desk/one/")
+    breaking.break_with(None)
+    async with breaking.new_system(Desk.using(stage=breaking.stage)) as system:
+        with pytest.raises(UnknownMessage):
+            await system.result(error.message_id or "")
 
 
 async def test_a_commit_outlives_a_store_that_is_away(breaking: Breaking) -> None:
