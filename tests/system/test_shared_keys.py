@@ -16,11 +16,6 @@ from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Watch
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 @define(eq=False)
 class Caller:
     """A call in a task of its own, that can be cancelled alone."""

@@ -158,11 +158,6 @@ class Ear(Actor[Seen], kind="ear", durable=False):
 EAR = Ear.ref("e")
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 async def test_ask_and_tell(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Ear.using(stage=stage)) as system:
         for number in range(20):
