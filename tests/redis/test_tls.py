@@ -26,7 +26,7 @@ from atomic_actors import (
 )
 from tests.servers import Kind, Server, free_port, start_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 #: What a server says that was built without TLS.
 WITHOUT_TLS = ("Failed finding TLS support", "Bad directive or wrong number of arguments")
