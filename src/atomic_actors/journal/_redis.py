@@ -44,7 +44,7 @@ class RedisJournal:
         timeout_s: how long the answer to a call may take before the connection is given up.
         connect_timeout_s: how long it may take to connect, sign in and check the store.
         allow_eviction: accept a store that may evict keys when its memory is full.
-        allow_no_persistence: accept a store that writes no append-only file.
+        allow_no_persistence: accept a store that writes no append-only file, or never forces it to the disk.
 
     Raises:
         InvalidConfig: the location is no single server, or a name holds braces or control characters.
@@ -337,23 +337,23 @@ async def _read_run_id(connection: BaseConnection) -> str:
     return information.get("run_id", "")
 
 
-async def _read_store_settings(connection: BaseConnection) -> tuple[str, str]:
-    """The eviction policy, and `yes` or `no` for the append-only file; "" for what nobody may know."""
+async def _read_store_settings(connection: BaseConnection) -> tuple[str, str, str]:
+    """Eviction policy, `yes` or `no` for the append-only file, its fsync policy; "" for what nobody may know."""
+    names = (b"maxmemory-policy", b"appendonly", b"appendfsync")
     try:
-        answer: Mapping[bytes, bytes] = await ask(
-            connection, b"CONFIG GET", b"maxmemory-policy", b"appendonly"
-        )
-        return answer[b"maxmemory-policy"].decode(), answer[b"appendonly"].decode()
+        answer: Mapping[bytes, bytes] = await ask(connection, b"CONFIG GET", *names)
+        policy, append_only, fsync = (answer[name].decode() for name in names)
+        return policy, append_only, fsync
     except (ResponseError, KeyError):
-        # Hosted stores forbid CONFIG; INFO says the same.
+        # Hosted stores forbid CONFIG; INFO says the same, but for the fsync policy.
         pass
     try:
         memory = _read_information(await ask(connection, b"INFO", b"memory"))
         persistence = _read_information(await ask(connection, b"INFO", b"persistence"))
     except ResponseError:
-        return "", ""
+        return "", "", ""
     append_only = {"1": "yes", "0": "no"}.get(persistence.get("aof_enabled", ""), "")
-    return memory.get("maxmemory_policy", ""), append_only
+    return memory.get("maxmemory_policy", ""), append_only, ""
 
 
 async def check_store_safety(
@@ -362,11 +362,12 @@ async def check_store_safety(
     """Refuse a store that may lose what it accepted, unless the user allows it by name.
 
     Raises:
-        StoreUnsafe: it may evict keys, or writes no append-only file; the text says what to set.
+        StoreUnsafe: it may evict keys, writes no append-only file, or never forces it to the disk; the text
+            says what to set.
     """
     if allow_eviction and allow_no_persistence:
         return
-    policy, append_only = await _read_store_settings(connection)
+    policy, append_only, fsync = await _read_store_settings(connection)
     if not allow_eviction and policy != "noeviction":
         found = f"maxmemory-policy is {policy}" if policy else "maxmemory-policy cannot be read"
         raise StoreUnsafe(
@@ -377,5 +378,12 @@ async def check_store_safety(
         found = f"appendonly is {append_only}" if append_only else "appendonly cannot be read"
         raise StoreUnsafe(
             f"{found}: a restart of the store may lose accepted messages. Run `CONFIG SET appendonly yes` "
+            "and write it into the server's configuration file, or set allow_no_persistence=True"
+        )
+    # Not refused where it cannot be read: whoever forbids CONFIG runs the store for others, and says what it keeps.
+    if not allow_no_persistence and fsync == "no":
+        raise StoreUnsafe(
+            "appendfsync is no: a power loss may take every message that the operating system had not "
+            "written yet. Run `CONFIG SET appendfsync always` (or everysec, which may lose about a second) "
             "and write it into the server's configuration file, or set allow_no_persistence=True"
         )
