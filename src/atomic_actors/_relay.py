@@ -78,7 +78,7 @@ class Relay:
                 self._stop(stream, result)
                 return
             self.moved += len(page.entries)
-            self.journal.enqueue(RelayAck(source, claim, target, result.last), on_acked)
+            self.journal.enqueue(RelayAck(source, claim, target, result.last, page.incarnation), on_acked)
             for entity in result.entities:
                 self.wake(target, entity)
 

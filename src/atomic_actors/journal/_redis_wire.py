@@ -38,6 +38,7 @@ from atomic_actors.journal._protocol import (
     Renew,
     Replay,
     Resume,
+    SettleLost,
     Step,
     Sweep,
     Take,
@@ -303,6 +304,23 @@ def _interrupt(wire: Wire, call: Call, step: Interrupt, keys: PartitionKeys, ind
     _sized(call, b"interrupt", index, (record, log, keys.letters, keys.index, outcome + first), own)
 
 
+def _settle_lost(wire: Wire, call: Call, step: SettleLost, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, outcome, _ = wire.entity(keys, step.entity)
+    unique = step.unique.encode()
+    call.keys += (record, log, outcome + unique, keys.letters, keys.index)
+    call.arguments += (
+        b"settle_lost",
+        index,
+        name,
+        step.claim.encode(),
+        unique,
+        _policy(call, step.policy),
+        _number(step.attempt),
+        _number(step.interruptions),
+        _FLAGS[step.recovering],
+    )
+
+
 def _expire(wire: Wire, call: Call, step: Expire, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, used = wire.entity(keys, step.entity)
     unique, key = step.unique.encode(), step.key.encode()
@@ -395,18 +413,21 @@ def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index:
 def _relay_ack(wire: Wire, call: Call, step: RelayAck, keys: PartitionKeys, index: bytes) -> None:
     target = b"%d" % step.target
     call.keys += (keys.streams, keys.outbound + target)
-    call.arguments += (b"relay_ack", index, step.claim.encode(), target, _number(step.last))
+    if step.incarnation:
+        opcode, of = b"relay_ack_of", (b"%d" % step.incarnation,)
+    else:
+        opcode, of = b"relay_ack", ()
+    call.arguments += (opcode, index, step.claim.encode(), target, _number(step.last), *of)
 
 
 def _claim(wire: Wire, call: Call, step: ClaimPartition, keys: PartitionKeys, index: bytes) -> None:
-    call.arguments += (
-        b"claim",
-        index,
-        step.claim.encode(),
-        step.node,
-        step.expected_claim.encode(),
-        _number(step.expected_renewals),
-    )
+    expected = (step.expected_claim.encode(), _number(step.expected_renewals))
+    if not step.new_incarnation:
+        call.arguments += (b"claim", index, step.claim.encode(), step.node, *expected)
+        return
+    call.keys.append(keys.streams)
+    call.arguments += (b"claim_anew", index, step.claim.encode(), step.node, *expected)
+    call.arguments.append(_number(step.epoch_above))
 
 
 def _renew(wire: Wire, call: Call, step: Renew, keys: PartitionKeys, index: bytes) -> None:
@@ -424,6 +445,7 @@ _ENCODERS: Final = cast(
         Take: _take,
         Finish: _finish,
         Interrupt: _interrupt,
+        SettleLost: _settle_lost,
         Expire: _expire,
         Withdraw: _withdraw,
         ReadOutcome: _read_outcome,
