@@ -72,6 +72,9 @@ class Relay:
 
     def _send(self, stream: tuple[int, int], claim: str, page: RelayPage) -> None:
         source, target = stream
+        if self.claims[source] != claim:
+            self._stop(stream, page)  # what was read may be a history that is gone
+            return
 
         def on_relayed(result: Result | JournalUnavailable) -> None:
             if not isinstance(result, Relayed):

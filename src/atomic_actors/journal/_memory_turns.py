@@ -379,13 +379,13 @@ def settle_lost(
     if settlement is not Settlement.INTERRUPT:
         message.recovering = settlement is Settlement.RECOVER
         changed = before != (message.attempts, message.interruptions, message.recovering)
-        return Settled(settlement.value), changed
+        return Settled("recover" if message.recovering else "requeue"), changed
     entity.parked = entity.parked or stamp.park_on_dead or partition.room_for_letters(now_ms) == 0
     partition.take_out(entity, message)
     partition.bury(entity, message, "interrupted", b"", now_ms)
     partition.finalise(entity, message, settlement.event, b"", now_ms)
     partition.index(entity)
-    return Settled(settlement.value, (message.body,)), True
+    return Settled("interrupt", (message.body,)), True
 
 
 def _settled_lost_before(partition: Partition, step: SettleLost, now_ms: int) -> Settled:
@@ -393,7 +393,7 @@ def _settled_lost_before(partition: Partition, step: SettleLost, now_ms: int) ->
     if outcome is None or split_outcome(outcome)[0] != State.INTERRUPTED.value:
         return Settled("gone")
     letter = partition.letters.get(message_id_of(step.entity, step.unique))
-    return Settled(Settlement.INTERRUPT.value, (letter.body,) if letter is not None else ())
+    return Settled("interrupt", (letter.body,) if letter is not None else ())
 
 
 def _settled_before(partition: Partition, entity: Entity | None, step: Interrupt) -> Settled:

@@ -10,7 +10,7 @@ partitions likewise, then the steps. Its keys are four a partition, then each st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 from msgspec import Struct
@@ -154,11 +154,16 @@ class Wire:
 
     # Calls.
 
-    def encode(self, steps: Sequence[Step]) -> Call:
-        """Put a call together: `FCALL aa1_commit <number of keys> <keys> <arguments>`."""
+    def encode(self, steps: Sequence[Step], others: Iterable[int] = ()) -> Call:
+        """Put a call together: `FCALL aa1_commit <number of keys> <keys> <arguments>`.
+
+        Args:
+            steps: what to do.
+            others: partitions whose commit numbers are wanted, too; steps may name them as well.
+        """
         keys: list[bytes] = []
         arguments: list[bytes] = []
-        partitions: dict[int, bytes] = {}
+        partitions = {number: _number(index) for index, number in enumerate(others, 1)}
         call = Call(keys, arguments, partitions, {}, list(steps))
         for step in steps:
             number = step.partition
@@ -413,11 +418,10 @@ def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index:
 def _relay_ack(wire: Wire, call: Call, step: RelayAck, keys: PartitionKeys, index: bytes) -> None:
     target = b"%d" % step.target
     call.keys += (keys.streams, keys.outbound + target)
+    opcode = b"relay_ack_of" if step.incarnation else b"relay_ack"
+    call.arguments += (opcode, index, step.claim.encode(), target, _number(step.last))
     if step.incarnation:
-        opcode, of = b"relay_ack_of", (b"%d" % step.incarnation,)
-    else:
-        opcode, of = b"relay_ack", ()
-    call.arguments += (opcode, index, step.claim.encode(), target, _number(step.last), *of)
+        call.arguments.append(b"%d" % step.incarnation)
 
 
 def _claim(wire: Wire, call: Call, step: ClaimPartition, keys: PartitionKeys, index: bytes) -> None:
