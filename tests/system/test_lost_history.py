@@ -135,7 +135,9 @@ async def begin_and_copy(system: ActorSystem, asks: Asks, stage: Stage, backup: 
     """Some work, a copy of the store in the midst of it, and more work."""
     notebook = Notebook.ref("one")
     await system.ask(desk(), Write("kept"))
-    stage.hold("first", "second", "page", "note", "vanished")
+    stage.hold("still", "first", "second", "page", "note", "vanished")
+    asks.start("still", desk("still"), Work("still"))
+    await stage.wait_for("still")
     asks.start("first", desk(), Work("first"))
     asks.start("page", notebook, Note("page"))
     await stage.wait_for("first")
@@ -176,6 +178,7 @@ async def test_an_older_copy_comes_back(server: Server, away_s: float) -> None:
         stage.release("note")
         # What may have had an effect does not run again, and its asker hears of it; the rest goes on.
         assert isinstance(await asks.outcome("second"), Interrupted)
+        assert isinstance(await asks.outcome("still"), Interrupted)
         vanished = await asks.outcome("vanished")
         assert isinstance(vanished, Interrupted)
         assert "lost history" in str(vanished)
@@ -184,18 +187,18 @@ async def test_an_older_copy_comes_back(server: Server, away_s: float) -> None:
         assert await system.ask(desk(), Write("after")) == 3
         assert await system.ask(desk(), Read()) == ["kept", "behind", "after"]
         assert await system.ask(Notebook.ref("one"), Read()) == ["page", "note"]
-        assert {word: stage.log.count(word) for word in ("first", "second", "vanished", "page", "note")} == {
-            "first": 1, "second": 1, "vanished": 1, "page": 2, "note": 2
+        assert {word: stage.log.count(word) for word in ("still", "first", "second", "vanished", "page", "note")} == {
+            "still": 1, "first": 1, "second": 1, "vanished": 1, "page": 2, "note": 2
         }  # fmt: skip
         assert losses
         assert all(loss.found < loss.acknowledged for loss in losses)
         assert len({loss.partition for loss in losses}) == len(losses) == system.statistics().histories_lost
         letters = await system.dead_letters.list()
         assert {(letter.reason, letter.message["word"]) for letter in letters} == {
-            ("interrupted", "first"), ("interrupted", "second")
+            ("interrupted", "still"), ("interrupted", "first"), ("interrupted", "second")
         }  # fmt: skip
         assert {event.message_id for event in watcher.events} == {letter.message_id for letter in letters}
-        assert len(watcher.events) == 2
+        assert len(watcher.events) == 3
         assert (await system.audit()).is_balanced
 
 
