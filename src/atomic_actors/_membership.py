@@ -13,9 +13,9 @@ The claim id fences every step in the store whatever the clocks do; the lease on
 handlers from running at the same time.
 
 A partition that has lost history is given up at once and claimed again, with a new incarnation, as soon as
-that can be. Nothing runs in it before a lease has passed since the loss was noticed: somebody who owned it
-in the history that is gone may not have noticed yet. Then what this node had under way is settled, and work
-goes on.
+that can be. What this node had under way is settled, before anybody takes it for a message that never ran.
+Then nothing runs until a lease has passed since the loss was noticed: somebody who owned the partition in
+the history that is gone may not have noticed yet.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class _Loss:
     #: The claim by which it is held already, while nothing runs in it yet; "" where it is not.
     claim: str = ""
     epoch: int = 0
+    #: Nothing waits in the store any more that a handler here had begun with.
+    settled: bool = False
 
 
 @define(eq=False)
@@ -166,9 +168,7 @@ class Membership:
         elif step.new_incarnation:
             loss.claim, loss.epoch = step.claim, result.epoch
             self._hold(partition, step.claim, sent)
-        else:
-            # The loss came to light by this very claim: the next one replaces it.
-            self._seen[partition] = _Seen(step.claim, 0, sent, dead=True)
+        # Else the loss came to light by this very claim: the next one replaces it (`_observe`).
 
     async def claim_at_start(self) -> None:
         """Claim what is free, then at once what dead processes of this host left behind."""
@@ -188,6 +188,8 @@ class Membership:
                 continue
             try:
                 await self.claim_free()
+                if any(partition in self._losses and seen.dead for partition, seen in self._seen.items()):
+                    await self.claim_free()  # over the old claim that was found
                 await self._end_losses()
             except JournalUnavailable as error:
                 logger.info("cannot claim partitions now: %s", error)
@@ -253,24 +255,22 @@ class Membership:
         return bool(loss.claim)
 
     async def _end_losses(self) -> None:
-        """Settle what was under way in partitions that lost history a lease ago, and go on with them.
+        """Settle what was under way in partitions that lost history, and go on with those that have rested.
 
         Raises:
             JournalUnavailable: the store gave no answer.
         """
         for partition, loss in list(self._losses.items()):
-            claim = loss.claim
-            if not self._claimed_anew(partition) or elapsed_s(loss.since) < self.lease_ttl_s:
-                continue
-            settled = await self.settle_lost(partition, claim)
+            if self._claimed_anew(partition) and not loss.settled:
+                loss.settled = await self.settle_lost(partition, loss.claim)
             if self._losses.get(partition) is not loss or self._leaving:
                 continue  # it lost history once more meanwhile
-            if not settled:
+            if loss.claim and not loss.settled:
                 loss.claim = ""
                 self._forget(partition)
-            elif self._claimed_anew(partition):
+            elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.lease_ttl_s:
                 del self._losses[partition]
-                self._take(partition, claim, loss.epoch)
+                self._take(partition, loss.claim, loss.epoch)
 
     def lose(self, partition: int, why: str) -> None:
         """Stop owning a partition now. Its scope ends; its dispatches are for the next owner to settle."""
@@ -294,7 +294,7 @@ class Membership:
         self._leaving = True
         held = {partition: self.claims[partition] for partition in self.owned()}
         for partition, loss in self._losses.items():
-            if loss.claim and await self.settle_lost(partition, loss.claim):
+            if loss.claim and (loss.settled or await self.settle_lost(partition, loss.claim)):
                 held[partition] = loss.claim
         owned = list(held)
         steps = [Release(partition, claim) for partition, claim in held.items()]

@@ -281,7 +281,10 @@ class RedisJournal:
         groups = [partitions] if self._merge_partitions else [(number,) for number in partitions]
         calls = [self._wire.encode((), group) for group in groups]
         question = self.history.ask()
-        replies = await self._receive(connection, self._send(connection, calls))
+        try:
+            replies = await self._receive(connection, self._send(connection, calls))
+        except JournalUnavailable as error:
+            raise JournalUnavailable(str(error), sent=False) from error
         for reply in replies:
             if is_missing(reply):
                 return  # somebody flushed the library: the answers to come tell it, too
