@@ -23,7 +23,20 @@ from atomic_actors import (
     handler,
 )
 from tests.servers import Server, start_server
-from tests.system.support import QUICK, Desk, Read, Stage, Watcher, Words, Work, Write, desk, until
+from tests.system.support import (
+    QUICK,
+    Desk,
+    Read,
+    Send,
+    Stage,
+    Watcher,
+    Words,
+    Work,
+    Write,
+    desk,
+    unlike,
+    until,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -243,3 +256,59 @@ async def test_an_emptied_store(server: Server) -> None:
         # A fencing token that was given out is never given out again.
         assert system._running.membership.epochs[loss.partition] > tokens[loss.partition]
         assert (await system.audit()).is_balanced
+
+
+async def test_another_node_does_not_run_it_either(server: Server) -> None:
+    stage, backup = Stage(), Backup(server)
+    async with (
+        new_system(server, stage) as owner,
+        new_system(server, stage) as other,
+        anyio.create_task_group() as task_group,
+    ):
+        here, there = Asks(owner, task_group), Asks(other, task_group)
+        losses = losses_of(owner)
+        stage.hold("first", "second")
+        here.start("first", desk(), Work("first"))
+        await stage.wait_for("first")
+        there.start("second", desk(), Work("second"))
+        await until(lambda: waits(owner, desk(), 1))
+        backup.take()
+        stage.release("first")
+        await stage.wait_for("second")
+        server.kill9()
+        backup.put_back()
+        server.start()
+        assert isinstance(await there.outcome("second"), Interrupted)
+        assert await other.ask(desk(), Write("after")) == 1
+        assert stage.log.count("second") == 1
+        assert losses
+        assert (await owner.where(desk())).is_here
+        letters = await other.dead_letters.list()
+        assert {letter.message["word"] for letter in letters} == {"first", "second"}
+
+
+async def test_an_outbox_that_was_lost_is_sent_once(server: Server) -> None:
+    stage, backup = Stage(), Backup(server)
+    source, target = desk("source"), unlike(desk("source"))[0]
+    async with new_system(server, stage) as system:
+        losses = losses_of(system)
+        await system.ask(source, Send(str(target.id), ["kept"]))
+        await until(lambda: has_words(system, target, 1))
+        backup.take()
+        await system.ask(source, Send(str(target.id), ["lost 1", "lost 2"]))
+        await until(lambda: has_words(system, target, 3))
+        server.kill9()
+        backup.put_back()
+        server.start()
+        for number in range(3):
+            await system.ask(source, Send(str(target.id), [f"new {number}"]))
+        await until(lambda: has_words(system, target, 4), RECOVERY_S)
+        assert await system.ask(target, Read()) == ["kept", "new 0", "new 1", "new 2"]
+        assert len(losses) == 2
+        audit = await system.audit()
+        assert audit.is_balanced
+        assert audit.outbound == 0
+
+
+async def has_words(system: ActorSystem, entity: EntityRef, count: int) -> bool:
+    return len(await system.ask(entity, Read())) == count
