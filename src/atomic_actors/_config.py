@@ -373,7 +373,8 @@ class Config:
         "Accept a store that may evict keys when its memory is full. Accepted messages can then be lost.",
     )
     allow_no_persistence: bool = _flag(
-        False, "Accept a store without an append-only file. Accepted messages are then lost when it stops."
+        False,
+        "Accept a store without an append-only file (or with `appendfsync no`). It then loses accepted messages.",
     )
 
     # The process.

@@ -161,15 +161,15 @@ class Receipt(Generic[ReplyT_co]):
 class DeadLetter:
     """A message that failed or was interrupted for good, kept until a person decides.
 
-    `message` is the payload as plain data. `reason` is one of `failed`, `interrupted`, `expired`
-    and `undeliverable`. Times are seconds since 1970 on the store's clock.
+    `message` is the payload as plain data. `reason` is `failed`, `interrupted` or `expired`.
+    Times are seconds since 1970 on the store's clock.
     """
 
     message_id: str
     entity: EntityRef
     name: str
     message: Any = field(repr=False)
-    reason: Literal["failed", "interrupted", "expired", "undeliverable"]
+    reason: Literal["failed", "interrupted", "expired"]
     error: str
     error_type: str
     traceback: str = field(repr=False)

@@ -128,6 +128,8 @@ class Pending:
         "decode",
         "done",
         "entity",
+        "is_joined",
+        "key",
         "on_accepted",
         "partition",
         "poll_delay_s",
@@ -156,6 +158,10 @@ class Pending:
         self.cell: Cell[Any] = router.new_cell()
         self.done = False
         self.accepted = False
+        #: The idempotency key that its append carries, or "".
+        self.key = ""
+        #: Somebody else relies on its message: cancelling the ask must not withdraw that.
+        self.is_joined = False
         #: Called once if the message was accepted now; set only where somebody listens.
         self.on_accepted: Callable[[], None] | None = None
         self.poll_delay_s = POLL_FIRST_S if admission is not None else POLL_FIRST_REMOTE_S
@@ -169,6 +175,8 @@ class Pending:
         """Hand over what is known; later answers are dropped."""
         if not self.done:
             self.done = True
+            if self.key:
+                self.router.forget_key(self)
             self.cell.set(value)
 
     def on_appended(self, result: Result | JournalUnavailable) -> None:
@@ -181,6 +189,8 @@ class Pending:
             if admission is not None:
                 admission.offered(result.offer)
             if self.waiting == "tell":
+                if result.unique != self.unique:
+                    self.router.keep(result.unique)
                 self.resolve(result)
             elif result.duplicate:
                 self.router.attach_to_duplicate(self, result)
@@ -215,6 +225,10 @@ class Router:
     decode_refusal: RefusalDecoder
     remote: Remote | None = None
     _pending: dict[str, list[Pending]] = field(factory=dict[str, list[Pending]], init=False)
+    #: Those who sent a key and have no answer yet, by entity and key: they may share one message.
+    _by_key: dict[tuple[str, str], list[Pending]] = field(
+        factory=dict[tuple[str, str], list[Pending]], init=False
+    )
     #: Those whose time ends in a bucket, and those to look up in it, by the bucket's number.
     _ends: dict[int, list[Pending]] = field(factory=dict[int, list[Pending]], init=False)
     _polls: dict[int, list[Pending]] = field(factory=dict[int, list[Pending]], init=False)
@@ -252,6 +266,9 @@ class Router:
         if pending.waiting != "tell":
             self._register(pending)
             self._poll_later(pending)
+        if step.key:
+            pending.key = step.key
+            self._by_key.setdefault((pending.entity, step.key), []).append(pending)
         self.end_at(pending, timeout_s)
         try:
             self.journal.submit(step, pending.on_appended)
@@ -276,7 +293,11 @@ class Router:
         except BaseException:
             pending.done = True
             self._unregister(pending)
-            if on_cancel == "withdraw" and pending.waiting == "ask":
+            if pending.key:
+                self.forget_key(pending)
+            if on_cancel == "detach":
+                self.keep(pending.unique)
+            elif pending.waiting == "ask" and not self._is_shared(pending):
                 with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
                     await self.withdraw(pending.partition, pending.entity, pending.unique, key)
             raise
@@ -363,6 +384,9 @@ class Router:
         if result.unique != pending.unique:
             self._unregister(pending)
             pending.unique = result.unique
+            # Where an ask of this node sent it, whoever cancels last withdraws it. Otherwise nobody here may.
+            others = self._pending.get(result.unique, ())
+            pending.is_joined = all(other.is_joined or other.waiting != "ask" for other in others)
             self._register(pending)
         if result.outcome is not None:
             self.answered(pending.entity, pending.unique, result.outcome)
@@ -395,6 +419,30 @@ class Router:
             waiting.remove(pending)
             if not waiting:
                 del self._pending[pending.unique]
+
+    def forget_key(self, pending: Pending) -> None:
+        """`pending` has its answer, or does not wait for one any more."""
+        place = (pending.entity, pending.key)
+        waiting = self._by_key.get(place)
+        if waiting is not None and pending in waiting:
+            waiting.remove(pending)
+            if not waiting:
+                del self._by_key[place]
+
+    def keep(self, unique: str) -> None:
+        """Somebody who does not wait relies on a message: no cancelled ask here may withdraw it any more."""
+        for pending in self._pending.get(unique, ()):
+            pending.is_joined = True
+
+    def _is_shared(self, pending: Pending) -> bool:
+        """Whether a cancelled ask leaves its message to others.
+
+        Those are in view once their append is answered; one that is still under way, with the same key,
+        may turn out to be for this message.
+        """
+        if pending.is_joined or (pending.key and (pending.entity, pending.key) in self._by_key):
+            return True
+        return any(other.entity == pending.entity for other in self._pending.get(pending.unique, ()))
 
     # What the sweeper does for those who wait.
 

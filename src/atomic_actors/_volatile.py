@@ -95,6 +95,8 @@ class _VolatileActivation:
     committed: bytes = b""
     closing: bool = False
     running: bool = False
+    #: When the handler that runs now is cut off, on the backend's clock; 0 while none runs or nothing limits it.
+    deadline_s: float = field(default=0.0, init=False)
     mailbox: deque[_Waiting] = field(factory=deque[_Waiting], init=False)
     idle: Cell[None] | None = field(default=None, init=False)
     _instance: Any = field(default=None, init=False)
@@ -102,8 +104,13 @@ class _VolatileActivation:
     _children: Children = field(init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     _turns: int = field(default=0, init=False)
+    _limit_s: float = field(init=False)
+    _scope: anyio.CancelScope | None = field(default=None, init=False)
+    #: The scope was cancelled for a deadline; whatever becomes of the turn, nothing more may run in it.
+    _is_cut: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._limit_s = self.kind.settings.turn_timeout_s
         self._context = TurnContext(self, Outbox(self.owner.max_outbox_messages))
         self._children = Children(self.owner.new_cell, lambda: None)
 
@@ -158,6 +165,13 @@ class _VolatileActivation:
             self.idle = None
             idle.set(None)
 
+    def cut_if_late(self, now_s: float) -> None:
+        """Cut the running handler if its time is up; called by the sweeper."""
+        if 0 < self.deadline_s <= now_s and self._scope is not None:
+            self.deadline_s = 0.0
+            self._is_cut = True
+            self._scope.cancel()
+
     async def run(self) -> None:
         # The task was started by whoever asked first; that asker's turn is none of ours.
         current_activation.set(self)
@@ -174,6 +188,16 @@ class _VolatileActivation:
             self.owner.ended(self, ended_well=ended_well)
 
     async def _serve(self) -> None:
+        # One scope covers turn after turn; only after a cut there is a new one.
+        while True:
+            with anyio.CancelScope() as self._scope:
+                await self._work()
+            self.running, self.deadline_s = False, 0.0
+            if not self._is_cut:
+                return
+            self._is_cut = False
+
+    async def _work(self) -> None:
         mailbox, new_cell = self.mailbox, self.owner.new_cell
         while True:
             while mailbox:
@@ -181,7 +205,9 @@ class _VolatileActivation:
                 if not waiting.done:
                     self.running = True
                     await self._turn(waiting)
-                    self.running = False
+                    self.running, self.deadline_s = False, 0.0
+                    if self._is_cut:
+                        return
             if self.closing:
                 return
             self.idle = new_cell()
@@ -222,7 +248,11 @@ class _VolatileActivation:
         spec = waiting.handler.spec
         self._turns += 1
         message_id = f"{self.ref}/{self._turns:032x}"
-        self._context.begin(message_id, 1, waiting.deadline_s, waiting.path, transactional=False)
+        deadline_s = waiting.deadline_s
+        if self._limit_s:
+            self.deadline_s = self.owner.clock() + self._limit_s
+            deadline_s = min(deadline_s, self.deadline_s)
+        self._context.begin(message_id, 1, deadline_s, waiting.path, transactional=False)
         try:
             try:
                 reply = await spec.function(self._instance, waiting.message)
@@ -242,8 +272,11 @@ class _VolatileActivation:
                 logger.exception("%s failed in %s", spec.location, self.ref)
             waiting.resolve(_Failure(_handler_failed(error)))
         except BaseException:
-            interrupted = StoreUnavailable(f"{self.ref} was ended while it ran {spec.name}")
-            waiting.resolve(_Failure(interrupted))
+            if self._is_cut:
+                await self._after_cut(waiting)
+            else:
+                interrupted = StoreUnavailable(f"{self.ref} was ended while it ran {spec.name}")
+                waiting.resolve(_Failure(interrupted))
             raise
         else:
             outbox = self._context.outbox
@@ -254,6 +287,21 @@ class _VolatileActivation:
                     self.owner.send_other(entity, message)
             waiting.resolve(reply)
         self.used_at_s = self.owner.clock()
+
+    async def _after_cut(self, waiting: _Waiting) -> None:
+        """The handler was still running at its deadline: undo what it did, then say so."""
+        if self._children.count:
+            with anyio.CancelScope(shield=True):
+                await self._children.end()
+        self._children.take_error()
+        self._roll_back()
+        failed = HandlerFailed(
+            f"DeadlineExceeded: the handler was still running after turn_timeout_s={self._limit_s:g}",
+            error_type="DeadlineExceeded",
+        )
+        if waiting.cell is None:
+            logger.error("%s failed in %s: %s", waiting.handler.spec.location, self.ref, failed)
+        waiting.resolve(_Failure(failed))
 
     def _keep(self, handler: BoundHandler) -> None:
         encode = self.kind.encode_state
@@ -422,7 +470,7 @@ class VolatileKinds:
             self._all_gone.set(None)
 
     def tick(self, now_s: float) -> None:
-        """End asks whose time is up, passivate the idle, end what this node does not own any more."""
+        """End asks whose time is up, cut handlers that run too long, passivate the idle."""
         bucket = int(now_s / BUCKET_S)
         while self._next_bucket <= bucket:
             for waiting in self._ends.pop(self._next_bucket, ()):
@@ -430,6 +478,7 @@ class VolatileKinds:
                     waiting.resolve(_Failure(AskTimeout("no reply in time; a volatile kind keeps no result")))
             self._next_bucket += 1
         for activation in list(self._by_ref.values()):
+            activation.cut_if_late(now_s)
             limit_s = activation.kind.settings.idle_timeout_s
             idle = not activation.running and not activation.mailbox
             if limit_s and idle and activation.used_at_s + limit_s <= now_s:

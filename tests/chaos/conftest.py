@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-import signal
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.processes import Template, start_template
-from tests.embedded.processes import process_title, runs
+from tests.embedded.processes import kill_left_behind
 
 pytest.register_assert_rewrite("tests.chaos.checks")
 
@@ -28,10 +25,7 @@ def store(tmp_path: Path) -> Generator[Path]:
     """The directory of an embedded server; one that a failed test left there is killed."""
     path = tmp_path / "d"
     yield path
-    record = path / "server.json"
-    pid = json.loads(record.read_text())["pid"] if record.exists() else 0
-    if pid and runs(pid) and str(path) in process_title(pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_left_behind(path)
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import tempfile
 from collections.abc import Generator
@@ -13,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import atomic_actors.journal._embedded_server as embedded_process
-from tests.embedded.processes import process_title, runs
+from tests.embedded.processes import kill_left_behind
 
 
 @pytest.fixture
@@ -21,10 +18,7 @@ def directory(tmp_path: Path) -> Generator[Path]:
     """A directory that does not exist yet; a server that a failed test left there is killed."""
     path = tmp_path / "d"
     yield path
-    record = path / "server.json"
-    pid = json.loads(record.read_text())["pid"] if record.exists() else 0
-    if pid and runs(pid) and str(path) in process_title(pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_left_behind(path)
 
 
 @pytest.fixture

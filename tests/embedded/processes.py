@@ -55,6 +55,14 @@ async def kill(location: EmbeddedLocation) -> None:
     assert await ended(location.pid)
 
 
+def kill_left_behind(directory: Path) -> None:
+    """Kill the server of a directory that a failed test did not stop."""
+    record = directory / "server.json"
+    pid = json.loads(record.read_text())["pid"] if record.exists() else 0
+    if pid and runs(pid) and str(directory) in process_title(pid):
+        os.kill(pid, signal.SIGKILL)
+
+
 def call(location: EmbeddedLocation, *command: str | int | bytes) -> Any:
     retry = Retry(NoBackoff(), 0)
     path = str(location.socket_path)

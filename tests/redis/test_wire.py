@@ -409,6 +409,22 @@ async def test_unsafe_stores_are_refused_with_the_remedy(kind: Kind, tmp_path: P
             await own(journal)
 
 
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_a_file_that_is_never_forced_to_the_disk_is_refused(kind: Kind, tmp_path: Path) -> None:
+    with start_server(kind, tmp_path=tmp_path, tcp=False, appendonly="everysec") as server:
+        server.call("CONFIG", "SET", "appendfsync", "no")
+        await refuse(
+            server, StoreUnsafe, "appendfsync is no.*CONFIG SET appendfsync always.*allow_no_persistence"
+        )
+        await refuse(server, StoreUnsafe, "appendfsync is no", allow_eviction=True)
+        async with open_journal(server, JournalSettings(), allow_no_persistence=True) as journal:
+            await own(journal)
+        for policy in ("everysec", "always"):
+            server.call("CONFIG", "SET", "appendfsync", policy)
+            async with open_journal(server, JournalSettings(), allow_no_persistence=False) as journal:
+                await send(journal, Audit(0))
+
+
 async def test_safety_is_seen_without_the_right_to_config(tmp_path: Path) -> None:
     with start_server("redis", tmp_path=tmp_path, tcp=True, appendonly="always") as server:
         server.call("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")

@@ -10,19 +10,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 import anyio
 from attrs import define, field, frozen
 
-from atomic_actors.journal._protocol import (
-    BatchResult,
-    Journal,
-    JournalSettings,
-    JournalUnavailable,
-    Step,
-)
+from atomic_actors.journal._protocol import BatchResult, JournalUnavailable, Step
+from tests.journals import WrappedJournal
 
 #: What can happen to a batch.
 FAULTS: Final = (
@@ -83,7 +77,7 @@ class Weather:
 
 
 @define(eq=False)
-class FaultyJournal:
+class FaultyJournal(WrappedJournal):
     """One node's way to the store.
 
     Args:
@@ -93,16 +87,11 @@ class FaultyJournal:
         on_crash: called at that point.
     """
 
-    store: Journal
     weather: Weather
     crash: CrashPoint | None
     on_crash: Callable[[], None]
     dead: bool = False
     _counted: int = 0
-
-    @property
-    def settings(self) -> JournalSettings:
-        return self.store.settings
 
     def die(self) -> None:
         """No answer any more, and the node's end."""
@@ -195,15 +184,3 @@ class FaultyJournal:
         if not steps:
             return BatchResult((), 0)
         return await self.store.execute(steps)
-
-    async def __aenter__(self) -> Self:
-        await self.store.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.store.__aexit__(exc_type, exc_value, traceback)

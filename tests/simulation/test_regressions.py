@@ -28,13 +28,13 @@ from atomic_actors.journal._protocol import (
     Append,
     BatchResult,
     ClaimPartition,
-    JournalSettings,
     JournalUnavailable,
     ReadOutcome,
     Release,
     Step,
     Take,
 )
+from tests.journals import WrappedJournal
 from tests.simulation.actors import Plan
 from tests.simulation.clock import run_virtual
 from tests.simulation.faults import CrashPoint
@@ -53,17 +53,12 @@ async def at_once(steps: Sequence[Step]) -> None:
 
 
 @define(eq=False)
-class Gate:
+class Gate(WrappedJournal):
     """A journal with a hook before the store has the steps, and one before the node has the answer."""
 
-    store: MemoryJournal
     before: Hook = at_once
     after: Hook = at_once
     seen: list[Step] = field(factory=list)
-
-    @property
-    def settings(self) -> JournalSettings:
-        return self.store.settings
 
     async def execute(self, steps: Sequence[Step]) -> BatchResult:
         await self.before(steps)
@@ -71,13 +66,6 @@ class Gate:
         answer = await self.store.execute(steps)
         await self.after(steps)
         return answer
-
-    async def __aenter__(self) -> Gate:
-        await self.store.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self.store.__aexit__(*error)
 
 
 def has(steps: Sequence[Step], kind: type[Any]) -> bool:

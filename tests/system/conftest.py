@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import redis_server, valkey_server
-from tests.system.support import NewSystem
+from tests.system.support import NewSystem, Stage
 
 __all__ = ("redis_server", "valkey_server")
 
@@ -35,3 +35,9 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def new_system(store_url: str) -> NewSystem:
     """Makes systems over one store; what one leaves behind the next one finds."""
     return NewSystem(store_url)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    """What the test shares with its actors."""
+    return Stage()

@@ -114,11 +114,6 @@ class Link(Actor, kind="link"):
 
 
 @pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
 def link(stage: Stage) -> Any:
     return Link.using(stage=stage, holder=Holder())
 

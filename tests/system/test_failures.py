@@ -35,11 +35,6 @@ from tests.system.support import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 async def test_a_failure_says_what_happened(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Desk.using(stage=stage)) as system:
         with pytest.raises(HandlerFailed, match=r"RuntimeError: cup \(dead letter desk/one/") as failed:

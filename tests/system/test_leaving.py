@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
-from attrs import define, field
+from attrs import define
 
 from atomic_actors import (
+    AcceptanceUnknown,
     ActorSystem,
     Interrupted,
     StoreUnavailable,
     SystemFailed,
     SystemNotRunning,
+    UnknownMessage,
 )
 from atomic_actors.journal._protocol import (
-    BatchResult,
-    Finish,
     Journal,
-    JournalSettings,
     JournalUnavailable,
     Rejected,
-    Step,
 )
+from tests.journals import BrokenJournal
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
 
 
 def is_leaving(system: ActorSystem) -> Callable[[], Awaitable[bool]]:
@@ -172,57 +165,7 @@ async def test_systems_side_by_side_and_nested(new_system: NewSystem, store_url:
         assert await first.ask(desk(), Read()) == ["a"]
 
 
-# A journal that breaks in the ways that real ones do not on demand.
-
-
-@define(eq=False)
-class BrokenJournal:
-    """Hands steps on until a test says what to answer instead."""
-
-    inner: Journal
-    #: Raised instead of an answer.
-    error: BaseException | None = None
-    #: Answer every `Finish` with this.
-    finish: Any = None
-    calls: int = 0
-    _called: anyio.Event = field(factory=anyio.Event)
-
-    async def wait_calls(self, count: int) -> None:
-        """Return once it was called so often."""
-        while self.calls < count:
-            await self._called.wait()
-
-    @property
-    def settings(self) -> JournalSettings:
-        return self.inner.settings
-
-    async def execute(self, steps: Sequence[Step]) -> BatchResult:
-        self.calls += 1
-        self._called.set()
-        self._called = anyio.Event()
-        error = self.error
-        if error is not None:
-            await anyio.lowlevel.checkpoint()
-            raise error
-        if self.finish is not None and any(isinstance(step, Finish) for step in steps):
-            results = [
-                self.finish if isinstance(step, Finish) else (await self.inner.execute([step])).results[0]
-                for step in steps
-            ]
-            return BatchResult(results, 0)
-        return await self.inner.execute(steps)
-
-    async def __aenter__(self) -> Self:
-        await self.inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.inner.__aexit__(exc_type, exc_value, traceback)
+# A journal that breaks.
 
 
 @define(eq=False)
@@ -319,6 +262,32 @@ async def test_a_store_that_goes_away_and_comes_back(breaking: Breaking) -> None
                 except StoreUnavailable:
                     await anyio.sleep(0.02)
         assert (await system.audit()).is_balanced
+
+
+async def test_tellers_without_an_answer_are_told_when_it_is_left(breaking: Breaking) -> None:
+    errors: list[AcceptanceUnknown] = []
+    async with anyio.create_task_group() as outside:
+        async with breaking(accept_timeout_s=20, drain_timeout_s=0.05) as system:
+
+            async def tell() -> None:
+                with pytest.raises(AcceptanceUnknown) as unknown:
+                    await system.tell(desk(), Write("a"))
+                errors.append(unknown.value)
+
+            breaking.break_with(JournalUnavailable("the answer was lost", sent=True))
+            assert breaking.journal is not None
+            calls = breaking.journal.calls
+            outside.start_soon(tell)
+            # As often as makes the store count as unavailable: then leaving does not wait for it.
+            with anyio.fail_after(PATIENCE_S):
+                await breaking.journal.wait_calls(calls + 3)
+    (error,) = errors
+    assert "was left before an answer" in str(error)
+    assert (error.message_id or "").startswith("desk/one/")
+    breaking.break_with(None)
+    async with breaking.new_system(Desk.using(stage=breaking.stage)) as system:
+        with pytest.raises(UnknownMessage):
+            await system.result(error.message_id or "")
 
 
 async def test_a_commit_outlives_a_store_that_is_away(breaking: Breaking) -> None:

@@ -24,11 +24,6 @@ from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work,
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 @pytest.mark.parametrize("limit", [{"max_depth": 2}, {"kinds": {"desk": KindConfig(max_depth=2)}}])
 async def test_depth_of_an_entity(new_system: NewSystem, stage: Stage, limit: dict[str, Any]) -> None:
     stage.hold("busy")

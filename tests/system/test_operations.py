@@ -46,11 +46,6 @@ pytestmark = pytest.mark.anyio
 ALL = ("accepted", "dispatched", "completed", "refused", "failed", "interrupted", "dead-lettered")
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 # Listeners
 
 

@@ -26,11 +26,6 @@ from tests.system.support import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 @pytest.mark.parametrize("kind_of_turn", [Write, Work])
 async def test_many_tellers_each_in_order(new_system: NewSystem, stage: Stage, kind_of_turn: Any) -> None:
     tellers, each = 20, 15

@@ -25,6 +25,7 @@ from atomic_actors import (
     handler,
 )
 from atomic_actors.journal._protocol import JournalUnavailable
+from tests.journals import BrokenJournal
 from tests.system.support import (
     Desk,
     NewSystem,
@@ -36,7 +37,6 @@ from tests.system.support import (
     desk,
     until,
 )
-from tests.system.test_leaving import BrokenJournal
 
 pytestmark = pytest.mark.anyio
 
@@ -119,11 +119,6 @@ class Pilot(Actor[Trips], kind="pilot"):
 
 
 PILOT = Pilot.ref("p")
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
 
 
 @asynccontextmanager

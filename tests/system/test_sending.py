@@ -45,11 +45,6 @@ from tests.system.support import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 async def test_the_verbs(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Desk.using(stage=stage)) as system:
         receipt = await system.tell(desk(), Write("a"))

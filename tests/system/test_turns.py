@@ -38,11 +38,6 @@ from tests.system.support import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
 # A kind that does whatever the test says.
 
 

@@ -63,6 +63,25 @@ class Post(Command[None]):
     pass
 
 
+@frozen
+class Hang(Command[None]):
+    """Never ends by itself; `child` hangs beside the handler instead of in it."""
+
+    child: bool = False
+
+
+@frozen
+class Linger(Command[int]):
+    """Ends after a while, whatever is done to it."""
+
+    word: str
+
+
+@frozen
+class TimeLeft(Query[float]):
+    pass
+
+
 class Ear(Actor[Seen], kind="ear", durable=False):
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -104,13 +123,39 @@ class Ear(Actor[Seen], kind="ear", durable=False):
         self.outbox.add(desk(), Write("posted"))
         self.outbox.add(Ear.ref("other"), Hear("posted"))
 
+    @handler
+    async def hang(self, message: Hang) -> None:
+        self.state.words.append("of a cut turn")
+        self.outbox.add(Ear.ref("other"), Hear("of a cut turn"))
+        if message.child:
+            self.context.start_soon(self.wait, "child")
+        else:
+            await self.wait("handler")
+
+    async def wait(self, who: str) -> None:
+        try:
+            await self.stage.visit(f"hanging {who}")
+            await anyio.sleep_forever()
+        finally:
+            # What it does while it is cancelled must be over before anybody is told.
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+            self.stage.seen["cleaned"].append(who)
+
+    @handler
+    async def linger(self, message: Linger) -> int:
+        self.state.words.append(message.word)
+        while anyio.current_time() < self.context.deadline + 0.1:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.01)
+        return len(self.state.words)
+
+    @handler
+    async def time_left(self, message: TimeLeft) -> float:
+        return self.context.deadline - anyio.current_time()
+
 
 EAR = Ear.ref("e")
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
 
 
 async def test_ask_and_tell(new_system: NewSystem, stage: Stage) -> None:
@@ -198,6 +243,60 @@ async def test_timeouts(new_system: NewSystem, stage: Stage) -> None:
         # What was not begun in its time does not run.
         assert await system.ask(EAR, Heard()) in ([], ["slow"])
         assert stage.log == ["slow"]
+
+
+@pytest.mark.parametrize("child", [False, True])
+async def test_a_turn_has_a_deadline(new_system: NewSystem, stage: Stage, child: bool) -> None:
+    async with new_system(Ear.using(stage=stage), turn_timeout_s=0.05) as system:
+        await system.ask(EAR, Hear("kept"))
+        for _ in range(2):
+            with pytest.raises(HandlerFailed, match=r"turn_timeout_s=0\.05") as failed:
+                await system.ask(EAR, Hang(child))
+            assert failed.value.error_type == "DeadlineExceeded"
+        assert stage.seen["cleaned"] == ["child" if child else "handler"] * 2
+        # The same activation goes on with what it had before.
+        assert await system.ask(EAR, Heard()) == ["kept"]
+        assert await system.ask(Ear.ref("other"), Heard()) == []
+        assert 0 < await system.ask(EAR, TimeLeft(), timeout_s=0) < 0.06
+        assert stage.seen["activated"] == ["e", "other"]
+
+
+async def test_turns_of_a_tell_are_cut_and_logged(
+    new_system: NewSystem, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with new_system(Ear.using(stage=stage), turn_timeout_s=0.05) as system:
+        await system.tell(EAR, Hang())
+        await system.tell(EAR, Hear("next"))
+        assert await system.ask(EAR, Heard()) == ["next"]
+    assert "Ear.hang failed in ear/e: DeadlineExceeded" in caplog.text
+
+
+async def test_handlers_that_do_not_heed_a_cut_still_answer(new_system: NewSystem, stage: Stage) -> None:
+    async with new_system(Ear.using(stage=stage), turn_timeout_s=0.05) as system:
+        assert await system.ask(EAR, Linger("late")) == 1
+        # The cancel was for that turn alone.
+        await system.tell(EAR, Linger("late again"))
+        assert await system.ask(EAR, Hear("next")) == 3
+        assert await system.ask(EAR, Heard()) == ["late", "late again", "next"]
+
+
+async def test_turns_without_a_limit_are_not_cut(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("slow")
+    async with new_system(Ear.using(stage=stage)) as system:
+        assert await system.ask(EAR, TimeLeft(), timeout_s=0) == float("inf")
+        await system.tell(EAR, Hear("slow"))
+        await stage.wait_for("slow")
+        await anyio.sleep(0.1)
+        stage.release()
+        assert await system.ask(EAR, Heard()) == ["slow"]
+
+
+async def test_cut_turns_while_the_system_is_left(new_system: NewSystem, stage: Stage) -> None:
+    async with new_system(Ear.using(stage=stage), turn_timeout_s=0.05, drain_timeout_s=5) as system:
+        await system.tell(EAR, Hang())
+        await stage.wait_for("hanging handler")
+    assert stage.seen["cleaned"] == ["handler"]
+    assert stage.seen["passivated"] == ["e"]
 
 
 async def test_depth(new_system: NewSystem, stage: Stage) -> None:

@@ -134,3 +134,22 @@ async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
         store.answer()
         await journal.wait_drained()
     assert answers == [Renewed(1)]
+
+
+async def test_a_store_is_found_again_when_nothing_is_left_to_send() -> None:
+    store, answers = Held(), list[Result | JournalUnavailable]()
+    async with GroupCommit(store, failure_threshold=1) as journal:
+        for step in OWNERS:
+            journal.enqueue(step, answers.append)
+        await store.asked()
+        journal.forsake(1)
+        store.answer()
+        with anyio.fail_after(2):
+            while len(answers) < len(OWNERS):
+                await anyio.lowlevel.checkpoint()
+            assert answers == [GONE] * len(OWNERS)
+            assert not journal.available
+            store.is_away = False
+            await journal.wait_drained()
+        assert journal.available
+    assert store.batches[-1] == [Audit(0)]

@@ -149,7 +149,7 @@ class StoredLetter(Struct, frozen=True):
     """A dead letter as stored. `error` is opaque (what the owner's `Verdict.error` held, or b"")."""
 
     message_id: str
-    reason: Literal["failed", "interrupted", "expired", "undeliverable"]
+    reason: Literal["failed", "interrupted", "expired"]
     attempts: int
     interruptions: int
     died_ms: int

@@ -29,6 +29,7 @@ from atomic_actors.journal._protocol import (
     Audit,
     BatchResult,
     ClaimPartition,
+    DirectJournal,
     Finish,
     Journal,
     JournalSettings,
@@ -46,8 +47,8 @@ RETRY_DELAY_FIRST_S: Final = 0.02
 #: What a step costs on the wire beside its bodies, roughly.
 STEP_OVERHEAD_BYTES: Final = 256
 
-#: Answers that are handed out before others get to run.
-ANSWER_PORTION: Final = 32
+#: Batches are not made smaller than this for the sake of having several on their way.
+SPLIT_STEPS_MIN: Final = 16
 
 OnResult = Callable[[Result | JournalUnavailable], None]
 
@@ -95,11 +96,16 @@ class _Entry:
 
 @define(eq=False, slots=True)
 class _Batch:
-    #: Batches are numbered in the order in which they are sent, and answered in that order.
-    number: int
     entries: list[_Entry]
     #: The entities that it appends to.
     appends: set[str]
+    #: It had no usable answer so far.
+    failed: bool = False
+    #: What ends the flusher that gets it: the store is the wrong one, or we are at fault.
+    error: Exception | None = None
+    #: It needs nothing more from the store; `answer` is None where all its entries were refused.
+    done: bool = False
+    answer: BatchResult | None = None
 
 
 @frozen
@@ -140,21 +146,27 @@ class GroupCommit:
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
     _pending: deque[_Entry] = field(factory=deque[_Entry], init=False)
-    #: The batches that are on their way, oldest first.
-    _in_flight: list[_Batch] = field(factory=list[_Batch], init=False)
+    #: The batches that are on their way or wait for their turn to be answered, oldest first. Those that have
+    #: their answer are handed out in this order.
+    _in_flight: deque[_Batch] = field(factory=deque[_Batch], init=False)
+    #: Batches that could not be sent directly, or had no usable answer.
+    _for_flushers: deque[_Batch] = field(factory=deque[_Batch], init=False)
     #: A batch in flight had no usable answer; True until all of those have one.
     _failing: bool = field(default=False, init=False)
+    #: Steps in the batch that was answered last: whether there is load.
+    _last_size: int = field(default=0, init=False)
+    #: Answers are being handed out: what they cause is sent behind them.
+    _answering: bool = field(default=False, init=False)
+    #: Being left: answers come no more.
+    _closing: bool = field(default=False, init=False)
     #: Flushers that wait until theirs is the oldest batch.
     _turns: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
-    _next_number: int = field(default=0, init=False)
-    #: The number of the batch whose answers are handed out next.
-    _next_answered: int = field(default=0, init=False)
     _scopes: list[anyio.CancelScope] = field(factory=list[anyio.CancelScope], init=False)
     _new_cell: Callable[[], Cell[None]] = field(init=False)
+    #: The inner journal, if it can send without waiting.
+    _direct: DirectJournal | None = field(init=False)
     #: Flushers that sleep for want of steps.
     _idle: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
-    #: A flusher looks for steps at its next turn: nobody has to be woken.
-    _attentive: bool = field(default=False, init=False)
     #: Those who wait until nothing is pending or in flight.
     _drained: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
     _failures: int = field(default=0, init=False)
@@ -190,9 +202,6 @@ class GroupCommit:
             self.available,
         )
 
-    def _steps_in_flight(self) -> int:
-        return sum(len(batch.entries) for batch in self._in_flight)
-
     def submit(self, step: Step, on_result: OnResult) -> None:
         """Queue a step; `on_result` gets its result, in the flusher's task, and must not raise.
 
@@ -212,9 +221,22 @@ class GroupCommit:
         self._add(_Entry(step, on_result, False))
 
     def _add(self, entry: _Entry) -> None:
-        self._pending.append(entry)
-        if self._idle and not self._attentive:
-            self._idle.pop().set(None)
+        pending, in_flight = self._pending, len(self._in_flight)
+        pending.append(entry)
+        if self._answering or in_flight >= self.max_batches_in_flight:
+            return
+        if type(entry.step) is Finish:
+            # A hot entity waits for its commits, and takes along the message of whoever was just answered.
+            sends = self._last_size <= 2
+        else:
+            sends = self._last_size <= 1 and not in_flight
+        if sends and self._direct is not None:
+            # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
+            self._send_ready()
+        elif not in_flight or len(pending) >= SPLIT_STEPS_MIN:
+            # Under load everyone who runs in this tick gets to add a step to the batch.
+            self._wake_flusher()
+        # Else it leaves with the answer to what is on its way.
 
     async def request(self, step: Step) -> Result:
         """Queue one step and wait for its result.
@@ -290,8 +312,9 @@ class GroupCommit:
                 entry.step = replace(step, claim="")
         for entry in in_flight:
             entry.forsaken = entry.forsaken or _belongs_to_owner(entry.step, partition)
-        for entry in waiting:
-            self._pending.remove(entry)
+        others = [entry for entry in self._pending if not _belongs_to_owner(entry.step, partition)]
+        self._pending.clear()
+        self._pending.extend(others)
         for entry in waiting:
             entry.on_result(Stale("claim"))
 
@@ -299,6 +322,8 @@ class GroupCommit:
         for entry in [entry for entry in batch if entry.forsaken]:
             batch.remove(entry)
             entry.on_result(Stale("claim"))
+        if not batch and not self.available:
+            batch.append(_Entry(Audit(0), _ignore, False))  # somebody has to find out that the store is back
 
     async def wait_drained(self) -> None:
         """Return once nothing is pending or in flight."""
@@ -309,32 +334,60 @@ class GroupCommit:
 
     def _next_batch(self) -> _Batch | None:
         """The next steps to send; None while there are none that may go now."""
-        pending = self._pending
-        if not pending or self._failing or len(self._in_flight) >= self.max_batches_in_flight:
+        pending, in_flight = self._pending, self._in_flight
+        if not pending or self._failing or len(in_flight) >= self.max_batches_in_flight:
             return None
-        # A batch that is refused as a whole is sent again behind one that was sent after it. So that
-        # this cannot change the order of one entity's messages, no two batches on their way append to
-        # the same entity; every other step is fenced by its turn.
-        taken = self._in_flight[0].appends if self._in_flight else frozenset[str]()
+        # Batches of equal size keep the store and this process busy at the same time; a large one beside
+        # a small one makes them wait for each other.
+        steps_out = sum(len(batch.entries) for batch in in_flight)
+        share = -(-(len(pending) + steps_out) // self.max_batches_in_flight)
+        limit = min(self.max_batch_steps, max(share, SPLIT_STEPS_MIN))
         entries: list[_Entry] = []
         appends: set[str] = set()
         size_bytes = 0
         while pending and len(entries) < self.max_batch_steps:
             step = pending[0].step
+            if len(entries) >= limit and not (type(step) is Append and step.entity in appends):
+                break
             size_bytes += _size_bytes(step)
             if entries and size_bytes > self.max_batch_bytes:
                 break
             if type(step) is Append:
-                if step.entity in taken:
+                # A batch that is refused as a whole is sent again behind one that was sent after it. So
+                # that this cannot change the order of one entity's messages, no two batches on their way
+                # append to the same entity; every other step is fenced by its turn.
+                if any(step.entity in batch.appends for batch in in_flight):
                     break
                 appends.add(step.entity)
             entries.append(pending.popleft())
         if not entries:
             return None
-        batch = _Batch(self._next_number, entries, appends)
-        self._next_number += 1
-        self._in_flight.append(batch)
+        batch = _Batch(entries, appends)
+        in_flight.append(batch)
         return batch
+
+    def _send_ready(self) -> None:
+        """Send what may go now: directly where that is possible, else by a flusher."""
+        direct = self._direct
+        while (batch := self._next_batch()) is not None:
+            if direct is None or not self._send_directly(direct, batch):
+                self._for_flushers.append(batch)
+                self._wake_flusher()
+
+    def _send_directly(self, direct: DirectJournal, batch: _Batch) -> bool:
+        def on_answer(answer: BatchResult | Exception) -> None:
+            if isinstance(answer, BatchResult):
+                self._done(batch, answer)
+            elif not self._closing:
+                if isinstance(answer, JournalUnavailable):
+                    batch.failed = True
+                    self._failed(batch.entries, answer)
+                else:
+                    batch.error = answer
+                self._for_flushers.append(batch)
+                self._wake_flusher()
+
+        return direct.send([entry.step for entry in batch.entries], on_answer)
 
     async def _run_flusher(self) -> None:
         # Shielded: whoever is cancelled around us still has to settle and release. Leaving ends it.
@@ -349,98 +402,98 @@ class GroupCommit:
                 self.on_crash(error)
 
     async def _flush_forever(self) -> None:
-        """Send batch after batch.
+        """Send what could not be sent directly, and what has to be sent again.
 
         `max_batches_in_flight` of these run, so that the store works on one batch while this process works
         on the answers to the one before.
         """
         while True:
-            batch = self._next_batch()
-            if batch is None:
-                # Whoever got an answer just now is about to run, and may have the next step: look once
-                # more behind them before going to sleep, which saves waking up again.
-                self._attentive = True
-                await anyio.lowlevel.checkpoint()
-                self._attentive = False
-                batch = self._next_batch()
-            if batch is None:
-                idle: Cell[None] = self._new_cell()
-                self._idle.append(idle)
-                await idle
-                if len(self._pending) > 1:
-                    # Under load everyone who runs in this tick gets to add a step to the batch.
-                    await anyio.lowlevel.checkpoint()
+            if not self._for_flushers:
+                self._send_ready()
+            if self._for_flushers:
+                await self._send(self._for_flushers.popleft())
                 continue
-            await self._send(batch)
-            if not self._pending and not self._in_flight:
-                self._tell_drained()
-            self._wake_flushers()
+            idle: Cell[None] = self._new_cell()
+            self._idle.append(idle)
+            await idle
+            if len(self._pending) < SPLIT_STEPS_MIN:
+                await anyio.lowlevel.checkpoint()
 
-    def _wake_turns(self) -> None:
-        turns, self._turns = self._turns, []
-        for turn in turns:
-            turn.set(None)
-
-    def _wake_flushers(self) -> None:
-        idle, self._idle = self._idle, []
-        for cell in idle:
-            cell.set(None)
+    def _wake_flusher(self) -> None:
+        if self._idle:
+            self._idle.pop().set(None)
 
     async def _send(self, batch: _Batch) -> None:
         delay_s = RETRY_DELAY_FIRST_S
+        answer: BatchResult | None = None
+        if batch.error is not None:
+            raise batch.error
         while batch.entries:
-            try:
-                answer = await self.inner.execute([entry.step for entry in batch.entries])
-            except JournalUnavailable as error:
-                self._drop_forsaken(batch.entries)
-                self._failed(batch.entries, error)
+            if batch.failed:
                 # Only the oldest batch is tried again, and nothing new is sent, until all are through.
-                self._failing = True
                 while self._in_flight[0] is not batch:
                     turn: Cell[None] = self._new_cell()
                     self._turns.append(turn)
                     await turn
                 await anyio.sleep(delay_s)
-                self._drop_forsaken(batch.entries)
                 delay_s = min(delay_s * 2, self.retry_delay_max_s)
+            self._drop_forsaken(batch.entries)
+            if not batch.entries:
+                break
+            try:
+                answer = await self.inner.execute([entry.step for entry in batch.entries])
+            except JournalUnavailable as error:
+                batch.failed = True
+                self._failed(batch.entries, error)
                 continue
             break
-        else:
-            answer = None
-        self._in_flight.remove(batch)
-        if not self._in_flight:
-            self._failing = False
-        self._wake_turns()
-        while self._next_answered != batch.number:
-            mine: Cell[None] = self._new_cell()
-            self._turns.append(mine)
-            await mine
-        if answer is not None:
-            await self._answered(batch, answer)
-        self._next_answered += 1
-        self._wake_turns()
+        self._done(batch, answer)
 
-    async def _answered(self, batch: _Batch, answer: BatchResult) -> None:
+    def _done(self, batch: _Batch, answer: BatchResult | None) -> None:
+        """Hand out the answers of this batch, and of later ones that waited for it; send what is next."""
+        batch.done, batch.answer = True, answer
+        if self._answering:
+            return
+        self._answering = True
+        in_flight = self._in_flight
+        while in_flight and in_flight[0].done:
+            oldest = in_flight.popleft()
+            if oldest.answer is not None:
+                self._answered(oldest, oldest.answer)
+        self._answering = False
+        if not in_flight:
+            self._failing = False
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            turn.set(None)
+        if self._pending:
+            if in_flight or self._last_size > 2:
+                self._send_ready()
+            else:
+                # Whoever was answered just now is about to add what is worth waiting for.
+                self._wake_flusher()
+        if not self._pending and not in_flight:
+            self._tell_drained()
+
+    def _answered(self, batch: _Batch, answer: BatchResult) -> None:
         self._batches += 1
-        self._steps += len(batch.entries)
+        self._last_size = len(batch.entries)
+        self._steps += self._last_size
         self.now_ms = answer.now_ms
         if self._failures:
             self._recovered()
         if self.on_answer is not None:
             self.on_answer(answer.now_ms)
-        # In portions: whoever the first ones wake can be on the way to the store again while the rest
-        # is handed out here. Not to be cancelled in between, for nobody may miss an answer.
-        for position, (entry, result) in enumerate(zip(batch.entries, answer.results, strict=True), 1):
+        for entry, result in zip(batch.entries, answer.results, strict=True):
             if entry.sent and type(result) is Rejected and result.code == "queue_depth_exceeded":
                 # An earlier copy, that was sent and not answered, may still be on its way.
                 entry.on_result(JournalUnavailable("sent before, and refused now", sent=True))
             else:
                 entry.on_result(result)
-            if position % ANSWER_PORTION == 0:
-                await anyio.lowlevel.cancel_shielded_checkpoint()
 
     def _failed(self, batch: list[_Entry], error: JournalUnavailable) -> None:
         """Count the failure; past the threshold, refuse what was certainly not sent."""
+        self._failing = True
         self._failures += 1
         self._retries += 1
         if error.sent:
@@ -478,6 +531,7 @@ class GroupCommit:
 
     async def __aenter__(self) -> Self:
         self._new_cell = cell_factory()
+        self._direct = self.inner if isinstance(self.inner, DirectJournal) else None
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.inner)
             self._task_group = await stack.enter_async_context(anyio.create_task_group())
@@ -493,6 +547,7 @@ class GroupCommit:
         traceback: TracebackType | None,
     ) -> None:
         assert self._task_group is not None
+        self._closing = True
         for scope in self._scopes:
             scope.cancel()
         self._task_group.cancel_scope.cancel()

@@ -26,9 +26,9 @@ Outcomes. What is stored of a finished message is one line with its state word (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
 
@@ -109,6 +109,7 @@ __all__ = (
     "Claimed",
     "CountKind",
     "DeadLetterPage",
+    "DirectJournal",
     "Dispatch",
     "Dispatched",
     "EntityStatus",
@@ -287,3 +288,21 @@ class Journal(Protocol):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class DirectJournal(Journal, Protocol):
+    """A journal that can also send without waiting, which saves a lone caller the hand-over to a task."""
+
+    def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
+        """Send steps at once; calls behave as if each had been an `execute` that began now.
+
+        Args:
+            steps: as of `execute`.
+            on_answer: gets what `execute` returns or raises, once, after this has returned; calls are
+                answered in the order in which they were sent. Must not raise.
+
+        Returns:
+            False if that is not possible now, and nothing was sent: use `execute`.
+        """
+        ...

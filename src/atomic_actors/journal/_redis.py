@@ -7,7 +7,8 @@ calls may be in flight at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -17,8 +18,10 @@ from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, RedisError, ResponseError
 
+from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors._store_url import StoreLocation, parse_store_url
+from atomic_actors.journal._direct_connection import DirectConnection
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal._redis_answers import read_results
@@ -29,6 +32,8 @@ from atomic_actors.journal._redis_wire import Call, Wire
 __all__ = ("RedisJournal", "check_store_safety")
 
 VERSION_MIN: Final = (7, 0)
+#: An answer that is late may have come while the loop was busy: the reader gets a last turn.
+GRACE_S: Final = 0.05
 
 
 class RedisJournal:
@@ -41,7 +46,7 @@ class RedisJournal:
         timeout_s: how long the answer to a call may take before the connection is given up.
         connect_timeout_s: how long it may take to connect, sign in and check the store.
         allow_eviction: accept a store that may evict keys when its memory is full.
-        allow_no_persistence: accept a store that writes no append-only file.
+        allow_no_persistence: accept a store that writes no append-only file, or never forces it to the disk.
 
     Raises:
         InvalidConfig: the location is no single server, or a name holds braces or control characters.
@@ -83,6 +88,11 @@ class RedisJournal:
         self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
+        #: When each call that went out by `send` did, oldest first; their answers come in that order.
+        self._sent_s: deque[float] = deque()
+        #: The watcher waits here while nothing is on its way.
+        self._resting: Cell[None] | None = None
+        self._watch_scope = anyio.CancelScope(shield=True)
 
     @classmethod
     def from_url(cls, url: str, settings: JournalSettings, **options: Any) -> Self:
@@ -115,12 +125,14 @@ class RedisJournal:
             StoreUnsafe: it may lose what it accepted.
         """
         self._lock = anyio.Lock()
+        self._clock = clock_function()
         self._task_group = await anyio.create_task_group().__aenter__()
         try:
             await self._link.open(self._task_group)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
+        self._task_group.start_soon(self._watch_answers)
         return self
 
     async def __aexit__(
@@ -132,6 +144,7 @@ class RedisJournal:
         task_group, self._task_group = self._task_group, None
         assert task_group is not None
         self._link.close_all()
+        self._watch_scope.cancel()
         task_group.cancel_scope.cancel()
         await task_group.__aexit__(None, None, None)
 
@@ -171,6 +184,64 @@ class RedisJournal:
             # Those that had to be sent again were not answered in the order of the questions.
             self._read_commits(question, calls, replies)
         return self._read(calls, positions, replies, len(steps))
+
+    def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
+        """Send steps at once, without waiting; `on_answer` gets what `execute` returns or raises.
+
+        Returns:
+            False if that is not possible now, and nothing was sent: use `execute`.
+        """
+        connection = self._link.usable
+        if (
+            not self._merge_partitions
+            or self._task_group is None
+            or self._lock.locked()
+            or not isinstance(connection, DirectConnection)
+        ):
+            return False
+        call = self._wire.encode(steps)
+
+        def on_reply(reply: Any) -> None:
+            self._sent_s.popleft()
+            try:
+                if is_missing(reply):
+                    # `execute` loads it.
+                    raise JournalUnavailable("the store lost the library", sent=False)
+                if not isinstance(reply, Exception):
+                    self._read_commits(question, (call,), (reply,))
+                answer = self._read((call,), (range(len(steps)),), (reply,), len(steps))
+            except Exception as error:
+                on_answer(error)
+            else:
+                on_answer(answer)
+
+        question = self.history.ask()
+        self._sent_s.append(self._clock())
+        command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
+        if not connection.send_nowait(command, on_reply):
+            self._sent_s.pop()
+            return False
+        if self._resting is not None:
+            self._resting.set(None)
+        return True
+
+    async def _watch_answers(self) -> None:
+        """Give up a connection on which the answer to a call does not come in time."""
+        new_cell = cell_factory()
+        with self._watch_scope:
+            while True:
+                if not self._sent_s:
+                    self._resting = new_cell()
+                    await self._resting
+                    self._resting = None
+                oldest_s = self._sent_s[0] if self._sent_s else self._clock()
+                await anyio.sleep(max(0.0, oldest_s + self._timeout_s - self._clock()))
+                if not self._sent_s or self._clock() < self._sent_s[0] + self._timeout_s:
+                    continue
+                late_s = self._sent_s[0]
+                await anyio.sleep(GRACE_S)
+                if self._sent_s and self._sent_s[0] == late_s:
+                    self._link.close(f"no answer within {self._timeout_s:g} s")
 
     def _encode(self, steps: Sequence[Step]) -> tuple[list[Call], list[Sequence[int]]]:
         """The calls, and the positions of each one's steps."""
@@ -306,23 +377,23 @@ async def _read_run_id(connection: BaseConnection) -> str:
     return information.get("run_id", "")
 
 
-async def _read_store_settings(connection: BaseConnection) -> tuple[str, str]:
-    """The eviction policy, and `yes` or `no` for the append-only file; "" for what nobody may know."""
+async def _read_store_settings(connection: BaseConnection) -> tuple[str, str, str]:
+    """Eviction policy, `yes` or `no` for the append-only file, its fsync policy; "" for what nobody may know."""
+    names = (b"maxmemory-policy", b"appendonly", b"appendfsync")
     try:
-        answer: Mapping[bytes, bytes] = await ask(
-            connection, b"CONFIG GET", b"maxmemory-policy", b"appendonly"
-        )
-        return answer[b"maxmemory-policy"].decode(), answer[b"appendonly"].decode()
+        answer: Mapping[bytes, bytes] = await ask(connection, b"CONFIG GET", *names)
+        policy, append_only, fsync = (answer[name].decode() for name in names)
+        return policy, append_only, fsync
     except (ResponseError, KeyError):
-        # Hosted stores forbid CONFIG; INFO says the same.
+        # Hosted stores forbid CONFIG; INFO says the same, but for the fsync policy.
         pass
     try:
         memory = _read_information(await ask(connection, b"INFO", b"memory"))
         persistence = _read_information(await ask(connection, b"INFO", b"persistence"))
     except ResponseError:
-        return "", ""
+        return "", "", ""
     append_only = {"1": "yes", "0": "no"}.get(persistence.get("aof_enabled", ""), "")
-    return memory.get("maxmemory_policy", ""), append_only
+    return memory.get("maxmemory_policy", ""), append_only, ""
 
 
 async def check_store_safety(
@@ -331,11 +402,12 @@ async def check_store_safety(
     """Refuse a store that may lose what it accepted, unless the user allows it by name.
 
     Raises:
-        StoreUnsafe: it may evict keys, or writes no append-only file; the text says what to set.
+        StoreUnsafe: it may evict keys, writes no append-only file, or never forces it to the disk; the text
+            says what to set.
     """
     if allow_eviction and allow_no_persistence:
         return
-    policy, append_only = await _read_store_settings(connection)
+    policy, append_only, fsync = await _read_store_settings(connection)
     if not allow_eviction and policy != "noeviction":
         found = f"maxmemory-policy is {policy}" if policy else "maxmemory-policy cannot be read"
         raise StoreUnsafe(
@@ -346,5 +418,12 @@ async def check_store_safety(
         found = f"appendonly is {append_only}" if append_only else "appendonly cannot be read"
         raise StoreUnsafe(
             f"{found}: a restart of the store may lose accepted messages. Run `CONFIG SET appendonly yes` "
+            "and write it into the server's configuration file, or set allow_no_persistence=True"
+        )
+    # Not refused where it cannot be read: whoever forbids CONFIG runs the store for others, and says what it keeps.
+    if not allow_no_persistence and fsync == "no":
+        raise StoreUnsafe(
+            "appendfsync is no: a power loss may take every message that the operating system had not "
+            "written yet. Run `CONFIG SET appendfsync always` (or everysec, which may lose about a second) "
             "and write it into the server's configuration file, or set allow_no_persistence=True"
         )

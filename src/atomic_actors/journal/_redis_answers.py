@@ -88,7 +88,7 @@ BOOKS: Final = (
     "outbound",
 )
 
-_DONE, _STALE, _REJECTED, _HELD = range(4)
+_DONE, _STALE, _REJECTED, _HELD, _SAME = range(5)
 _NOTHING, _DISPATCH, _NOT_BEFORE, _PARKED, _EXPIRED, _UNSETTLED, _MORE = range(7)
 
 Reply = list[Any]
@@ -101,8 +101,15 @@ def read_results(steps: Sequence[Step], answers: Sequence[Reply]) -> list[Result
         ValueError: the answers do not fit the steps.
     """
     results: list[Result] = []
-    for step, answer in zip(steps, answers, strict=True):
+    for answer in answers:
         status: int = answer[0]
+        if status == _SAME:
+            count: int = answer[1]
+            results += _appended_together(
+                cast("Sequence[Append]", steps[len(results) : len(results) + count]), answer
+            )
+            continue
+        step = steps[len(results)]
         if status == _DONE:
             results.append(_READERS[type(step)](step, answer))
         elif status == _STALE:
@@ -114,6 +121,8 @@ def read_results(steps: Sequence[Step], answers: Sequence[Reply]) -> list[Result
             results.append(LeaseHeld(node, epoch, claim.decode(), renewals))
         else:
             raise ValueError(f"unknown status {status}")
+    if len(results) != len(steps):
+        raise ValueError(f"{len(results)} answers to {len(steps)} steps")
     return results
 
 
@@ -162,6 +171,11 @@ def _appended(step: Append, reply: Reply) -> Result:
         offer = _with_entity(offer, step.entity)
     duplicate = reply[2] == 1
     return Appended(reply[1].decode() if duplicate else step.unique, duplicate, reply[3], offer)
+
+
+def _appended_together(steps: Sequence[Append], reply: Reply) -> list[Result]:
+    offer = _with_entity(_read_offer(reply, 2), steps[0].entity)
+    return [Appended(step.unique, False, None, offer) for step in steps]
 
 
 def _taken(step: Take, reply: Reply) -> Result:

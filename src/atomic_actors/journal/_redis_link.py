@@ -18,7 +18,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from coredis.connection import (
     BaseConnection,
     BaseConnectionParams,
-    TCPConnection,
     TCPLocation,
     UnixDomainSocketLocation,
 )
@@ -38,11 +37,18 @@ from coredis.exceptions import (
 from atomic_actors._errors import InvalidConfig, StoreIncompatible
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors._telemetry import logger
+from atomic_actors.journal._direct_connection import DirectTCPConnection, DirectUnixConnection
 from atomic_actors.journal._protocol import JournalUnavailable
-from atomic_actors.journal._unix_stream import QuietUnixConnection
 
-__all__ = ("Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
+__all__ = ("ACL_RULES", "Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
 
+#: What a user of the store must be allowed, as words of `ACL SETUSER`; in this order, since later ones undo earlier ones.
+ACL_RULES: Final = (
+    "~{<namespace>:* &{<namespace>:* &<namespace>:reply:* +@read +@write +@pubsub -@dangerous -@scripting "
+    "+fcall +function|load +function|list +time +info +hello +ping +select"
+)
+#: How an answer says that a function ran into a missing right: Redis 7.0, and all others.
+_DENIED_IN_FUNCTION: Final = ("The user executing the script can't", "ACL failure in script")
 #: Begins answers by which the store refused a whole call, for now: nothing of it happened.
 _REFUSALS: Final = ("OOM ", "MISCONF ", "BUSY ", "NOREPLICAS ", "MASTERDOWN ", "UNKILLABLE ")
 _CERTIFICATES: Final = {
@@ -89,7 +95,7 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
         place = UnixDomainSocketLocation(location.path)
 
         async def connect_unix() -> BaseConnection:
-            return QuietUnixConnection(place, **parameters)
+            return DirectUnixConnection(place, **parameters)
 
         return connect_unix
     if location.scheme not in (StoreScheme.REDIS, StoreScheme.REDISS):
@@ -102,7 +108,7 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
     address = TCPLocation(location.host, location.port)
 
     async def connect_tcp() -> BaseConnection:
-        return TCPConnection(address, **parameters)
+        return DirectTCPConnection(address, **parameters)
 
     return connect_tcp
 
@@ -141,12 +147,8 @@ def explain(error: Exception, *, sent: bool) -> JournalUnavailable | StoreIncomp
             f"the store needs another user or password: {error}; set username and password in Config, "
             "or in the url: redis://user:password@host"
         )
-    if isinstance(error, AuthorizationError):
-        return StoreIncompatible(
-            f"the store's user may not do this: {error}; it needs +fcall +function|load +function|list "
-            "+info +hello +subscribe +ssubscribe +publish +spublish on ~{<namespace>:*, &{<namespace>:* and "
-            "&<namespace>:reply:*"
-        )
+    if isinstance(error, AuthorizationError) or str(error).startswith(_DENIED_IN_FUNCTION):
+        return StoreIncompatible(f"the store's user may not do this: {error}; it needs {ACL_RULES}")
     if isinstance(error, ReadOnlyError | BusyLoadingError | ClusterDownError | TryAgainError):
         return JournalUnavailable(f"the store takes no writes now: {error}", sent=False)
     if isinstance(error, AskError):

@@ -50,6 +50,9 @@ __all__ = ("Call", "Wire")
 #: A hundred years. A store refuses times to live that overflow, and a step may not fail on its last write.
 TTL_MAX_MS: Final = 100 * 366 * 86_400_000
 
+#: Messages of one entity that are appended together.
+APPEND_RUN_MAX: Final = 512
+
 #: Entities whose keys are kept; all are forgotten when there are more.
 CACHED_ENTITIES_MAX: Final = 20_000
 
@@ -165,12 +168,22 @@ class Wire:
         arguments: list[bytes] = []
         partitions = {number: _number(index) for index, number in enumerate(others, 1)}
         call = Call(keys, arguments, partitions, {}, list(steps))
-        for step in steps:
+        position, count = 0, len(steps)
+        while position < count:
+            step = steps[position]
             number = step.partition
             index = partitions.get(number)
             if index is None:
                 index = partitions[number] = _number(len(partitions) + 1)
-            _ENCODERS[type(step)](self, call, step, self.partition(number), index)
+            after = position + 1
+            if type(step) is Append and after < count and _joins(step, steps[after]):
+                while after < count and after - position < APPEND_RUN_MAX and _joins(step, steps[after]):
+                    after += 1
+                run = cast("Sequence[Append]", steps[position:after])
+                _append_run(self, call, run, self.partition(number), index)
+            else:
+                _ENCODERS[type(step)](self, call, step, self.partition(number), index)
+            position = after
         heads = [key for number in partitions for key in self.partition(number).heads]
         heads.extend(keys)
         call.keys = heads
@@ -216,6 +229,39 @@ def _append(wire: Wire, call: Call, step: Append, keys: PartitionKeys, index: by
     )
     if step.key:
         call.arguments.append(step.key.encode())
+
+
+def _joins(first: Append, step: Step) -> bool:
+    """Whether a step is one more message for the entity of the first, sent under the same conditions."""
+    return (
+        type(step) is Append
+        and step.entity == first.entity
+        and not step.key
+        and not first.key
+        and step.claim == first.claim
+        and step.held_version == first.held_version
+        and step.policy == first.policy
+        and step.depth_limit == first.depth_limit
+        and step.partition == first.partition
+    )
+
+
+def _append_run(wire: Wire, call: Call, steps: Sequence[Append], keys: PartitionKeys, index: bytes) -> None:
+    first = steps[0]
+    name, record, log, outcome, _ = keys.entities.get(first.entity) or wire.entity(keys, first.entity)
+    own_keys = [record, log]
+    own = [
+        name,
+        _number(first.depth_limit),
+        first.claim.encode(),
+        _policy(call, first.policy),
+        _number(first.held_version),
+    ]
+    for step in steps:
+        unique = step.unique.encode()
+        own_keys.append(outcome + unique)
+        own += (unique, step.body)
+    _sized(call, b"append_run", index, own_keys, own)
 
 
 def _take(wire: Wire, call: Call, step: Take, keys: PartitionKeys, index: bytes) -> None:

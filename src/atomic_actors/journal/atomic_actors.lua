@@ -1,12 +1,13 @@
 #!lua name=atomic_actors_1
--- revision: 3
+-- revision: 4
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
 --
 -- Keys of a partition, T = {namespace:service:partition}, all of one slot:
 --   T:L             hash    lease: c claim, e epoch, r renewals, n node, s claim that found no older dispatch
---   T:C             hash    books: one number a state, accepted, refused, commit, incarnation, time, outbound
+--   T:C             hash    books: one number a state, accepted, refused, commit, incarnation, time, outbound;
+--                           claim, a copy of the lease's that is read with the numbers
 --   T:run           hash    entity -> its dispatch (the same text as field g of its record)
 --   T:ready         zset    entities that are idle, not parked, and have something waiting, by when to look
 --   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked ("1")
@@ -59,14 +60,16 @@ local POLICIES_MAX = 256
 -- 2^53 - 1: above it, a number is not told from its neighbours.
 local EXACT_MAX = 9007199254740991
 local DEFAULT_STAMP = "edc3"
+-- What a stored message begins with: deadline, a for an ask or t for a tell, wire name, idempotency key.
+local HEAD = "^(%d+)\n([at])\n([^\n]*)\n([^\n]*)\n"
 -- Never written to.
 local NONE = {}
 
 -- First element of each step's answer.
-local DONE, STALE, REJECTED, HELD = 0, 1, 2, 3
+local DONE, STALE, REJECTED, HELD, SAME = 0, 1, 2, 3, 4
 -- First element of an offer.
 local NOTHING, DISPATCH, NOT_BEFORE, PARKED, EXPIRED, UNSETTLED, MORE = 0, 1, 2, 3, 4, 5, 6
-local OFFER_NOTHING = { NOTHING }
+local OFFER_NOTHING, OFFER_MORE = { NOTHING }, { MORE }
 
 -- Set at the start of each call: while the library is loaded, there is no `redis.call`, `string` or `math`.
 local call, K, A
@@ -115,6 +118,14 @@ local function refuse(text)
   error({ refused = text })
 end
 
+local function failure(problem)
+  local text = problem
+  if type(problem) == "table" then
+    text = problem.refused or problem.err
+  end
+  return { REJECTED, "bad_step", tostring(text) }
+end
+
 local function integer(text, name)
   local number = tonumber(text)
   if not number or number ~= floor(number) then
@@ -158,7 +169,7 @@ local function book(P, name)
 end
 
 local function read_head(body)
-  local deadline, waited, name, key = match(body, "^(%d+)\n([at])\n([^\n]*)\n([^\n]*)\n")
+  local deadline, waited, name, key = match(body, HEAD)
   if not deadline then
     refuse("not a stored message")
   end
@@ -222,9 +233,6 @@ local function is_current(P, claim)
   if claim == "" then
     return false
   end
-  if P.claim == nil then
-    P.claim = call("HGET", P.lease, "c") or ""
-  end
   return P.claim == claim
 end
 
@@ -250,8 +258,8 @@ end
 
 -- Records.
 
-local function read_record(key)
-  local values = call("HMGET", key, "v", "t", "g", "d", "p")
+-- From the values of v, t, g, d and p.
+local function to_record(key, values)
   return {
     key = key,
     version = tonumber(values[1] or 0),
@@ -261,6 +269,15 @@ local function read_record(key)
     was_waiting = tonumber(values[4] or 0),
     parked = values[5] == "1",
   }
+end
+
+local function read_record(key)
+  return to_record(key, call("HMGET", key, "v", "t", "g", "d", "p"))
+end
+
+-- Whether a message that is appended now is the next to run.
+local function is_idle(record)
+  return not record.dispatch and not record.parked and record.waiting == 0
 end
 
 local function read_history(message, text)
@@ -553,70 +570,66 @@ end
 
 -- Positions below are those behind the step's head: `k` is its first key, `a` its first own argument.
 
-local function answer_append(P, record, q, a, unique, duplicate, outcome)
-  local claim, held = A[a + 5], integer(A[a + 7], "held_version")
-  local offer
+-- What the owner does next, after the append of `unique` that did not take it.
+local function offer_after_append(P, record, q, entity, unique, claim, held)
   if not is_current(P, claim) then
-    ring(P, A[a])
-    offer = { NOTHING }
-  elseif record.dispatch then
+    ring(P, entity)
+    return OFFER_NOTHING
+  end
+  if record.dispatch then
     local dispatch = read_dispatch(record.dispatch)
-    offer = nil
     if dispatch.claim ~= claim then
-      offer = offer_standing(record, dispatch, claim, held)
-    else
-      for _, message in ipairs(dispatch.messages) do
-        if message.unique == A[a + 1] then
-          offer = offer_standing(record, dispatch, claim, held)
-        end
+      return offer_standing(record, dispatch, claim, held)
+    end
+    for _, message in ipairs(dispatch.messages) do
+      if message.unique == unique then
+        return offer_standing(record, dispatch, claim, held)
       end
     end
-    offer = offer or { MORE }
-  else
-    offer = offer_dry(P, record, q)
+    return OFFER_MORE
   end
-  return { DONE, unique, duplicate and 1 or 0, outcome or false, unpack(offer) }
+  return offer_dry(P, record, q)
 end
 
--- keys: e q o [k]; entity unique body digest depth_limit claim policy held [key]
-local function append(P, k, a, key_of_key, used_key)
-  local e, q, o = K[k], K[k + 1], K[k + 2]
-  local entity, unique, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
-  local limit, claim = integer(A[a + 4], "depth_limit"), A[a + 5]
-  local policy = read_policy(texts[tonumber(A[a + 6])])
-  local birth = tonumber(sub(unique, 1, 12), 16)
-  if not birth or find(unique, "\n", 1, true) then
+local function read_birth(unique)
+  return not find(unique, "\n", 1, true) and tonumber(sub(unique, 1, 12), 16)
+end
+
+local function is_too_old(P, birth)
+  return result_ttl and (P.now - birth) * 2 > tonumber(result_ttl)
+end
+
+-- `message` has its log, outcome key, entity, unique, body, digest, claim, policy and held version, and where
+-- it has a key, that and the key's name.
+local function append(P, e, limit, message)
+  local entity, unique, body, claim = message.entity, message.unique, message.body, message.claim
+  local policy, held = read_policy(texts[tonumber(message.policy)]), integer(message.held, "held_version")
+  local q, key_of_key = message.q, message.key_of_key
+  local birth = read_birth(unique)
+  if not birth then
     refuse("unique: its first 12 characters are no hex digits")
   end
   local deadline, _, name, key = read_head(body)
-  if key ~= used_key then
+  if key ~= message.key then
     refuse("key: differs from the body's")
   end
   local values = call("HMGET", e, "v", "t", "g", "d", "p", "m:" .. unique)
-  local record = {
-    key = e,
-    version = tonumber(values[1] or 0),
-    turn = tonumber(values[2] or 0),
-    dispatch = values[3] and values[3] ~= "" and values[3] or nil,
-    waiting = tonumber(values[4] or 0),
-    parked = values[5] == "1",
-  }
-  if values[6] then
-    return answer_append(P, record, q, a, unique, true)
-  end
-  local outcome = call("GET", o)
-  if outcome then
-    return answer_append(P, record, q, a, unique, true, outcome)
+  local record = to_record(e, values)
+  local outcome = not values[6] and call("GET", message.o)
+  if values[6] or outcome then
+    local offer = offer_after_append(P, record, q, entity, unique, claim, held)
+    return { DONE, unique, 1, outcome, unpack(offer) }
   end
   local used = key_of_key and call("GET", key_of_key)
   if used then
     local first, first_digest = match(used, "^(%w+)\n(.*)$")
-    if first_digest ~= digest then
+    if first_digest ~= message.digest then
       return { REJECTED, "key_reused", "the key was used before, with other content" }
     end
-    return answer_append(P, record, q, a, first, true)
+    local offer = offer_after_append(P, record, q, entity, unique, claim, held)
+    return { DONE, first, 1, false, unpack(offer) }
   end
-  if result_ttl and (P.now - birth) * 2 > tonumber(result_ttl) then
+  if is_too_old(P, birth) then
     return { REJECTED, "unknown_message", "it is too old to tell whether it ran already" }
   end
   if limit > 0 and record.waiting + 1 > limit then
@@ -627,17 +640,15 @@ local function append(P, k, a, key_of_key, used_key)
     local waiting = decimal(book(P, "enqueued"))
     return { REJECTED, "queue_depth_exceeded", "the partition has " .. waiting .. " messages waiting" }
   end
-  local idle = not record.dispatch and not record.parked and record.waiting == 0
-  local expired = deadline ~= 0 and P.now >= deadline
-  if idle and not expired and is_current(P, claim) then
-    local held = integer(A[a + 7], "held_version")
+  local takes = is_idle(record) and is_current(P, claim)
+  if takes and (deadline == 0 or P.now < deadline) then
     local stamp, state = stamp_of(policy, name), read_state(record, held)
     local turn = decimal(record.turn + 1)
     local dispatch = turn .. "\n" .. claim .. "\n" .. stamp .. "\n0\n" .. unique .. "\n1\n0"
     call("HSET", e, "m:" .. unique, body, "t", turn, "g", dispatch)
     call("HSET", P.run, entity, dispatch)
     if key_of_key then
-      keep(key_of_key, unique .. "\n" .. digest, dedupe_ttl)
+      keep(key_of_key, unique .. "\n" .. message.digest, dedupe_ttl)
     end
     count(P, "absent", "append", 1)
     count(P, "enqueued", "take", 1)
@@ -646,31 +657,94 @@ local function append(P, k, a, key_of_key, used_key)
     local version = record.version
     return { DONE, unique, 0, false, DISPATCH, record.turn + 1, 0, version, state, unique, false, 1, 0 }
   end
-  local answer
-  if idle and is_current(P, claim) then
-    answer = { DONE, unique, 0, false, EXPIRED, unique, key }
-  else
-    -- Where the claim is current, something is before this message: it cannot be the head.
-    answer = answer_append(P, record, q, a, unique, false)
-  end
+  -- Where the claim is current, it has expired or something is before it: then it cannot be the head.
+  local offer = takes and { EXPIRED, unique, key }
+    or offer_after_append(P, record, q, entity, unique, claim, held)
   call("HSET", e, "m:" .. unique, body, "d", decimal(record.waiting + 1))
   call("RPUSH", q, unique)
-  if idle then
+  if is_idle(record) then
     index_ready(P, entity, 0)
   end
   if key_of_key then
-    keep(key_of_key, unique .. "\n" .. digest, dedupe_ttl)
+    keep(key_of_key, unique .. "\n" .. message.digest, dedupe_ttl)
   end
   count(P, "absent", "append", 1)
-  return answer
+  return { DONE, unique, 0, false, unpack(offer) }
 end
 
+-- keys: e q o; entity unique body digest depth_limit claim policy held
 local function append_without_key(P, k, a)
-  return append(P, k, a, nil, "")
+  return append(P, K[k], integer(A[a + 4], "depth_limit"), {
+    q = K[k + 1], o = K[k + 2], entity = A[a], unique = A[a + 1], body = A[a + 2],
+    claim = A[a + 5], policy = A[a + 6], held = A[a + 7], key = "",
+  })
 end
 
+-- keys: e q o k; entity unique body digest depth_limit claim policy held key
 local function append_with_key(P, k, a)
-  return append(P, k, a, K[k + 3], A[a + 8])
+  return append(P, K[k], integer(A[a + 4], "depth_limit"), {
+    q = K[k + 1], o = K[k + 2], key_of_key = K[k + 3], entity = A[a], unique = A[a + 1], body = A[a + 2],
+    digest = A[a + 3], claim = A[a + 5], policy = A[a + 6], held = A[a + 7], key = A[a + 8],
+  })
+end
+
+-- Append messages `from` to `n` of a run in one go. Nil, and nothing is written, where the entity is idle or
+-- one of them is a copy, malformed, too old or too many: then they go one by one.
+local function append_together(P, k, a, from, n)
+  local e, q, entity, claim = K[k], K[k + 1], A[a], A[a + 2]
+  local limit, held = integer(A[a + 1], "depth_limit"), integer(A[a + 4], "held_version")
+  local fields, outcomes, bodies, ids = { "v", "t", "g", "d", "p" }, {}, { e }, { q }
+  for j = from, n do
+    local unique, body = A[a + 3 + 2 * j], A[a + 4 + 2 * j]
+    local birth, key = read_birth(unique), select(4, match(body, HEAD))
+    if not birth or is_too_old(P, birth) or key ~= "" or fields[unique] then
+      return nil
+    end
+    fields[unique] = true
+    fields[#fields + 1], outcomes[#outcomes + 1] = "m:" .. unique, K[k + 1 + j]
+    bodies[#bodies + 1], bodies[#bodies + 2], ids[#ids + 1] = "m:" .. unique, body, unique
+  end
+  local values = call("HMGET", e, unpack(fields))
+  local record, more = to_record(e, values), n - from + 1
+  local stored = call("MGET", unpack(outcomes))
+  for j = 1, more do
+    if values[5 + j] or stored[j] then
+      return nil
+    end
+  end
+  if
+    is_idle(record)
+    or (limit > 0 and record.waiting + more > limit)
+    or (depth_limit > 0 and book(P, "enqueued") + more > depth_limit)
+  then
+    return nil
+  end
+  local offer = offer_after_append(P, record, q, entity, "", claim, held)
+  bodies[#bodies + 1], bodies[#bodies + 2] = "d", decimal(record.waiting + more)
+  call("LLEN", q)
+  call("HSET", unpack(bodies))
+  call("RPUSH", unpack(ids))
+  count(P, "absent", "append", more)
+  return { SAME, more, unpack(offer) }
+end
+
+-- The answers to a run of appends: one each, or SAME, how many, and their common offer.
+-- keys: e q, o a message; entity depth_limit claim policy held, unique body a message
+local function append_run(P, k, a, stop)
+  local limit, n, answers = integer(A[a + 1], "depth_limit"), (stop - a - 4) / 2, {}
+  for j = 1, n do
+    local together = j <= 2 and j < n and append_together(P, k, a, j, n)
+    if together then
+      answers[j] = together
+      break
+    end
+    local went, result = pcall(append, P, K[k], limit, {
+      q = K[k + 1], o = K[k + 1 + j], entity = A[a], unique = A[a + 3 + 2 * j], body = A[a + 4 + 2 * j],
+      claim = A[a + 2], policy = A[a + 3], held = A[a + 4], key = "",
+    })
+    answers[j] = went and result or failure(result)
+  end
+  return answers
 end
 
 -- Where a message stands in its record: absent, dispatched or enqueued, and its body and history.
@@ -1692,6 +1766,7 @@ local function claim_partition(P, k, a, epoch_above)
     epoch = epoch + 1
     local is_first = book(P, "incarnation") == 0
     call("HSET", P.lease, "c", claim, "e", decimal(epoch), "r", "0", "n", node, "s", "")
+    call("HSET", P.books, "claim", claim)
     P.claim = claim
     P.wrote = true
     if epoch_above then
@@ -1722,7 +1797,6 @@ end
 
 -- no keys; claim
 local function release(P, _, a)
-  is_current(P, "?")
   if P.claim == "" then
     return { DONE }
   end
@@ -1733,16 +1807,19 @@ local function release(P, _, a)
     return { REJECTED, "dispatched", "settle the partition's turns first" }
   end
   call("HSET", P.lease, "c", "", "r", "0", "n", "", "s", "")
+  call("HSET", P.books, "claim", "")
   P.claim = ""
   return { DONE }
 end
 
 -- Calls.
 
--- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so.
+-- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so. `append_run`
+-- stands for several appends and has a list of answers.
 local STEPS = {
   append = { append_without_key, 3, 8 },
   append_key = { append_with_key, 4, 9 },
+  append_run = { append_run, -1 },
   take = { take, 2, 5 },
   finish = { finish, -1 },
   interrupt = { interrupt, -1 },
@@ -1769,11 +1846,11 @@ local STEPS = {
 }
 
 -- The numbers that nearly every call moves; the others are read where they are needed.
-local HOT = { "time", "commit", "accepted", "enqueued", "dispatched", "completed" }
+local HOT = { "time", "commit", "accepted", "enqueued", "dispatched", "completed", "claim" }
 
 local function open_partition(number, k, clock)
   local values, stored = call("HMGET", K[k + 1], unpack(HOT)), {}
-  for j = 1, #HOT do
+  for j = 1, #HOT - 1 do
     stored[HOT[j]] = values[j] or "0"
   end
   return {
@@ -1784,6 +1861,7 @@ local function open_partition(number, k, clock)
     run = K[k + 2],
     ready = K[k + 3],
     stored = stored,
+    claim = values[#HOT] or "",
     moved = {},
     now = max(clock, tonumber(stored.time)),
   }
@@ -1808,14 +1886,6 @@ local function close_partition(P)
     redis.pcall("SPUBLISH", sub(P.lease, 1, -2) .. "bell", table.concat(P.bells, "\n"))
   end
   return book(P, "commit")
-end
-
-local function failure(problem)
-  local text = problem
-  if type(problem) == "table" then
-    text = problem.refused or problem.err
-  end
-  return { REJECTED, "bad_step", tostring(text) }
 end
 
 local function no_partition(P)
@@ -1849,7 +1919,7 @@ local function commit(keys, arguments)
     clock = max(clock, partitions[j].now)
   end
   k, a = 4 * #partitions + 1, a + #partitions + 1
-  local commits, answer, n = {}, { decimal(clock) }, 2
+  local commits, answer = {}, { decimal(clock), false }
   while A[a] do
     local step, P = STEPS[A[a]], partitions[tonumber(A[a + 1])]
     local size_keys, size = step[2], step[3]
@@ -1859,8 +1929,11 @@ local function commit(keys, arguments)
       a = a + 2
     end
     local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
-    n = n + 1
-    answer[n] = went and result or failure(result)
+    if went and step[1] == append_run then
+      extend(answer, result)
+    else
+      answer[#answer + 1] = went and result or failure(result)
+    end
     k, a = k + size_keys, a + size
   end
   for j = 1, #partitions do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from atomic_actors.journal._protocol import (
     Dispatch,
     Expire,
     Interrupt,
+    Park,
     Rejected,
+    Result,
     Settled,
     Verdict,
     Withdraw,
@@ -36,6 +39,50 @@ async def fill(probe: Probe, *names: str, **fields: Any) -> list[Append]:
 def uniques(dispatch: Dispatch) -> list[str]:
     """The dispatched messages' unique ids."""
     return [message.unique for message in dispatch.messages]
+
+
+#: What the third of four appends of one call may be.
+ODD_APPENDS = ("plain", "copy", "twin", "malformed", "late", "many", "keyed", "unclaimed", "transactional")
+
+
+def _appends(probe: Probe, entity: str, odd: str) -> list[Append]:
+    limit = 2 if odd == "many" else 0
+    steps = [probe.message(entity, claim="claim-1", depth_limit=limit) for _ in range(4)]
+    match odd:
+        case "copy":
+            steps[2] = steps[0]
+        case "twin":
+            steps[2] = replace(steps[2], unique=steps[1].unique)
+        case "malformed":
+            steps[2] = replace(steps[2], body=b"nothing that was packed")
+        case "late":
+            steps[2] = replace(steps[2], unique=probe.new_unique(age_ms=3_600_000))
+        case "keyed":
+            steps[2] = probe.message(entity, claim="claim-1", key="k", digest="d")
+        case "unclaimed":
+            steps[2] = replace(steps[2], claim="")
+        case "transactional":
+            steps[2] = probe.message(entity, TRANSACTIONAL, claim="claim-1")
+        case _:
+            pass
+    return steps
+
+
+def _unnamed(answers: list[Result], steps: list[Append]) -> str:
+    """The answers, without the names that differ between two entities."""
+    text = repr(answers).replace(steps[0].entity, "entity")
+    for position, step in enumerate(steps):
+        text = text.replace(step.unique, f"<{position}>").replace(repr(step.body), "body")
+    return re.sub("[0-9a-f]{32}", "<before>", text)
+
+
+async def _compare_appends(probe: Probe, before: str, odd: str) -> None:
+    """Four appends in one call, and four in four calls: the same answers, and the same is stored."""
+    alone, at_once = (_appends(probe, f"account/{before}-{odd}-{side}", odd) for side in ("one", "many"))
+    answers = [answer for step in alone for answer in await probe.batch(step)]
+    assert _unnamed(await probe.batch(*at_once), at_once) == _unnamed(answers, alone)
+    statuses = [await probe.inspect(steps[0].entity) for steps in (alone, at_once)]
+    assert statuses[0] == statuses[1]
 
 
 class Queues:
@@ -73,6 +120,40 @@ class Queues:
             assert (await probe.accept(probe.message("account/a", claim="claim-1"))).more
             status = await probe.inspect("account/c")
             assert (status.waiting, status.dispatched, status.turn) == (1, 1, 1)
+
+    async def test_appends_of_one_call_are_as_those_of_many(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            for odd in ODD_APPENDS:
+                await _compare_appends(probe, "idle", odd)
+            await probe.own("claim-0")
+            for odd in ODD_APPENDS:
+                for side in ("one", "many"):
+                    await probe.taken(probe.message(f"account/unsettled-{odd}-{side}"), claim="claim-0")
+            await probe.take_over("claim-1")
+            for odd in ODD_APPENDS:
+                await _compare_appends(probe, "unsettled", odd)
+                await _compare_appends(probe, "owned", odd)
+                for side in ("one", "many"):
+                    await probe.taken(probe.message(f"account/taken-{odd}-{side}"))
+                    await fill(probe, "edc3", entity=f"account/waiting-{odd}-{side}")
+                    await probe.send(Park(0, f"account/parked-{odd}-{side}"))
+                for before in ("taken", "waiting", "parked"):
+                    await _compare_appends(probe, before, odd)
+
+    async def test_appends_of_one_call_keep_their_order(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            first, *others = (probe.message(claim="claim-1") for _ in range(6))
+            answers = [expect(Appended, answer) for answer in await probe.batch(first, *others[:2])]
+            answers += [expect(Appended, answer) for answer in await probe.batch(*others[2:])]
+            assert [answer.unique for answer in answers] == [step.unique for step in (first, *others)]
+            offer = answers[0].offer
+            for step in (first, *others):
+                dispatch = expect(Dispatch, offer.dispatch)
+                assert uniques(dispatch) == [step.unique]
+                assert dispatch.messages[0].body == step.body
+                offer = (await probe.finish(dispatch, "complete")).offer
+            assert offer == NOTHING
 
     async def test_take_again_is_the_same_turn(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

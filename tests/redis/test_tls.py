@@ -1,0 +1,233 @@
+"""`rediss:`: a real server with a certificate of its own, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+from attrs import define, frozen
+
+from atomic_actors import (
+    Actor,
+    ActorSystem,
+    Command,
+    Config,
+    InvalidConfig,
+    Query,
+    StoreUnavailable,
+    handler,
+)
+from tests.servers import Kind, Server, free_port, start_server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+
+#: What a server says that was built without TLS.
+WITHOUT_TLS = ("Failed finding TLS support", "Bad directive or wrong number of arguments")
+LEASE_TTL_S = 2.0
+
+
+@frozen
+class Add(Command[int]):
+    amount: int
+
+
+@define
+class Sum:
+    total: int = 0
+
+
+@frozen
+class GetToken(Query[int]):
+    """The fencing token: it grows when the partition is claimed again."""
+
+
+class Adder(Actor[Sum], kind="adder"):
+    @handler(transactional=True)
+    async def add(self, message: Add) -> int:
+        self.state.total += message.amount
+        return self.state.total
+
+    @handler
+    async def get_token(self, message: GetToken) -> int:
+        return self.context.fencing_token
+
+
+ADDER = Adder.ref("one")
+
+
+@frozen
+class Certificates:
+    """An authority, and a certificate for 127.0.0.1 (not for localhost) that it signed."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@frozen
+class TlsServer:
+    server: Server
+    port: int
+
+    def url(self, host: str = "127.0.0.1", **options: object) -> str:
+        words = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"rediss://{host}:{self.port}/0" + (f"?{words}" if words else "")
+
+    def clients(self) -> list[dict[str, str]]:
+        """Who is connected, with the words of `CLIENT LIST`."""
+        with self.server.client() as client:
+            return cast("list[dict[str, str]]", client.client_list())
+
+
+def openssl(*words: object, directory: Path) -> None:
+    subprocess.run(["openssl", *map(str, words)], cwd=directory, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on PATH: it makes the certificates")
+    directory = tmp_path_factory.mktemp("certificates")
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(
+        *(*new, "-x509", "-days", 2, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"),
+        directory=directory,
+    )
+    openssl(
+        *(*new, "-subj", "/CN=store", "-keyout", "store.key", "-out", "store.csr"),
+        directory=directory,
+    )
+    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl(
+        *("x509", "-req", "-in", "store.csr", "-days", 2, "-CA", "ca.pem", "-CAkey", "ca.key"),
+        *("-CAcreateserial", "-extfile", "extensions", "-out", "store.pem"),
+        directory=directory,
+    )
+    return Certificates(directory / "ca.pem", directory / "store.pem", directory / "store.key")
+
+
+@contextmanager
+def tls_server(
+    kind: Kind, directory: Path, certificates: Certificates, ask_clients: str
+) -> Generator[TlsServer]:
+    port = free_port()
+    extra = (
+        *("--tls-port", str(port), "--tls-auth-clients", ask_clients),
+        *("--tls-cert-file", str(certificates.certificate), "--tls-key-file", str(certificates.key)),
+        *("--tls-ca-cert-file", str(certificates.authority)),
+    )
+    try:
+        # Its other port is for the test itself: whether it is up, and its settings.
+        running = start_server(kind, tmp_path=directory, tcp=True, appendonly="always", extra=extra)
+        server = running.__enter__()
+    except AssertionError as error:
+        if any(text in str(error) for text in WITHOUT_TLS):
+            pytest.skip(f"this {kind} server was built without TLS")
+        raise
+    try:
+        yield TlsServer(server, port)
+    finally:
+        running.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session", params=["redis", "valkey"])
+def store(
+    request: pytest.FixtureRequest, certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[TlsServer]:
+    with tls_server(request.param, tmp_path_factory.mktemp("tls"), certificates, "no") as server:
+        yield server
+
+
+def new_system(url: str, namespace: str, **settings: Any) -> ActorSystem:
+    return ActorSystem(
+        Config(
+            url=url, namespace=namespace, actors=[Adder], partitions=2, lease_ttl_s=LEASE_TTL_S, **settings
+        )
+    )
+
+
+async def refuse(url: str, namespace: str, match: str, expected: type[Exception] = StoreUnavailable) -> None:
+    with pytest.raises(expected, match=match):
+        async with new_system(url, namespace):
+            raise AssertionError("entered")
+
+
+async def test_everything_goes_over_tls(store: TlsServer, certificates: Certificates, namespace: str) -> None:
+    """The journal, the lease keeper's client, doorbells and replies: each has a connection of its own."""
+    url = store.url(ssl_ca_certs=certificates.authority)
+    async with new_system(url, namespace) as owner:
+        assert await owner.ask(ADDER, Add(1)) == 1
+        token = await owner.ask(ADDER, GetToken())
+        # Without a renewal in this time it would have to claim again.
+        await anyio.sleep(1.25 * LEASE_TTL_S)
+        async with ActorSystem(Config(url=url, namespace=namespace, partitions=2)) as sender:
+            assert await sender.ask(ADDER, Add(2)) == 3
+            clients: list[dict[str, str]] = await anyio.to_thread.run_sync(store.clients)
+        assert await owner.ask(ADDER, Add(4)) == 7
+        assert await owner.ask(ADDER, GetToken()) == token
+    ports = Counter(client["laddr"].rpartition(":")[2] for client in clients)
+    # The one that asked this is the test's own.
+    assert ports.pop(str(store.server.port)) == 1
+    assert set(ports) == {str(store.port)}
+    assert ports[str(store.port)] >= 5
+
+
+async def test_a_certificate_that_nobody_vouches_for(store: TlsServer, namespace: str) -> None:
+    await refuse(store.url(), namespace, "CERTIFICATE_VERIFY_FAILED|certificate verify failed")
+    async with new_system(store.url(ssl_cert_reqs="none"), namespace) as system:
+        assert await system.ask(ADDER, Add(1)) == 1
+
+
+async def test_a_certificate_for_another_host(
+    store: TlsServer, certificates: Certificates, namespace: str
+) -> None:
+    authority = certificates.authority
+    await refuse(
+        store.url("localhost", ssl_ca_certs=authority),
+        namespace,
+        "not valid for 'localhost'|ostname mismatch",
+    )
+    url = store.url("localhost", ssl_ca_certs=authority, ssl_check_hostname="false")
+    async with new_system(url, namespace) as system:
+        assert await system.ask(ADDER, Add(1)) == 1
+
+
+async def test_the_wrong_port(store: TlsServer, certificates: Certificates, namespace: str) -> None:
+    plain = TlsServer(store.server, store.server.port)
+    await refuse(
+        plain.url(ssl_ca_certs=certificates.authority), namespace, "no connection to the store|in time"
+    )
+    await refuse(f"redis://127.0.0.1:{store.port}", namespace, "no connection to the store|in time")
+
+
+async def test_files_that_are_not_there(
+    store: TlsServer, certificates: Certificates, namespace: str, tmp_path: Path
+) -> None:
+    for options in (
+        {"ssl_ca_certs": tmp_path / "none"},
+        {"ssl_ca_certs": certificates.authority, "ssl_certfile": tmp_path / "none"},
+    ):
+        await refuse(store.url(**options), namespace, "^url: the certificates of rediss://", InvalidConfig)
+    await refuse(store.url(ssl_cert_reqs="maybe"), namespace, "none, optional or required", InvalidConfig)
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_clients_with_certificates(
+    kind: Kind, certificates: Certificates, namespace: str, tmp_path: Path
+) -> None:
+    with tls_server(kind, tmp_path, certificates, "yes") as store:
+        await refuse(store.url(ssl_ca_certs=certificates.authority), namespace, "store")
+        url = store.url(
+            ssl_ca_certs=certificates.authority,
+            ssl_certfile=certificates.certificate,
+            ssl_keyfile=certificates.key,
+        )
+        async with new_system(url, namespace) as system:
+            assert await system.ask(ADDER, Add(1)) == 1
