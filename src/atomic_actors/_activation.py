@@ -50,6 +50,7 @@ from atomic_actors._turn_runner import RunnerServices, Stateless, TurnRunner
 from atomic_actors._wal import Event
 from atomic_actors.journal._protocol import (
     NOTHING,
+    Dispatch,
     Finish,
     Finished,
     Interrupt,
@@ -180,6 +181,12 @@ class Activation:
     def is_running(self) -> bool:
         """Whether a turn is in a handler or on its way to the store."""
         return self._turn is not None
+
+    @property
+    def begun(self) -> Dispatch | None:
+        """What a handler has begun with, and no answer of the store has ended."""
+        turn = self._turn
+        return turn.dispatch if turn is not None and turn.began and self._finished is None else None
 
     def offered(self, offer: Offer) -> None:
         """An append that was admitted here is answered (`Admission`)."""

@@ -199,7 +199,8 @@ class HandlerFailed(AtomicActorsError):
 class Interrupted(AtomicActorsError):
     """The handler's process died or lost its lease: it may have run wholly, partly or not at all.
 
-    The message is a dead letter; a person can look and replay it.
+    The message is a dead letter; a person can look and replay it. Only where the store itself lost the
+    message together with its latest history, there is none; the text says so.
     """
 
     code = "interrupted"

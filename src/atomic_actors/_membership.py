@@ -11,13 +11,18 @@ sent, so that its own idea of the lease always ends first:
 
 The claim id fences every step in the store whatever the clocks do; the lease only keeps two owners'
 handlers from running at the same time.
+
+A partition that has lost history is given up at once and claimed again, with a new incarnation, as soon as
+that can be. What this node had under way is settled, before anybody takes it for a message that never ran.
+Then nothing runs until a lease has passed since the loss was noticed: somebody who owned the partition in
+the history that is gone may not have noticed yet.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
@@ -58,6 +63,18 @@ class _Seen:
 
 
 @define(eq=False)
+class _Loss:
+    """A partition that has lost history, until it is this node's again."""
+
+    since: Instant
+    #: The claim by which it is held already, while nothing runs in it yet; "" where it is not.
+    claim: str = ""
+    epoch: int = 0
+    #: Nothing waits in the store any more that a handler here had begun with.
+    settled: bool = False
+
+
+@define(eq=False)
 class Membership:
     """Claims partitions, watches leases, gives them up.
 
@@ -71,6 +88,8 @@ class Membership:
         same_host_takeover: whether to take over at once from a dead process of this host.
         on_claimed: called with a partition that is this node's now.
         on_lost: called with a partition that is not any more, and why.
+        settle_lost: called with a partition that has lost history and its new claim, before anything runs
+            in it; returns whether everything is settled.
     """
 
     journal: GroupCommit
@@ -82,6 +101,7 @@ class Membership:
     same_host_takeover: bool
     on_claimed: Callable[[int], None]
     on_lost: Callable[[int, str], None]
+    settle_lost: Callable[[int, str], Awaitable[bool]]
     #: The claim id for each owned partition; "" where this node is not the owner. Read on the hot path.
     claims: list[str] = field(init=False)
     #: Epochs of the owned partitions: the fencing tokens.
@@ -89,6 +109,7 @@ class Membership:
     _renewed: list[Instant] = field(init=False)
     _usable_s: float = field(init=False)
     _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
+    _losses: dict[int, _Loss] = field(factory=dict[int, _Loss], init=False)
     _leaving: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -113,20 +134,41 @@ class Membership:
         Raises:
             JournalUnavailable: the store gave no answer.
         """
-        wanted = [partition for partition, claim in enumerate(self.claims) if not claim]
+        wanted = [partition for partition, held in enumerate(self.claims) if not held]
         claim = os.urandom(8).hex()
-        node = self.identity.encode()
-        steps = [ClaimPartition(partition, claim, node, *self._expected(partition)) for partition in wanted]
+        steps = [
+            self._claim_step(partition, claim) for partition in wanted if not self._claimed_anew(partition)
+        ]
         sent = instant_now()
         answer = await self.journal.execute(steps)
         held = 0
         for step, result in zip(steps, answer.results, strict=True):
             if isinstance(result, Claimed):
-                self._take(step.partition, claim, result.epoch, sent)
+                self._on_claimed(step, result, sent)
             elif isinstance(result, LeaseHeld):
                 held += 1
                 self._observe(step.partition, result)
         return held
+
+    def _claim_step(self, partition: int, claim: str) -> ClaimPartition:
+        return ClaimPartition(
+            partition,
+            claim,
+            self.identity.encode(),
+            *self._expected(partition),
+            new_incarnation=partition in self._losses,
+            epoch_above=self.epochs[partition],
+        )
+
+    def _on_claimed(self, step: ClaimPartition, result: Claimed, sent: Instant) -> None:
+        partition, loss = step.partition, self._losses.get(step.partition)
+        if loss is None:
+            self._hold(partition, step.claim, sent)
+            self._take(partition, step.claim, result.epoch)
+        elif step.new_incarnation:
+            loss.claim, loss.epoch = step.claim, result.epoch
+            self._hold(partition, step.claim, sent)
+        # Else the loss came to light by this very claim: the next one replaces it (`_observe`).
 
     async def claim_at_start(self) -> None:
         """Claim what is free, then at once what dead processes of this host left behind."""
@@ -146,6 +188,9 @@ class Membership:
                 continue
             try:
                 await self.claim_free()
+                if any(partition in self._losses and seen.dead for partition, seen in self._seen.items()):
+                    await self.claim_free()  # over the old claim that was found
+                await self._end_losses()
             except JournalUnavailable as error:
                 logger.info("cannot claim partitions now: %s", error)
 
@@ -169,20 +214,63 @@ class Membership:
     def _observe(self, partition: int, held: LeaseHeld) -> None:
         holder = NodeIdentity.decode(held.node)
         dead = self.same_host_takeover and holder is not None and self.identity.knows_dead(holder)
+        if partition in self._losses and holder is not None and holder.node_id == self.identity.node_id:
+            dead = True  # an earlier claim of this node, under which nothing runs any more
         seen = self._seen.get(partition)
         if seen is not None and (seen.claim, seen.renewals) == (held.claim, held.renewals):
             seen.dead = dead  # it may have died since the last look, without another renewal
         else:
             self._seen[partition] = _Seen(held.claim, held.renewals, instant_now(), dead)
 
-    def _take(self, partition: int, claim: str, epoch: int, sent: Instant) -> None:
+    def _hold(self, partition: int, claim: str, sent: Instant) -> None:
+        """Keep the lease of a partition alive."""
         self._seen.pop(partition, None)
         self._renewed[partition] = sent
-        self.epochs[partition] = epoch
-        self.claims[partition] = claim
         if self.keeper is not None:
             self.keeper.claims[partition] = claim
+
+    def _take(self, partition: int, claim: str, epoch: int) -> None:
+        self.epochs[partition] = epoch
+        self.claims[partition] = claim
         self.on_claimed(partition)
+
+    # Lost history.
+
+    def lose_history(self, partition: int, why: str) -> None:
+        """Stop owning a partition whose store went back in time, and claim it anew when that can be."""
+        self._losses[partition] = _Loss(instant_now())
+        if self.claims[partition]:
+            self.lose(partition, why)
+        else:
+            self._forget(partition)
+
+    def _claimed_anew(self, partition: int) -> bool:
+        """Whether a partition that lost history is held already; if its lease ran out, it is not any more."""
+        loss = self._losses.get(partition)
+        if loss is None or not loss.claim:
+            return False
+        if self.keeper is not None and elapsed_s(self._renewed[partition]) >= self._usable_s:
+            loss.claim = ""
+            self._forget(partition)
+        return bool(loss.claim)
+
+    async def _end_losses(self) -> None:
+        """Settle what was under way in partitions that lost history, and go on with those that have rested.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        for partition, loss in list(self._losses.items()):
+            if self._claimed_anew(partition) and not loss.settled:
+                loss.settled = await self.settle_lost(partition, loss.claim)
+            if self._losses.get(partition) is not loss or self._leaving:
+                continue  # it lost history once more meanwhile
+            if loss.claim and not loss.settled:
+                loss.claim = ""
+                self._forget(partition)
+            elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.lease_ttl_s:
+                del self._losses[partition]
+                self._take(partition, loss.claim, loss.epoch)
 
     def lose(self, partition: int, why: str) -> None:
         """Stop owning a partition now. Its scope ends; its dispatches are for the next owner to settle."""
@@ -204,8 +292,12 @@ class Membership:
             JournalUnavailable: the store gave no answer; the leases run out by themselves.
         """
         self._leaving = True
-        owned = self.owned()
-        steps = [Release(partition, self.claims[partition]) for partition in owned]
+        held = {partition: self.claims[partition] for partition in self.owned()}
+        for partition, loss in self._losses.items():
+            if loss.claim and (loss.settled or await self.settle_lost(partition, loss.claim)):
+                held[partition] = loss.claim
+        owned = list(held)
+        steps = [Release(partition, claim) for partition, claim in held.items()]
         answer = await self.journal.execute(steps)
         kept = 0
         for partition, result in zip(owned, answer.results, strict=True):

@@ -16,16 +16,17 @@ from atomic_actors._activation import Activation
 from atomic_actors._cells import Cell
 from atomic_actors._codec import Codec
 from atomic_actors._envelope import decode_envelope, derive_unique, plain_of
-from atomic_actors._errors import AtomicActorsError, InvalidPayload, Refused
+from atomic_actors._errors import AtomicActorsError, InvalidPayload, Refused, SystemFailed
 from atomic_actors._membership import Membership
 from atomic_actors._messages import Message
 from atomic_actors._records import EntityRef, partition_of, split_message_id
 from atomic_actors._router import Router
 from atomic_actors._supervisor import Supervisor
-from atomic_actors._telemetry import EventName, LifecycleEvent, Listeners, logger
+from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listeners, logger
 from atomic_actors._turn import Member, TurnContext
 from atomic_actors._wal import Event
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import (
     Finish,
     Finished,
@@ -35,6 +36,7 @@ from atomic_actors.journal._protocol import (
     Outgoing,
     Result,
     Settled,
+    Stale,
     Verdict,
     pack_body,
     unpack_body,
@@ -66,6 +68,7 @@ class Statistics:
     interrupted: int = 0
     dead_lettered: int = 0
     turns: int = 0
+    histories_lost: int = 0
 
 
 @define(eq=False)
@@ -129,16 +132,53 @@ class Node:
             # Answers come in the order of the steps: no older one can offer this turn any more.
             if self.settling.get(step.entity) == step.turn:
                 del self.settling[step.entity]
-            if isinstance(result, Settled) and result.settlement == "interrupt":
-                self.counts.interrupted += len(step.uniques)
-                self.counts.dead_lettered += len(step.uniques)
-                for unique, body in zip(step.uniques, result.bodies, strict=False):
-                    self._tell(step.entity, unique, body, b"interrupted\n")
-                    self._emit(step.entity, unique, body, ("interrupted", "dead-lettered"))
+            if isinstance(result, Settled) and result.settlement != "gone":
+                self.supervisor.settled(step.partition, step.entity)
+                self._settled(step.entity, step.uniques, result)
             if then is not None:
                 then()
 
         self.journal.enqueue(step, on_settled)
+
+    def _settled(self, entity: str, uniques: tuple[str, ...], result: Settled) -> None:
+        if result.settlement != "interrupt":
+            return
+        self.counts.interrupted += len(uniques)
+        self.counts.dead_lettered += len(uniques)
+        for unique, body in zip(uniques, result.bodies, strict=False):
+            self._tell(entity, unique, body, b"interrupted\n")
+            self._emit(entity, unique, body, ("interrupted", "dead-lettered"))
+
+    def history_lost(self, loss: HistoryLoss) -> None:
+        """Report that the store went back in time."""
+        logger.error(
+            "the store has lost history of partition %d: it is at commit %d, and %d was acknowledged. What was "
+            "committed in between is gone or will run again; turns that run now are settled as interrupted",
+            loss.partition,
+            loss.found,
+            loss.acknowledged,
+        )
+        self.counts.histories_lost += 1
+        if self.listeners.wants("history-lost"):
+            self.listeners.emit(HistoryLost(loss.partition, loss.acknowledged, loss.found))
+
+    async def settle_lost(self, partition: int, claim: str) -> bool:
+        """Settle what was under way here when a partition lost history; False if `claim` is not current.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        steps = self.supervisor.in_doubt(partition, claim)
+        answer = await self.journal.execute(steps)
+        for step, result in zip(steps, answer.results, strict=True):
+            if isinstance(result, Settled):
+                self.supervisor.settled(partition, step.entity)
+                self._settled(step.entity, (step.unique,), result)
+            elif isinstance(result, Stale):
+                return False
+            else:
+                raise SystemFailed(f"the journal answered {step!r} with {result!r}")
+        return True
 
     def expired(self, entity: str, unique: str, body: bytes | None) -> None:
         """A message expired: tell its asker; one that nobody waits for is a dead letter now."""

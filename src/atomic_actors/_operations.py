@@ -107,6 +107,8 @@ class SystemStatistics:
     interrupted: int
     dead_lettered: int
     relayed: int
+    #: How often a partition was found to have lost history.
+    histories_lost: int
     activations: int
     volatile_activations: int
     owned_partitions: int
@@ -163,6 +165,7 @@ class Operations:
             interrupted=counts.interrupted,
             dead_lettered=counts.dead_lettered,
             relayed=self.supervisor.relay.moved,
+            histories_lost=counts.histories_lost,
             activations=self.supervisor.count(),
             volatile_activations=self.volatile.count(),
             owned_partitions=len(self.membership.owned()),

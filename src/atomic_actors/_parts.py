@@ -31,6 +31,7 @@ from atomic_actors._telemetry import Listeners, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("Parts",)
@@ -133,6 +134,7 @@ class Parts:
             config.same_host_takeover,
             self._claimed,
             self._lost,
+            self._settle_lost,
         )
         return keeper, membership
 
@@ -145,12 +147,24 @@ class Parts:
         self.volatile.services = self.node
         self.volatile.send_other = self.sender.send_soon
         self.journal.on_answer = self.router.on_answer
+        if self.store.history is not None:
+            self.store.history.on_loss = self._history_lost
 
     def _claimed(self, partition: int) -> None:
         self.supervisor.claimed(partition)
 
     def _lost(self, partition: int, why: str) -> None:
         self.supervisor.lost(partition, why)
+
+    async def _settle_lost(self, partition: int, claim: str) -> bool:
+        return await self.node.settle_lost(partition, claim)
+
+    def _history_lost(self, loss: HistoryLoss) -> None:
+        """The store went back in time: nothing of what is known of the partition counts any more."""
+        self.node.history_lost(loss)
+        # First, so that what was under way is remembered before the steps that belong to it are answered.
+        self.membership.lose_history(loss.partition, "the store has lost history")
+        self.journal.forsake(loss.partition)
 
     def _tick_supervisor(self, now_s: float) -> None:
         self.supervisor.tick(now_s, self.router.store_now_ms())

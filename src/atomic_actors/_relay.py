@@ -72,13 +72,16 @@ class Relay:
 
     def _send(self, stream: tuple[int, int], claim: str, page: RelayPage) -> None:
         source, target = stream
+        if self.claims[source] != claim:
+            self._stop(stream, page)  # what was read may be a history that is gone
+            return
 
         def on_relayed(result: Result | JournalUnavailable) -> None:
             if not isinstance(result, Relayed):
                 self._stop(stream, result)
                 return
             self.moved += len(page.entries)
-            self.journal.enqueue(RelayAck(source, claim, target, result.last), on_acked)
+            self.journal.enqueue(RelayAck(source, claim, target, result.last, page.incarnation), on_acked)
             for entity in result.entities:
                 self.wake(target, entity)
 

@@ -494,9 +494,15 @@ class Router:
     def _unknown(self, pending: Pending) -> AtomicActorsError:
         message_id = pending.full_message_id
         age_ms = self.store_now_ms() - int(pending.unique[:12], 16)
-        if pending.accepted or age_ms > self.journal.settings.result_ttl_ms:
+        if 0 < self.journal.settings.result_ttl_ms <= age_ms:
             return ResultExpired(
                 f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
+            )
+        if pending.accepted:
+            return Interrupted(
+                f"the store has lost history, and {message_id} with it: it may have run wholly, partly or not "
+                "at all; it is no dead letter",
+                message_id=message_id,
             )
         return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)
 

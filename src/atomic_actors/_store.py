@@ -23,6 +23,7 @@ from atomic_actors.journal._embedded import (
     embedded_server,
     ensure_running,
 )
+from atomic_actors.journal._history import CommitHistory
 from atomic_actors.journal._lease_client import RedisLeaseClient
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
@@ -75,6 +76,8 @@ class Store:
     lease_client: LeaseClient | None = None
     #: None where no other process can share the store.
     exchange: Exchange | None = None
+    #: Notices that the store went back in time; None where it cannot.
+    history: CommitHistory | None = None
 
 
 def journal_settings(config: Config) -> JournalSettings:
@@ -150,7 +153,7 @@ async def _redis_store(
     lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
     # Not the connect function above: only the journal brings a dead server back to life.
     async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
-        yield Store(journal, lease_client, Exchange(channels, config.partitions))
+        yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

@@ -30,6 +30,7 @@ from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     NOTHING,
+    Dispatch,
     Expire,
     Expired,
     Interrupt,
@@ -37,6 +38,7 @@ from atomic_actors.journal._protocol import (
     Offer,
     Park,
     Result,
+    SettleLost,
     Sweep,
     Swept,
     Take,
@@ -88,6 +90,8 @@ class _Partition:
     ended: anyio.Event = field(factory=anyio.Event)
     next_sweep_s: float = 0.0
     sweeping: bool = False
+    #: What handlers had begun when it was lost, by entity: the store may not know of it.
+    cut_off: dict[str, tuple[Activation, Dispatch]] = field(factory=dict[str, tuple[Activation, Dispatch]])
 
 
 @define(eq=False)
@@ -154,8 +158,38 @@ class Supervisor:
         """A partition is not this node's any more: end everything in it."""
         partition = self._partitions.get(number)
         logger.warning("partition %d is not owned any more: %s", number, why)
-        if partition is not None and partition.task_group is not None:
+        if partition is None:
+            return
+        for activation in self._by_entity.values():
+            begun = activation.begun if activation.partition == number else None
+            if begun is not None:
+                partition.cut_off[activation.entity] = (activation, begun)
+        if partition.task_group is not None:
             partition.task_group.cancel_scope.cancel()
+
+    def in_doubt(self, number: int, claim: str) -> list[SettleLost]:
+        """The steps that settle what ran in a partition when it was lost, should the store not know of it."""
+        partition = self._partitions.get(number)
+        return [
+            SettleLost(
+                number,
+                activation.entity,
+                claim,
+                message.unique,
+                activation.policy,
+                message.attempt,
+                message.interruptions,
+                begun.recovering,
+            )
+            for activation, begun in (partition.cut_off.values() if partition is not None else ())
+            for message in begun.messages
+        ]
+
+    def settled(self, number: int, entity: str) -> None:
+        """The store has settled what was cut off."""
+        partition = self._partitions.get(number)
+        if partition is not None:
+            partition.cut_off.pop(entity, None)
 
     async def _run_partition(self, partition: _Partition, before: _Partition | None) -> None:
         if before is not None:

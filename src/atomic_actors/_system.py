@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import anyio
 from anyio.abc import TaskGroup
@@ -41,7 +41,7 @@ from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._refusals import RefusalClasses
 from atomic_actors._sender import OnCancel
 from atomic_actors._store import Store, open_store
-from atomic_actors._telemetry import EventName, Listener, Listeners, logger
+from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listener, Listeners, logger
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("ActorSystem", "EntityHandle")
@@ -238,11 +238,20 @@ class ActorSystem:
         """A handle on one entity, with the same verbs."""
         return EntityHandle(self, ref)
 
+    @overload
+    def listen(
+        self, event: Literal["history-lost"], callback: Callable[[HistoryLost], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def listen(
+        self, event: EventName, callback: Callable[[LifecycleEvent], object]
+    ) -> Callable[[], None]: ...
     def listen(self, event: EventName, callback: Listener) -> Callable[[], None]:
         """Call `callback(event)` at each such event of this node.
 
         Args:
-            event: accepted, dispatched, completed, refused, failed, interrupted or dead-lettered.
+            event: accepted, dispatched, completed, refused, failed, interrupted or dead-lettered, about a
+                message; or history-lost, about a partition (`HistoryLost`).
             callback: called in the event loop; must be quick. One that raises is logged.
 
         Returns:

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from attrs import define, field, frozen
 
 from atomic_actors._errors import InvalidConfig
 from atomic_actors._records import EntityRef
 
-__all__ = ("EVENT_NAMES", "EventName", "LifecycleEvent", "Listeners", "logger")
+__all__ = ("EVENT_NAMES", "EventName", "HistoryLost", "LifecycleEvent", "Listener", "Listeners", "logger")
 
 logger: Final = logging.getLogger("atomic_actors")
 
 EventName = Literal[
-    "accepted", "dispatched", "completed", "refused", "failed", "interrupted", "dead-lettered"
+    "accepted", "dispatched", "completed", "refused", "failed", "interrupted", "dead-lettered", "history-lost"
 ]
 EVENT_NAMES: Final[tuple[EventName, ...]] = get_args(EventName)
 
 
 @frozen
 class LifecycleEvent:
-    """Something that happened to a message.
+    """Something that happened to a message: every event but `history-lost`.
 
     Payloads are not in here, and never in logs: they may hold personal data.
     """
@@ -43,7 +43,19 @@ class LifecycleEvent:
     error: str = ""
 
 
-Listener = Callable[[LifecycleEvent], object]
+@frozen
+class HistoryLost:
+    """The store went back in time: it forgot commits of a partition that it had acknowledged."""
+
+    partition: int
+    #: The highest commit number that this node had seen, and the one that the store has now.
+    acknowledged: int
+    found: int
+    event: Literal["history-lost"] = "history-lost"
+
+
+#: What it is called with follows from the event that it listens to.
+Listener = Callable[[Any], object]
 
 
 @define(eq=False)
@@ -79,7 +91,7 @@ class Listeners:
         """Whether anybody listens to this event."""
         return self.active and bool(self._by_event.get(event))
 
-    def emit(self, event: LifecycleEvent) -> None:
+    def emit(self, event: LifecycleEvent | HistoryLost) -> None:
         """Tell everyone who listens to this event, in the order of registration."""
         for listener in tuple(self._by_event.get(event.event, ())):
             try:

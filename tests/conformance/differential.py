@@ -48,6 +48,7 @@ from atomic_actors.journal._protocol import (
     Replay,
     Result,
     Resume,
+    SettleLost,
     Step,
     Sweep,
     Swept,
@@ -73,7 +74,7 @@ KINDS = (
     + ["take"] * 5
     + ["finish"] * 8
     + ["interrupt", "withdraw", "expire", "again"] * 3
-    + ["relay_read", "relay_in", "relay_ack", "replay", "claim", "resume"] * 2
+    + ["relay_read", "relay_in", "relay_ack", "replay", "claim", "resume", "settle_lost"] * 2
     + ["renew", "release", "sweep", "park", "purge", "letters", "inspect", "count", "read"]
 )
 NUMBERS = st.tuples(*[st.integers(0, 11)] * 6)
@@ -271,12 +272,24 @@ class World:
         return RelayIn(partition, 1 - partition, incarnation, tuple(entries))
 
     def _relay_ack(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
-        return RelayAck(partition, self.claim(partition, a), 1 - partition, b)
+        page = self.pages.get((partition, 1 - partition))
+        incarnation = page.incarnation if page is not None and b % 2 else 0
+        return RelayAck(partition, self.claim(partition, a), 1 - partition, b, incarnation)
+
+    def _settle_lost(self, partition: int, entity: str, a: int, b: int, c: int, *_: int) -> Step:
+        message = self._message(a, b)
+        if message is None:
+            return Audit(partition)
+        partition = message.partition
+        claim = self.claim(partition, a)
+        recovering = c % 5 == 0
+        return SettleLost(partition, message.entity, claim, message.unique, POLICY, c % 3, b % 4, recovering)
 
     def _claim(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         self.claims[partition].append(f"claim-{partition}-{next(self._numbers)}")
         held = self.leases.get(partition, ("", 0))
-        return ClaimPartition(partition, self.claims[partition][-1], b"node", *held)
+        claim = self.claims[partition][-1]
+        return ClaimPartition(partition, claim, b"node", *held, new_incarnation=a % 3 == 0, epoch_above=b)
 
     def _renew(self, partition: int, entity: str, a: int, *_: int) -> Step:
         return Renew(partition, self.claim(partition, a))

@@ -34,6 +34,7 @@ from atomic_actors.journal._protocol import (
     RelayRead,
     Replay,
     Result,
+    SettleLost,
     Stale,
     Step,
     Sweep,
@@ -192,12 +193,13 @@ def all_steps(unique: str) -> list[Step]:
     verdicts = (Verdict(unique, "fail", error=b"e"),)
     outbox = (Outgoing(0, "account/b", "a" * 32, body()), Outgoing(1, "account/c", "b" * 32, body()))
     return [
-        ClaimPartition(0, CLAIM, b"node"),
+        ClaimPartition(0, CLAIM, b"node", new_incarnation=True),
         Append(0, ENTITY, unique, body(key="k"), key="k", digest="d", claim=CLAIM, policy=POLICY),
         Append(0, ENTITY, "0" + unique[1:], body()),
         Finish(0, ENTITY, CLAIM, 1, verdicts, b"state", 0, outbox, policy=POLICY),
         Take(0, "account/b", CLAIM, POLICY),
         Interrupt(0, "account/b", CLAIM, 1, ("a" * 32,)),
+        SettleLost(0, ENTITY, CLAIM, "0" + unique[1:], POLICY, 1, 0),
         Withdraw(0, ENTITY, unique, "k"),
         Expire(0, ENTITY, unique, "k"),
         ReadOutcome(0, ENTITY, unique),

@@ -108,7 +108,7 @@ async def test_a_listener_that_raises_hurts_nobody(
 
     async with new_system(Desk.using(stage=stage)) as system:
         for name in ALL:
-            system.listen(name, bad)  # type: ignore[arg-type]
+            system.listen(name, bad)  # type: ignore[call-overload]
         watcher = Watcher(system, "completed", "dead-lettered")
         assert await system.ask(desk(), Write("a")) == 1
         with pytest.raises(HandlerFailed):

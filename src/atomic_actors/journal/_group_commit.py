@@ -20,6 +20,7 @@ from typing import Final, Self
 import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field, frozen
+from msgspec.structs import replace
 
 from atomic_actors._cells import Cell, cell_factory
 from atomic_actors._telemetry import logger
@@ -27,6 +28,7 @@ from atomic_actors.journal._protocol import (
     Append,
     Audit,
     BatchResult,
+    ClaimPartition,
     DirectJournal,
     Finish,
     Journal,
@@ -35,6 +37,7 @@ from atomic_actors.journal._protocol import (
     Rejected,
     RelayIn,
     Result,
+    Stale,
     Step,
 )
 
@@ -66,6 +69,15 @@ def _size_bytes(step: Step) -> int:
     return STEP_OVERHEAD_BYTES
 
 
+def _belongs_to_owner(step: Step, partition: int) -> bool:
+    """Whether only the owner of a partition sends this step, by what it knows of the partition."""
+    if isinstance(step, RelayIn):
+        return step.source == partition
+    if isinstance(step, Append | ClaimPartition):
+        return False
+    return step.partition == partition and bool(getattr(step, "claim", ""))
+
+
 def _ignore(_: object) -> None:
     """The answer was the question."""
 
@@ -78,6 +90,8 @@ class _Entry:
     refusable: bool
     #: True once a batch with it may have reached the store: from then on it is sent until answered.
     sent: bool = False
+    #: It must not be sent again: its partition has lost history.
+    forsaken: bool = False
 
 
 @define(eq=False, slots=True)
@@ -284,6 +298,33 @@ class GroupCommit:
             answers.append(result)
         return BatchResult(answers, self.now_ms)
 
+    def forsake(self, partition: int) -> None:
+        """Send no step any more that was made by what is known of a partition that has lost history.
+
+        Its owner's steps are answered as stale: those that wait at once, those that are in flight unless they
+        get an answer. What senders have asked for stays, and takes nothing with it.
+        """
+        waiting = [entry for entry in self._pending if _belongs_to_owner(entry.step, partition)]
+        in_flight = [entry for batch in self._in_flight for entry in batch.entries]
+        for entry in (*self._pending, *in_flight):
+            step = entry.step
+            if isinstance(step, Append) and step.partition == partition and step.claim:
+                entry.step = replace(step, claim="")
+        for entry in in_flight:
+            entry.forsaken = entry.forsaken or _belongs_to_owner(entry.step, partition)
+        others = [entry for entry in self._pending if not _belongs_to_owner(entry.step, partition)]
+        self._pending.clear()
+        self._pending.extend(others)
+        for entry in waiting:
+            entry.on_result(Stale("claim"))
+
+    def _drop_forsaken(self, batch: list[_Entry]) -> None:
+        for entry in [entry for entry in batch if entry.forsaken]:
+            batch.remove(entry)
+            entry.on_result(Stale("claim"))
+        if not batch and not self.available:
+            batch.append(_Entry(Audit(0), _ignore, False))  # somebody has to find out that the store is back
+
     async def wait_drained(self) -> None:
         """Return once nothing is pending or in flight."""
         while self._pending or self._in_flight:
@@ -396,6 +437,9 @@ class GroupCommit:
                     await turn
                 await anyio.sleep(delay_s)
                 delay_s = min(delay_s * 2, self.retry_delay_max_s)
+            self._drop_forsaken(batch.entries)
+            if not batch.entries:
+                break
             try:
                 answer = await self.inner.execute([entry.step for entry in batch.entries])
             except JournalUnavailable as error:

@@ -28,6 +28,7 @@ from atomic_actors.journal._memory_turns import (
     expire,
     finish,
     interrupt,
+    settle_lost,
     take,
     unsettled,
 )
@@ -75,6 +76,7 @@ from atomic_actors.journal._protocol import (
     Result,
     Resume,
     Settled,
+    SettleLost,
     Stale,
     Step,
     Sweep,
@@ -135,6 +137,7 @@ class MemoryJournal:
             Take: self._take,
             Finish: self._finish,
             Interrupt: self._interrupt,
+            SettleLost: self._settle_lost,
             Expire: self._expire,
             Withdraw: self._withdraw,
             ReadOutcome: self._read_outcome,
@@ -460,6 +463,12 @@ class MemoryJournal:
             self._owner_wrote.add(step.partition)
         return answer
 
+    def _settle_lost(self, partition: Partition, step: SettleLost, now_ms: int) -> Result:
+        answer, changed = settle_lost(partition, step, now_ms)
+        if changed:
+            self._owner_wrote.add(step.partition)
+        return answer
+
     def _expire(self, partition: Partition, step: Expire, now_ms: int) -> Result:
         return expire(partition, step, now_ms)
 
@@ -491,8 +500,12 @@ class MemoryJournal:
             return Stale("claim")
         if step.limit < 1:
             return bad_step("limit: must be at least 1")
-        stream = partition.streams.get(step.target, ())
-        return RelayPage(partition.incarnation, tuple(stream)[: step.limit])
+        stream = partition.streams.get(step.target)
+        if not stream:
+            return RelayPage(partition.incarnation, ())
+        oldest = stream[0][0]
+        entries = [entry for incarnation, entry in stream if incarnation == oldest]
+        return RelayPage(oldest, tuple(entries[: step.limit]))
 
     def _relay_in(self, partition: Partition, step: RelayIn, now_ms: int) -> Relayed | Rejected:
         stream = (step.source, step.incarnation)
@@ -520,7 +533,8 @@ class MemoryJournal:
         if not partition.owned_by(step.claim):
             return Stale("claim")
         stream = partition.streams.get(step.target)
-        while stream and stream[0].number <= step.last:
+        acknowledged = step.incarnation or (stream[0][0] if stream else 0)
+        while stream and stream[0][0] == acknowledged and stream[0][1].number <= step.last:
             stream.popleft()
             self._owner_wrote.add(step.partition)
         return RelayAcked(len(stream or ()))
@@ -537,7 +551,10 @@ class MemoryJournal:
             expected = (step.expected_claim, step.expected_renewals)
             if lease.claim and (lease.claim, lease.renewals) != expected:
                 return LeaseHeld(lease.node, lease.epoch, lease.claim, lease.renewals)
-            partition.lease = lease = Lease(step.node, lease.epoch + 1, step.claim)
+            epoch = max(lease.epoch, step.epoch_above) if step.new_incarnation else lease.epoch
+            partition.lease = lease = Lease(step.node, epoch + 1, step.claim)
+            if step.new_incarnation:
+                partition.begin_incarnation(now_ms)
             partition.incarnation = partition.incarnation or max(1, now_ms)
         return Claimed(lease.epoch, partition.incarnation, partition.commit)
 

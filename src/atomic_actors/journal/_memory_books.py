@@ -8,7 +8,8 @@ Invariants, true between any two steps:
 
 * a message is in `Entity.messages` exactly while it is ENQUEUED or DISPATCHED;
 * `Entity.waiting` is the number of its ENQUEUED messages, and each of them stands in `Entity.log` once;
-  an id in the log without a message is the tombstone of one that was withdrawn or has expired;
+  an id in the log without a message is the tombstone of one that was withdrawn, has expired or was
+  interrupted while it waited;
 * `Partition.running` has exactly the entities whose `running` is set;
 * `Partition.ready` has exactly the entities that wait, do not run and are not parked, each with its
   head's not-before.
@@ -153,8 +154,9 @@ class Partition:
     keys: dict[tuple[str, str], tuple[int, str, str]] = Factory(dict[tuple[str, str], tuple[int, str, str]])
     #: By message id, in the order of their deaths.
     letters: dict[str, StoredLetter] = Factory(dict[str, StoredLetter])
-    streams: dict[int, deque[RelayEntry]] = Factory(dict[int, deque[RelayEntry]])
-    #: The last number given to each target.
+    #: By target: messages, oldest first, each with the incarnation that its number belongs to.
+    streams: dict[int, deque[tuple[int, RelayEntry]]] = Factory(dict[int, deque[tuple[int, RelayEntry]]])
+    #: The last number given to each target in this incarnation.
     numbers_out: dict[int, int] = Factory(dict[int, int])
     #: The last number received of each (source, incarnation).
     numbers_in: dict[tuple[int, int], int] = Factory(dict[tuple[int, int], int])
@@ -243,6 +245,11 @@ class Partition:
             entity.log.appendleft(message.unique)
         entity.waiting += len(messages)
 
+    def take_out(self, entity: Entity, message: Message) -> None:
+        """Make a waiting message a dispatched one where it stands; its id stays in the log as a tombstone."""
+        self._move(message, Event.TAKE)
+        self._fewer_waiting(entity, 1)
+
     def finalise(self, entity: Entity, message: Message, event: Event, reply: bytes, now_ms: int) -> None:
         """Bring a message to its end and keep its outcome."""
         refused = event is Event.REFUSE
@@ -319,7 +326,13 @@ class Partition:
     def send(self, target: int, entity: str, unique: str, body: bytes) -> None:
         """Give a message the next number of the stream to another partition."""
         number = self.numbers_out[target] = self.numbers_out.get(target, 0) + 1
-        self.streams.setdefault(target, deque()).append(RelayEntry(number, entity, unique, body))
+        entry = RelayEntry(number, entity, unique, body)
+        self.streams.setdefault(target, deque()).append((self.incarnation, entry))
+
+    def begin_incarnation(self, now_ms: int) -> None:
+        """Number the streams anew; what waits in them keeps its numbers, for it may have arrived already."""
+        self.incarnation = max(self.incarnation + 1, now_ms)
+        self.numbers_out.clear()
 
     def purge_letters(self, now_ms: int) -> None:
         """Forget the dead letters whose time to live is over."""

@@ -41,6 +41,7 @@ from atomic_actors.journal._protocol import (
     Outgoing,
     Rejected,
     Settled,
+    SettleLost,
     Stale,
     Unsettled,
     split_outcome,
@@ -354,6 +355,45 @@ def _interrupt_one(
     partition.bury(entity, message, "interrupted", b"", now_ms)
     partition.finalise(entity, message, settlement.event, b"", now_ms)
     return settlement, (message.body,)
+
+
+def settle_lost(
+    partition: Partition, step: SettleLost, now_ms: int
+) -> tuple[Settled | Stale | Rejected, bool]:
+    """Settle a waiting message whose dispatch was lost; also whether anything changed."""
+    if not partition.owned_by(step.claim):
+        return Stale("claim"), False
+    try:
+        stamps = read_policy(step.policy)
+    except ValueError as error:
+        return bad_step(str(error)), False
+    entity = partition.entities.get(step.entity)
+    message = entity.messages.get(step.unique) if entity is not None else None
+    if entity is None or message is None or message.state is not State.ENQUEUED:
+        return _settled_lost_before(partition, step, now_ms), False
+    stamp = stamp_of(stamps, message.head.name)
+    before = (message.attempts, message.interruptions, message.recovering)
+    message.attempts = max(message.attempts, step.attempt)
+    message.interruptions = max(message.interruptions, step.interruptions + 1)
+    settlement = decide_interruption(stamp, message.interruptions, recovering=step.recovering)
+    if settlement is not Settlement.INTERRUPT:
+        message.recovering = settlement is Settlement.RECOVER
+        changed = before != (message.attempts, message.interruptions, message.recovering)
+        return Settled("recover" if message.recovering else "requeue"), changed
+    entity.parked = entity.parked or stamp.park_on_dead or partition.room_for_letters(now_ms) == 0
+    partition.take_out(entity, message)
+    partition.bury(entity, message, "interrupted", b"", now_ms)
+    partition.finalise(entity, message, settlement.event, b"", now_ms)
+    partition.index(entity)
+    return Settled("interrupt", (message.body,)), True
+
+
+def _settled_lost_before(partition: Partition, step: SettleLost, now_ms: int) -> Settled:
+    outcome = partition.outcome(step.entity, step.unique, now_ms)
+    if outcome is None or split_outcome(outcome)[0] != State.INTERRUPTED.value:
+        return Settled("gone")
+    letter = partition.letters.get(message_id_of(step.entity, step.unique))
+    return Settled("interrupt", (letter.body,) if letter is not None else ())
 
 
 def _settled_before(partition: Partition, entity: Entity | None, step: Interrupt) -> Settled:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -21,6 +22,7 @@ from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors._store_url import StoreLocation, parse_store_url
 from atomic_actors.journal._direct_connection import DirectConnection
+from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal._redis_answers import read_results
 from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
@@ -73,8 +75,10 @@ class RedisJournal:
         )
         #: The server's run id at the last connect: another one means that it was restarted or replaced.
         self.run_id = ""
-        #: The commit number of each partition at its last answer.
-        self.commits: dict[int, int] = {}
+        #: Notices that the store went back in time.
+        self.history = CommitHistory()
+        #: The highest commit number that is known of each partition.
+        self.commits = self.history.numbers
         self._settings = settings
         self._wire = Wire(settings)
         self._merge_partitions = merge_partitions
@@ -159,17 +163,26 @@ class RedisJournal:
             await anyio.lowlevel.checkpoint()
             return BatchResult((), self._now_ms)
         calls, positions = self._encode(steps)
+        losses = self.history.losses
         connection = self._link.usable
         if connection is None or self._lock.locked():
             # Whoever waits here first is sent first; nobody who comes later may overtake.
             async with self._lock:
                 connection = await self._link.open(self._task_group)
+                if self.history.losses != losses:
+                    # Some of these steps may belong to what was lost: whoever made them has to look again.
+                    raise JournalUnavailable("the store has lost history", sent=False)
+                question = self.history.ask()
                 pending = self._send(connection, calls)
         else:
+            question = self.history.ask()
             pending = self._send(connection, calls)
         replies = await self._receive(connection, pending)
         if any(is_missing(reply) for reply in replies):
             replies = await self._send_again(calls, replies)
+        elif not any(isinstance(reply, Exception) for reply in replies):
+            # Those that had to be sent again were not answered in the order of the questions.
+            self._read_commits(question, calls, replies)
         return self._read(calls, positions, replies, len(steps))
 
     def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
@@ -194,12 +207,15 @@ class RedisJournal:
                 if is_missing(reply):
                     # `execute` loads it.
                     raise JournalUnavailable("the store lost the library", sent=False)
+                if not isinstance(reply, Exception):
+                    self._read_commits(question, (call,), (reply,))
                 answer = self._read((call,), (range(len(steps)),), (reply,), len(steps))
             except Exception as error:
                 on_answer(error)
             else:
                 on_answer(answer)
 
+        question = self.history.ask()
         self._sent_s.append(self._clock())
         command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
         if not connection.send_nowait(command, on_reply):
@@ -292,7 +308,6 @@ class RedisJournal:
         now_ms = 0
         for call, group, reply in zip(calls, positions, replies, strict=True):
             now_ms = max(now_ms, int(reply[0]))
-            self.commits.update(zip(call.partitions, reply[1], strict=True))
             answers = read_results(call.steps, reply[2:])
             if len(calls) == 1:
                 self._now_ms = now_ms
@@ -301,6 +316,12 @@ class RedisJournal:
                 results[position] = result
         self._now_ms = now_ms
         return BatchResult(cast("list[Result]", results), now_ms)
+
+    def _read_commits(self, question: Question, calls: Sequence[Call], replies: Sequence[Any]) -> None:
+        numbers = [
+            zip(call.partitions, reply[1], strict=True) for call, reply in zip(calls, replies, strict=True)
+        ]
+        self.history.read(question, chain.from_iterable(numbers))
 
     # A new connection.
 
@@ -312,16 +333,35 @@ class RedisJournal:
                 f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed"
             )
         run_id = await _read_run_id(connection)
-        if run_id and run_id == self.run_id:
+        if not run_id or run_id != self.run_id:
+            await check_store_safety(
+                connection,
+                allow_eviction=self._allow_eviction,
+                allow_no_persistence=self._allow_no_persistence,
+            )
+            await load_library(connection)
+            await register_service(connection, self._settings)
+            self.run_id = run_id
+        await self._look_back(connection)
+
+    async def _look_back(self, connection: BaseConnection) -> None:
+        """Compare the commit numbers before anything is sent that would raise them."""
+        partitions = tuple(self.commits)
+        if not partitions:
             return
-        await check_store_safety(
-            connection,
-            allow_eviction=self._allow_eviction,
-            allow_no_persistence=self._allow_no_persistence,
-        )
-        await load_library(connection)
-        await register_service(connection, self._settings)
-        self.run_id = run_id
+        groups = [partitions] if self._merge_partitions else [(number,) for number in partitions]
+        calls = [self._wire.encode((), group) for group in groups]
+        question = self.history.ask()
+        try:
+            replies = await self._receive(connection, self._send(connection, calls))
+        except JournalUnavailable as error:
+            raise JournalUnavailable(str(error), sent=False) from error
+        for reply in replies:
+            if is_missing(reply):
+                return  # somebody flushed the library: the answers to come tell it, too
+            if isinstance(reply, Exception):
+                raise reply
+        self._read_commits(question, calls, replies)
 
 
 def _read_information(text: bytes) -> dict[str, str]:

@@ -56,6 +56,7 @@ from atomic_actors.journal._protocol import (
     Result,
     Resume,
     Settled,
+    SettleLost,
     Stale,
     Step,
     StoredLetter,
@@ -189,7 +190,7 @@ def _finished(step: Finish, reply: Reply) -> Result:
     return Finished(reply[1], offer, _texts(reply, 3, 3 + unburied))
 
 
-def _settled(step: Interrupt, reply: Reply) -> Result:
+def _settled(step: Interrupt | SettleLost, reply: Reply) -> Result:
     return Settled(reply[1].decode(), tuple(reply[2:]))
 
 
@@ -301,6 +302,7 @@ _READERS: Final = cast(
         Take: _taken,
         Finish: _finished,
         Interrupt: _settled,
+        SettleLost: _settled,
         Expire: _expired,
         Withdraw: _withdrawn,
         ReadOutcome: _outcome_read,

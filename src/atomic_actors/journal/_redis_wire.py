@@ -10,7 +10,7 @@ partitions likewise, then the steps. Its keys are four a partition, then each st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 from msgspec import Struct
@@ -38,6 +38,7 @@ from atomic_actors.journal._protocol import (
     Renew,
     Replay,
     Resume,
+    SettleLost,
     Step,
     Sweep,
     Take,
@@ -156,11 +157,16 @@ class Wire:
 
     # Calls.
 
-    def encode(self, steps: Sequence[Step]) -> Call:
-        """Put a call together: `FCALL aa1_commit <number of keys> <keys> <arguments>`."""
+    def encode(self, steps: Sequence[Step], others: Iterable[int] = ()) -> Call:
+        """Put a call together: `FCALL aa1_commit <number of keys> <keys> <arguments>`.
+
+        Args:
+            steps: what to do.
+            others: partitions whose commit numbers are wanted, too; steps may name them as well.
+        """
         keys: list[bytes] = []
         arguments: list[bytes] = []
-        partitions: dict[int, bytes] = {}
+        partitions = {number: _number(index) for index, number in enumerate(others, 1)}
         call = Call(keys, arguments, partitions, {}, list(steps))
         position, count = 0, len(steps)
         while position < count:
@@ -349,6 +355,23 @@ def _interrupt(wire: Wire, call: Call, step: Interrupt, keys: PartitionKeys, ind
     _sized(call, b"interrupt", index, (record, log, keys.letters, keys.index, outcome + first), own)
 
 
+def _settle_lost(wire: Wire, call: Call, step: SettleLost, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, outcome, _ = wire.entity(keys, step.entity)
+    unique = step.unique.encode()
+    call.keys += (record, log, outcome + unique, keys.letters, keys.index)
+    call.arguments += (
+        b"settle_lost",
+        index,
+        name,
+        step.claim.encode(),
+        unique,
+        _policy(call, step.policy),
+        _number(step.attempt),
+        _number(step.interruptions),
+        _FLAGS[step.recovering],
+    )
+
+
 def _expire(wire: Wire, call: Call, step: Expire, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, used = wire.entity(keys, step.entity)
     unique, key = step.unique.encode(), step.key.encode()
@@ -441,18 +464,20 @@ def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index:
 def _relay_ack(wire: Wire, call: Call, step: RelayAck, keys: PartitionKeys, index: bytes) -> None:
     target = b"%d" % step.target
     call.keys += (keys.streams, keys.outbound + target)
-    call.arguments += (b"relay_ack", index, step.claim.encode(), target, _number(step.last))
+    opcode = b"relay_ack_of" if step.incarnation else b"relay_ack"
+    call.arguments += (opcode, index, step.claim.encode(), target, _number(step.last))
+    if step.incarnation:
+        call.arguments.append(b"%d" % step.incarnation)
 
 
 def _claim(wire: Wire, call: Call, step: ClaimPartition, keys: PartitionKeys, index: bytes) -> None:
-    call.arguments += (
-        b"claim",
-        index,
-        step.claim.encode(),
-        step.node,
-        step.expected_claim.encode(),
-        _number(step.expected_renewals),
-    )
+    expected = (step.expected_claim.encode(), _number(step.expected_renewals))
+    if not step.new_incarnation:
+        call.arguments += (b"claim", index, step.claim.encode(), step.node, *expected)
+        return
+    call.keys.append(keys.streams)
+    call.arguments += (b"claim_anew", index, step.claim.encode(), step.node, *expected)
+    call.arguments.append(_number(step.epoch_above))
 
 
 def _renew(wire: Wire, call: Call, step: Renew, keys: PartitionKeys, index: bytes) -> None:
@@ -470,6 +495,7 @@ _ENCODERS: Final = cast(
         Take: _take,
         Finish: _finish,
         Interrupt: _interrupt,
+        SettleLost: _settle_lost,
         Expire: _expire,
         Withdraw: _withdraw,
         ReadOutcome: _read_outcome,

@@ -31,6 +31,7 @@ __all__ = (
     "Renew",
     "Replay",
     "Resume",
+    "SettleLost",
     "Step",
     "Sweep",
     "Take",
@@ -255,6 +256,27 @@ class Interrupt(Struct, frozen=True):
     began: bool = True
 
 
+class SettleLost(Struct, frozen=True):
+    """Settle a message whose dispatch the store has lost: it waits again, though a handler began.
+
+    Counts the attempt and an interruption, as far as they are not counted yet, and decides as `Interrupt`
+    does, by the stamp of `policy`: INTERRUPT ends it where it waits, with an outcome and a dead letter, and
+    parks the entity where the stamp says so; otherwise it keeps its place, and is taken alone. Answers
+    `Settled("gone")` where it does not wait: it is dispatched (`Interrupt` is for that), has another
+    outcome, or is not there any more.
+    """
+
+    partition: int
+    entity: str
+    claim: str
+    unique: str
+    policy: str
+    #: As they were in the lost dispatch.
+    attempt: int
+    interruptions: int
+    recovering: bool = False
+
+
 class Expire(Struct, frozen=True):
     """Expire a waiting message by name: its deadline has passed and no attempt was made."""
 
@@ -296,12 +318,14 @@ class RelayIn(Struct, frozen=True):
 
 
 class RelayAck(Struct, frozen=True):
-    """Forget the stream's messages up to and including `last`."""
+    """Forget the stream's messages of an incarnation up to and including `last`."""
 
     partition: int
     claim: str
     target: int
     last: int
+    #: The page's; 0 means the one of the stream's oldest message.
+    incarnation: int = 0
 
 
 class ClaimPartition(Struct, frozen=True):
@@ -309,6 +333,10 @@ class ClaimPartition(Struct, frozen=True):
 
     Succeeds where the lease is free, or is exactly `(expected_claim, expected_renewals)`. The epoch
     grows by one. A claim that is already `claim` answers `Claimed` again.
+
+    With `new_incarnation`, the partition's streams begin anew: what they get from now on is numbered from
+    1, in an incarnation that no target knows. What waits in them keeps its incarnation and its numbers,
+    because it may have arrived already. The epoch will be above `epoch_above`, too.
     """
 
     partition: int
@@ -317,6 +345,10 @@ class ClaimPartition(Struct, frozen=True):
     node: bytes
     expected_claim: str = ""
     expected_renewals: int = 0
+    #: The store has lost history since the partition was owned here.
+    new_incarnation: bool = False
+    #: An epoch that was given out, and that the store may have forgotten.
+    epoch_above: int = 0
 
 
 class Renew(Struct, frozen=True):
@@ -338,6 +370,7 @@ Step = (
     | Take
     | Finish
     | Interrupt
+    | SettleLost
     | Expire
     | Withdraw
     | ReadOutcome

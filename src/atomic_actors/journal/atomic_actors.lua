@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 3
+-- revision: 4
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -18,7 +18,9 @@
 --   T:dl            hash    message id -> dead letter
 --   T:dlx           zset    message id by time of death
 --   T:x:<target>    list    outbound messages, oldest first; its numbers end at out:<target> of T:w
---   T:w             hash    out:<target> last number given, in:<source>:<incarnation> last number taken
+--   T:w             hash    out:<target> last number given in this incarnation, left:<target> length of T:x:<target>
+--                           old:<target> what of that is of earlier incarnations: lines "incarnation last left"
+--   T:i             hash    <source>:<incarnation> last number taken
 --
 -- A dispatch is lines: turn, claim, stamp, recovering, then three a message: unique, attempt, interruptions.
 -- A history is "attempts interruptions recovering not_before"; none means that all are zero.
@@ -1506,6 +1508,59 @@ local function interrupt(P, k, a, stop)
   return answer
 end
 
+-- keys: e q o dl dlx; entity claim unique policy attempt interruptions recovering
+local function settle_lost(P, k, a)
+  local e, q, o, letters, index = K[k], K[k + 1], K[k + 2], K[k + 3], K[k + 4]
+  local entity, claim, unique = A[a], A[a + 1], A[a + 2]
+  if not is_current(P, claim) then
+    return { STALE, "claim" }
+  end
+  local policy = read_policy(texts[tonumber(A[a + 3])])
+  local attempt, interruptions = integer(A[a + 4], "attempt"), integer(A[a + 5], "interruptions")
+  local state, body, message = find_message(e, unique)
+  if state ~= "enqueued" then
+    if state == "dispatched" or sub(call("GET", o) or "", 1, 12) ~= "interrupted\n" then
+      return { DONE, "gone" }
+    end
+    local letter = read_letter(P, letters, entity .. "/" .. unique)
+    return { DONE, "interrupt", letter and letter.body or nil }
+  end
+  local _, _, name = read_head(body)
+  local stamp, before = stamp_of(policy, name), write_history(message)
+  message.attempts = max(message.attempts, attempt)
+  message.interruptions = max(message.interruptions, interruptions + 1)
+  local settlement = decide_interruption(stamp, message.interruptions, A[a + 6] == "1")
+  if settlement ~= "interrupt" then
+    message.recovering = settlement == "recover"
+    local history = write_history(message)
+    if history ~= before then
+      call("HSET", e, "h:" .. unique, history)
+      P.owned = true
+    end
+    return { DONE, settlement }
+  end
+  local record, head = read_record(e), call("LINDEX", q, 0)
+  local old, room = old_letters(P, letters, index), room_for_letters(P, index)
+  local text = format_letter(
+    "interrupted", decimal(message.attempts), decimal(message.interruptions), decimal(P.now), "", "", body
+  )
+  call("ZCARD", P.ready)
+  if room < 1 or sub(stamp, 3, 3) == "p" then
+    record.parked = true
+    call("HSET", e, "p", "1")
+    call("ZREM", P.ready, entity)
+  end
+  remove_waiting(P, e, q, entity, unique, record, head == unique)
+  forget_letters(letters, index, old)
+  bury(P, letters, index, entity .. "/" .. unique, text)
+  keep(o, "interrupted\n", result_ttl)
+  -- The lost take is made up for.
+  count(P, "enqueued", "take", 1)
+  count(P, "dispatched", "interrupt", 1)
+  P.owned = true
+  return { DONE, "interrupt", body }
+end
+
 -- keys: w; claim limit
 local function sweep(P, k, a)
   local claim, limit = A[a], integer(A[a + 1], "limit")
@@ -1554,6 +1609,27 @@ local function sweep(P, k, a)
   return answer
 end
 
+local function format_old(incarnation, last, left)
+  return decimal(incarnation) .. " " .. decimal(last) .. " " .. decimal(left) .. "\n"
+end
+
+-- The part of a stream that goes next: what an earlier incarnation left behind, else this one's.
+local function read_oldest(P, w, target)
+  local numbers = call("HMGET", w, "out:" .. target, "left:" .. target, "old:" .. target)
+  local total = tonumber(numbers[2] or 0)
+  if not numbers[3] or numbers[3] == "" then
+    return { incarnation = book(P, "incarnation"), last = tonumber(numbers[1] or 0), left = total, total = total }
+  end
+  local incarnation, last, left, newer = match(numbers[3], "^(%d+) (%d+) (%d+)\n(.*)$")
+  return {
+    incarnation = tonumber(incarnation),
+    last = tonumber(last),
+    left = tonumber(left),
+    total = total,
+    newer = newer,
+  }
+end
+
 -- keys: w x; claim target limit
 local function relay_read(P, k, a)
   local target, limit = A[a + 1], integer(A[a + 2], "limit")
@@ -1563,10 +1639,9 @@ local function relay_read(P, k, a)
   if not is_current(P, A[a]) then
     return { STALE, "claim" }
   end
-  local numbers = call("HMGET", K[k], "out:" .. target, "left:" .. target)
-  local first = tonumber(numbers[1] or 0) - tonumber(numbers[2] or 0) + 1
-  local answer = { DONE, book(P, "incarnation"), first }
-  for _, entry in ipairs(call("LRANGE", K[k + 1], 0, limit - 1)) do
+  local stream = read_oldest(P, K[k], target)
+  local answer = { DONE, stream.incarnation, stream.last - stream.left + 1 }
+  for _, entry in ipairs(call("LRANGE", K[k + 1], 0, min(limit, stream.left) - 1)) do
     extend(answer, { match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$") })
   end
   return answer
@@ -1614,29 +1689,66 @@ local function relay_in(P, k, a, stop)
 end
 
 -- keys: w x; claim target last
-local function relay_ack(P, k, a)
+local function relay_ack(P, k, a, incarnation)
   local target, last = A[a + 1], integer(A[a + 2], "last")
   if not is_current(P, A[a]) then
     return { STALE, "claim" }
   end
-  local numbers = call("HMGET", K[k], "out:" .. target, "left:" .. target)
-  local out, left = tonumber(numbers[1] or 0), tonumber(numbers[2] or 0)
-  local forgotten = min(last, out) - (out - left)
+  local stream, forgotten = read_oldest(P, K[k], target), 0
+  if not incarnation or incarnation == stream.incarnation then
+    forgotten = min(last, stream.last) - (stream.last - stream.left)
+  end
   call("LLEN", K[k + 1])
   if forgotten > 0 then
-    left = left - forgotten
+    stream.left, stream.total = stream.left - forgotten, stream.total - forgotten
     call("LTRIM", K[k + 1], forgotten, -1)
-    call("HSET", K[k], "left:" .. target, decimal(left))
+    call("HSET", K[k], "left:" .. target, decimal(stream.total))
+    if stream.newer then
+      local old = stream.left > 0 and format_old(stream.incarnation, stream.last, stream.left) or ""
+      call("HSET", K[k], "old:" .. target, old .. stream.newer)
+    end
     add(P, "outbound", -forgotten)
     P.owned = true
   end
-  return { DONE, left }
+  return { DONE, stream.total }
+end
+
+local function relay_ack_any(P, k, a)
+  return relay_ack(P, k, a)
+end
+
+-- keys: w x; claim target last incarnation
+local function relay_ack_of(P, k, a)
+  return relay_ack(P, k, a, integer(A[a + 3], "incarnation"))
 end
 
 -- The lease.
 
+-- Number the streams anew. What waits in them keeps its incarnation and numbers: it may have arrived already.
+local function begin_incarnation(P, w)
+  local before, streams = book(P, "incarnation"), call("HGETALL", w)
+  local values = {}
+  for j = 1, #streams, 2 do
+    values[streams[j]] = streams[j + 1]
+  end
+  for name, last in pairs(values) do
+    local target = match(name, "^out:(%d+)$")
+    if target then
+      local old, left = values["old:" .. target] or "", tonumber(values["left:" .. target] or 0)
+      for older in gmatch(old, "%d+ %d+ (%d+)\n") do
+        left = left - tonumber(older)
+      end
+      if left > 0 then
+        old = old .. format_old(before, tonumber(last), left)
+      end
+      call("HSET", w, name, "0", "old:" .. target, old)
+    end
+  end
+  add(P, "incarnation", max(before + 1, P.now) - before)
+end
+
 -- no keys; claim node expected_claim expected_renewals
-local function claim_partition(P, _, a)
+local function claim_partition(P, k, a, epoch_above)
   local claim, node, expected, renewals = A[a], A[a + 1], A[a + 2], integer(A[a + 3], "expected_renewals")
   if not find(claim, "^[^%s%c]+$") then
     refuse("claim: must not be empty nor hold spaces")
@@ -1647,17 +1759,32 @@ local function claim_partition(P, _, a)
     if held ~= "" and (held ~= expected or tonumber(values[3]) ~= renewals) then
       return { HELD, values[4], epoch, held, tonumber(values[3]) }
     end
+    if epoch_above then
+      epoch = max(epoch, epoch_above)
+      call("HLEN", K[k])
+    end
     epoch = epoch + 1
     local is_first = book(P, "incarnation") == 0
     call("HSET", P.lease, "c", claim, "e", decimal(epoch), "r", "0", "n", node, "s", "")
     call("HSET", P.books, "claim", claim)
     P.claim = claim
     P.wrote = true
-    if is_first then
+    if epoch_above then
+      begin_incarnation(P, K[k])
+    elseif is_first then
       add(P, "incarnation", max(P.now, 1))
     end
   end
   return { DONE, epoch, book(P, "incarnation"), book(P, "commit") }
+end
+
+local function claim_free(P, k, a)
+  return claim_partition(P, k, a)
+end
+
+-- keys: w; claim node expected_claim expected_renewals epoch_above
+local function claim_anew(P, k, a)
+  return claim_partition(P, k, a, integer(A[a + 4], "epoch_above"))
 end
 
 -- no keys; claim
@@ -1696,6 +1823,7 @@ local STEPS = {
   take = { take, 2, 5 },
   finish = { finish, -1 },
   interrupt = { interrupt, -1 },
+  settle_lost = { settle_lost, 5, 7 },
   expire = { expire, 6, 3 },
   withdraw = { withdraw, 4, 3 },
   outcome = { read_outcome, 2, 2 },
@@ -1709,8 +1837,10 @@ local STEPS = {
   sweep = { sweep, 1, 2 },
   relay_read = { relay_read, 2, 3 },
   relay_in = { relay_in, -1 },
-  relay_ack = { relay_ack, 2, 3 },
-  claim = { claim_partition, 0, 4 },
+  relay_ack = { relay_ack_any, 2, 3 },
+  relay_ack_of = { relay_ack_of, 2, 4 },
+  claim = { claim_free, 0, 4 },
+  claim_anew = { claim_anew, 1, 5 },
   renew = { renew, 0, 1 },
   release = { release, 0, 1 },
 }

@@ -1,0 +1,160 @@
+"""How a partition that has lost history becomes this node's again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from attrs import Factory, define, field
+
+from atomic_actors._lease_keeper import NodeIdentity
+from atomic_actors._membership import Membership
+from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._memory import MemoryJournal
+from atomic_actors.journal._protocol import (
+    Audit,
+    Audited,
+    Claimed,
+    ClaimPartition,
+    JournalSettings,
+    Released,
+    Renew,
+    Renewed,
+    Stale,
+)
+
+pytestmark = pytest.mark.anyio
+
+LEASE_S = 0.4
+PATIENCE_S = 5.0
+
+
+@define(eq=False)
+class Node:
+    """A membership and what it told the node."""
+
+    store: MemoryJournal
+    journal: GroupCommit
+    membership: Membership = field(init=False)
+    log: list[str] = Factory(list)
+    claims: list[str] = Factory(list)
+    times_s: list[float] = Factory(list)
+    #: What `settle_lost` answers, one call after the other; then True.
+    answers: list[bool] = Factory(list)
+    _changed: anyio.Event = Factory(anyio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.membership = Membership(
+            self.journal,
+            NodeIdentity.of_this_process(),
+            1,
+            None,
+            LEASE_S,
+            LEASE_S / 4,
+            False,
+            lambda partition: self._note("claimed"),
+            lambda partition, why: self._note(f"lost: {why}"),
+            self._settle,
+        )
+
+    def _note(self, text: str) -> None:
+        self.log.append(text)
+        self.claims.append(self.membership.claims[0])
+        self.times_s.append(anyio.current_time())
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _settle(self, partition: int, claim: str) -> bool:
+        answer = self.answers.pop(0) if self.answers else True
+        assert not self.membership.is_valid(partition)
+        assert isinstance((await self.store.execute([Renew(0, claim)])).results[0], Renewed)
+        self._note(f"settled: {answer}")
+        self.claims[-1] = claim
+        return answer
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with anyio.fail_after(PATIENCE_S):
+            while not condition():
+                await self._changed.wait()
+
+    async def audit(self) -> Audited:
+        answer = (await self.store.execute([Audit(0)])).results[0]
+        assert isinstance(answer, Audited)
+        return answer
+
+
+@asynccontextmanager
+async def owner() -> AsyncGenerator[Node]:
+    """A node that owns the one partition, and keeps claiming."""
+    store = MemoryJournal(JournalSettings(partitions=1))
+    async with GroupCommit(store) as journal, anyio.create_task_group() as task_group:
+        node = Node(store, journal)
+        await node.membership.claim_at_start()
+        assert node.log == ["claimed"]
+        task_group.start_soon(node.membership.run)
+        yield node
+        task_group.cancel_scope.cancel()
+
+
+async def test_it_is_claimed_anew_and_rests_for_a_lease() -> None:
+    async with owner() as node:
+        before, first, epoch = await node.audit(), node.membership.claims[0], node.membership.epochs[0]
+        noticed_s = anyio.current_time()
+        node.membership.lose_history(0, "gone")
+        assert node.membership.claims == [""]
+        await node.until(lambda: node.log == ["claimed", "lost: gone", "settled: True", "claimed"])
+        assert node.claims[-1] == node.claims[-2] != first
+        # What was under way is settled at once, for until then it can be withdrawn as if it had never run.
+        assert node.times_s[-2] - noticed_s < LEASE_S <= node.times_s[-1] - noticed_s
+        assert (await node.audit()).incarnation > before.incarnation
+        assert node.membership.epochs[0] > epoch
+        assert node.membership.is_valid(0)
+
+
+async def test_nobody_else_gets_it_while_it_rests() -> None:
+    async with owner() as node:
+        first = node.membership.claims[0]
+        node.membership.lose_history(0, "gone")
+        # This node's own lease need not run out: nothing runs under it any more.
+        await node.membership.claim_free()
+        await node.membership.claim_free()
+        stale, other = (
+            await node.store.execute([Renew(0, first), ClaimPartition(0, "other", b"other", first, 0)])
+        ).results
+        assert stale == Stale("claim")
+        assert not isinstance(other, Claimed)
+        assert node.membership.claims == [""]
+
+
+async def test_it_is_lost_again_while_it_rests() -> None:
+    async with owner() as node:
+        node.membership.lose_history(0, "gone")
+        await node.until(lambda: node.log[-1] == "settled: True")
+        again_s = anyio.current_time()
+        node.membership.lose_history(0, "gone")
+        await node.until(lambda: node.log[-1] == "claimed" and len(node.log) > 1)
+        assert node.log == ["claimed", "lost: gone", "settled: True", "settled: True", "claimed"]
+        assert node.claims[2] != node.claims[3] == node.claims[4]
+        assert node.times_s[-1] - again_s >= LEASE_S
+
+
+async def test_what_cannot_be_settled_is_claimed_once_more() -> None:
+    async with owner() as node:
+        node.answers.append(False)
+        node.membership.lose_history(0, "gone")
+        await node.until(lambda: node.log[-2:] == ["settled: True", "claimed"])
+        assert node.log[2] == "settled: False"
+        assert node.claims[2] != node.claims[3] == node.claims[4]
+
+
+async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
+    async with owner() as node:
+        node.membership.lose_history(0, "gone")
+        await node.membership.claim_free()
+        await node.membership.claim_free()
+        assert await node.membership.release_all() == 0
+        assert node.log[-1] == "settled: True"
+        claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]
+        assert isinstance(claimed, Claimed | Released)
