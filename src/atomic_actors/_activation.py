@@ -437,10 +437,20 @@ class Activation:
         self.services.commit(step, lambda result: self._on_committed(turn, step, result))
 
     def _on_committed(self, turn: Turn, step: Finish, result: Result | JournalUnavailable) -> None:
-        """The store's answer, in the group commit's task: tell the askers first, then go on."""
+        """The store's answer, in the group commit's task.
+
+        The activation is woken before the askers: its next commit is what a hot entity waits for, and what
+        the askers send next can be made ready meanwhile.
+        """
         if isinstance(result, Finished):
             self._runner.state.version = result.version
             self._runner.state.committed = self._runner.state.staged
+            if result.offer is not NOTHING:
+                self.accept(result.offer)
+        self.used_at_s = self.services.clock()
+        self._finished = result
+        self._wake()
+        if isinstance(result, Finished):
             for verdict, member in zip(turn.verdicts, turn.members, strict=True):
                 word = _OUTCOME_WORDS.get(verdict.event)
                 if word is not None and verdict.unique not in result.not_buried:
@@ -449,11 +459,6 @@ class Activation:
                 if self.services.listening:
                     self.services.emit_ended(self, member, verdict)
             self.services.committed(self, step, result)
-            if result.offer is not NOTHING:
-                self.accept(result.offer)
-        self.used_at_s = self.services.clock()
-        self._finished = result
-        self._wake()
 
     # Children of a turn, and the end.
 
