@@ -39,6 +39,7 @@ from atomic_actors._kinds import Kind
 from atomic_actors._messages import Message
 from atomic_actors._records import EntityRef
 from atomic_actors._turn import (
+    COMPLETE,
     Member,
     Turn,
     TurnContext,
@@ -119,6 +120,8 @@ class Activation:
     used_at_s: float = 0.0
     #: The doorbell rang while it was busy: what it said may not be in the next answer.
     rung: bool = False
+    #: When the sweeper looks at its deadline, in the sweeper's count; 0 while it does not.
+    watched_bucket: int = 0
     policy: str = field(init=False)
     _runner: TurnRunner = field(init=False)
     _offer: Offer | None = field(default=None, init=False)
@@ -373,6 +376,8 @@ class Activation:
     def _conclude(self, turn: Turn, verdict: Verdict) -> None:
         turn.verdicts.append(verdict)
         turn.position += 1
+        if verdict.event == COMPLETE:
+            return
         died = verdict.event in (Event.FAIL.value, Event.INTERRUPT.value)
         if died and self.kind.settings.on_dead == "park":
             turn.park = True
@@ -401,6 +406,8 @@ class Activation:
         while self._finished is None:
             self._waiting = self.services.new_cell()
             await self._waiting
+            if self._turn is not turn:
+                return  # committed long ago: it was left asleep until there was something to do
         result, self._finished = self._finished, None
         self._turn = None
         if isinstance(result, Finished):
@@ -448,8 +455,19 @@ class Activation:
             if result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.services.clock()
-        self._finished = result
-        self._wake()
+        if (
+            self._offer is not None
+            or self.status != "active"
+            or self.services.draining
+            or not isinstance(result, Finished)
+        ):
+            self._finished = result
+            self._wake()
+        else:
+            # Nothing to do: the task sleeps on where it is.
+            self._turn = None
+            self._heed_bell()
+            self.services.went_idle()
         if isinstance(result, Finished):
             for verdict, member in zip(turn.verdicts, turn.members, strict=True):
                 word = _OUTCOME_WORDS.get(verdict.event)

@@ -465,16 +465,28 @@ class Supervisor:
 
     def watch_deadline(self, activation: Activation) -> None:
         """Look at a running turn again when its deadline has passed."""
-        bucket = int(activation.deadline_s / BUCKET_S) + 1
-        self._deadlines.setdefault(max(bucket, self._next_bucket), []).append(activation)
+        bucket = max(int(activation.deadline_s / BUCKET_S) + 1, self._next_bucket)
+        # One place for each activation and not for each message: an earlier look finds out about this turn.
+        if not 0 < activation.watched_bucket <= bucket:
+            activation.watched_bucket = bucket
+            self._deadlines.setdefault(bucket, []).append(activation)
+
+    def _look_at_deadline(self, activation: Activation, bucket: int, now_s: float) -> None:
+        if activation.watched_bucket != bucket:
+            return  # it has a place further ahead since
+        activation.watched_bucket = 0
+        activation.cut_if_late(now_s)
+        if activation.deadline_s > 0:
+            self.watch_deadline(activation)
 
     def tick(self, now_s: float, store_now_ms: int) -> None:
         """Cut late turns, wake due heads, passivate the idle, sweep what was not swept for long."""
         bucket = int(now_s / BUCKET_S)
         while self._next_bucket <= bucket:
-            for activation in self._deadlines.pop(self._next_bucket, ()):
-                activation.cut_if_late(now_s)
+            due = self._deadlines.pop(self._next_bucket, ())
             self._next_bucket += 1
+            for activation in due:
+                self._look_at_deadline(activation, self._next_bucket - 1, now_s)
         while self._due and self._due[0][0] <= store_now_ms:
             _, entity, number = heapq.heappop(self._due)
             self.wake(number, entity)

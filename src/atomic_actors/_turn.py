@@ -25,6 +25,7 @@ from atomic_actors._wal import Event, decide_failure
 from atomic_actors.journal._protocol import Body, Dispatch, Dispatched, Outgoing, Verdict
 
 __all__ = (
+    "COMPLETE",
     "Member",
     "Turn",
     "TurnContext",
@@ -85,6 +86,9 @@ current_activation: ContextVar[TurnHost | None] = ContextVar("current_activation
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
+
+#: How nearly every message ends; reading an enumeration's value takes a while.
+COMPLETE: Final = Event.COMPLETE.value
 
 MAX_TRACEBACK_CHARACTERS: Final = 16_000
 MAX_ERROR_CHARACTERS: Final = 2_000

@@ -29,7 +29,15 @@ from atomic_actors._kinds import Kind
 from atomic_actors._messages import Message, RawMessage
 from atomic_actors._records import Completed, EntityRef, Park, Retry
 from atomic_actors._telemetry import logger
-from atomic_actors._turn import Member, Turn, TurnContext, failure_of, failure_verdict, refusal_verdict
+from atomic_actors._turn import (
+    COMPLETE,
+    Member,
+    Turn,
+    TurnContext,
+    failure_of,
+    failure_verdict,
+    refusal_verdict,
+)
 from atomic_actors._wal import Event
 from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, unpack_body
 
@@ -159,7 +167,7 @@ class TurnRunner:
         self.deadline_s = 0.0
         if self.children.count:
             await self.children.end()
-        if verdict.event != Event.COMPLETE.value:
+        if verdict.event != COMPLETE:
             self.outbox.clear()
             self.state.roll_back(before)
         return verdict
@@ -250,7 +258,7 @@ class TurnRunner:
             ]
             self.outbox.clear()
         self.state.staged = after
-        return Verdict(member.item.unique, Event.COMPLETE.value, told)
+        return Verdict(member.item.unique, COMPLETE, told)
 
     def _recovered(self, turn: Turn, member: Member, answer: object) -> Verdict:
         unique = member.item.unique

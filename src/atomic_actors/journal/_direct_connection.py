@@ -61,6 +61,14 @@ def _pack(command: tuple[bytes, ...]) -> bytes:
 class _DirectStream(ByteStream):
     """A byte stream that can also be written to without waiting."""
 
+    #: Once set, it gets what arrives, at once, and `receive` only sees the end.
+    on_data: Callable[[bytes], None] | None = None
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that arrived was received."""
+        return True
+
     @abstractmethod
     def write_nowait(self, data: bytes) -> bool:
         """Write all of `data` in its turn; False if a part waits for the next `send`.
@@ -74,8 +82,6 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
     """The bytes of one asyncio transport."""
 
     def __init__(self) -> None:
-        #: Once set, it gets what arrives in the loop's own callback, and `receive` only sees the end.
-        self.on_data: Callable[[bytes], None] | None = None
         self._transport: asyncio.Transport
         self._unread: deque[bytes] = deque()
         self._ended = False
@@ -87,7 +93,6 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
 
     @property
     def is_drained(self) -> bool:
-        """Whether all that arrived was received."""
         return not self._unread
 
     # The protocol's side: the loop calls these.
@@ -186,7 +191,9 @@ class _TrioStream(_DirectStream):
                 raise anyio.BrokenResourceError from error
             if not data:
                 raise anyio.EndOfStream
-            return data
+            if self.on_data is None:
+                return data
+            self.on_data(data)
 
     def write_nowait(self, data: bytes) -> bool:
         if self._sending or self._rest:
@@ -265,7 +272,7 @@ class DirectConnection(BaseConnection):
             if type(request) is not _DirectRequest:
                 # Its bytes may still wait for the writer; replies come in the order of the bytes.
                 return False
-        if isinstance(stream, _AsyncioStream) and stream.on_data is None and stream.is_drained:
+        if stream.on_data is None and stream.is_drained:
             stream.on_data = self._feed
         data = _pack(command)
         requests.append(_DirectRequest(on_reply))

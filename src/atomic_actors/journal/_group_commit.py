@@ -26,11 +26,13 @@ from atomic_actors._cells import Cell, cell_factory
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import (
     Append,
+    Appended,
     Audit,
     BatchResult,
     ClaimPartition,
     DirectJournal,
     Finish,
+    Finished,
     Journal,
     JournalSettings,
     JournalUnavailable,
@@ -155,6 +157,8 @@ class GroupCommit:
     _failing: bool = field(default=False, init=False)
     #: Steps in the batch that was answered last: whether there is load.
     _last_size: int = field(default=0, init=False)
+    #: The last answer began the only turn there is, as far as one can tell: its commit comes soon.
+    _commit_due: bool = field(default=False, init=False)
     #: Answers are being handed out: what they cause is sent behind them.
     _answering: bool = field(default=False, init=False)
     #: Being left: answers come no more.
@@ -229,7 +233,7 @@ class GroupCommit:
             # A hot entity waits for its commits, and takes along the message of whoever was just answered.
             sends = self._last_size <= 2
         else:
-            sends = self._last_size <= 1 and not in_flight
+            sends = self._last_size <= 1 and not in_flight and not self._commit_due
         if sends and self._direct is not None:
             # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
             self._send_ready()
@@ -484,6 +488,10 @@ class GroupCommit:
             self._recovered()
         if self.on_answer is not None:
             self.on_answer(answer.now_ms)
+        self._commit_due = self._last_size <= 2 and any(
+            isinstance(result, Appended | Finished) and result.offer.dispatch is not None
+            for result in answer.results
+        )
         for entry, result in zip(batch.entries, answer.results, strict=True):
             if entry.sent and type(result) is Rejected and result.code == "queue_depth_exceeded":
                 # An earlier copy, that was sent and not answered, may still be on its way.
