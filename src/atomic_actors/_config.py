@@ -359,7 +359,7 @@ class Config:
         100_000, "steps", "How many steps may wait on one node for the store before senders are held back."
     )
     max_run_length: int = _count(
-        100, "messages", "How many transactional messages of one entity are taken and committed at once."
+        32, "messages", "How many transactional messages of one entity are taken and committed at once."
     )
 
     # The store.

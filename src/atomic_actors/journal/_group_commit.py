@@ -80,6 +80,10 @@ def _belongs_to_owner(step: Step, partition: int) -> bool:
     return step.partition == partition and bool(getattr(step, "claim", ""))
 
 
+def _answers(step: Step) -> int:
+    return len(step.verdicts) if isinstance(step, Finish) else 1
+
+
 def _ignore(_: object) -> None:
     """The answer was the question."""
 
@@ -155,7 +159,7 @@ class GroupCommit:
     _for_flushers: deque[_Batch] = field(factory=deque[_Batch], init=False)
     #: A batch in flight had no usable answer; True until all of those have one.
     _failing: bool = field(default=False, init=False)
-    #: Steps in the batch that was answered last: whether there is load.
+    #: How many were answered last: whether there is load.
     _last_size: int = field(default=0, init=False)
     #: The last answer began the only turn there is, as far as one can tell: its commit comes soon.
     _commit_due: bool = field(default=False, init=False)
@@ -230,8 +234,9 @@ class GroupCommit:
         if self._answering or in_flight >= self.max_batches_in_flight:
             return
         if type(entry.step) is Finish:
-            # A hot entity waits for its commits, and takes along the message of whoever was just answered.
-            sends = self._last_size <= 2
+            # A hot entity waits for its commits, and takes along the message of whoever was just answered. A
+            # run's is a batch by itself, and the store can work on it while its askers send what is next.
+            sends = self._last_size <= 2 or len(entry.step.verdicts) >= SPLIT_STEPS_MIN
         else:
             sends = self._last_size <= 1 and not in_flight and not self._commit_due
         if sends and self._direct is not None:
@@ -471,7 +476,7 @@ class GroupCommit:
         for turn in turns:
             turn.set(None)
         if self._pending:
-            if in_flight or self._last_size > 2:
+            if in_flight or len(self._pending) >= SPLIT_STEPS_MIN:
                 self._send_ready()
             else:
                 # Whoever was answered just now is about to add what is worth waiting for.
@@ -481,8 +486,11 @@ class GroupCommit:
 
     def _answered(self, batch: _Batch, answer: BatchResult) -> None:
         self._batches += 1
+        self._steps += len(batch.entries)
         self._last_size = len(batch.entries)
-        self._steps += self._last_size
+        if self._last_size <= 2:
+            # The commit of a run answers as many as it has messages.
+            self._last_size = sum(_answers(entry.step) for entry in batch.entries)
         self.now_ms = answer.now_ms
         if self._failures:
             self._recovered()
