@@ -35,7 +35,7 @@ _UUID7_VARIANT: Final = 0b10 << 62
 _RANDOM_MASK: Final = (0xFFF << 64) | ((1 << 62) - 1)
 
 
-class Envelope(msgspec.Struct, array_like=True, frozen=True):
+class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A message as stored, behind the lines that the store itself reads."""
 
     version: int

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 __all__ = (
+    "MORE",
     "NOTHING",
     "Appended",
     "Audited",
@@ -46,7 +47,7 @@ __all__ = (
 )
 
 
-class Dispatched(Struct, frozen=True):
+class Dispatched(Struct, frozen=True, gc=False):
     """One message of a dispatch."""
 
     unique: str
@@ -57,7 +58,7 @@ class Dispatched(Struct, frozen=True):
     interruptions: int
 
 
-class Dispatch(Struct, frozen=True):
+class Dispatch(Struct, frozen=True, gc=False):
     """Messages that are DISPATCHED to the owner now: one, or a run of transactional ones.
 
     Invariant: more than one only if every one of them is stamped transactional and none has been
@@ -74,7 +75,7 @@ class Dispatch(Struct, frozen=True):
     state: bytes | None
 
 
-class Unsettled(Struct, frozen=True):
+class Unsettled(Struct, frozen=True, gc=False):
     """A dispatch that an earlier claim left behind."""
 
     entity: str
@@ -82,7 +83,7 @@ class Unsettled(Struct, frozen=True):
     uniques: tuple[str, ...]
 
 
-class Offer(Struct, frozen=True):
+class Offer(Struct, frozen=True, gc=False):
     """What an entity has to do next, as far as the step could tell.
 
     At most one of the first five says something; all empty means that nothing waits.
@@ -102,9 +103,10 @@ class Offer(Struct, frozen=True):
 
 
 NOTHING: Final = Offer()
+MORE: Final = Offer(more=True)
 
 
-class Appended(Struct, frozen=True):
+class Appended(Struct, frozen=True, gc=False):
     """The message is accepted (now, or it was before)."""
 
     #: The accepted message's unique id: the first one's, where the key was used before.
@@ -115,7 +117,7 @@ class Appended(Struct, frozen=True):
     offer: Offer
 
 
-class WithdrawAnswer(Struct, frozen=True):
+class WithdrawAnswer(Struct, frozen=True, gc=False):
     """Where the message is after the step."""
 
     #: `withdrawn`; or unchanged: `enqueued` (an attempt was made before), `dispatched`, `finished`,
@@ -125,27 +127,27 @@ class WithdrawAnswer(Struct, frozen=True):
     key: str = ""
 
 
-class OutcomeRead(Struct, frozen=True):
+class OutcomeRead(Struct, frozen=True, gc=False):
     """Where the message is. `outcome` is set where `state` is `finished`."""
 
     state: Literal["enqueued", "dispatched", "finished", "unknown"]
     outcome: bytes | None = None
 
 
-class Replayed(Struct, frozen=True):
+class Replayed(Struct, frozen=True, gc=False):
     """The replay's unique id; `again` where the letter had been replayed before."""
 
     unique: str
     again: bool
 
 
-class Purged(Struct, frozen=True):
+class Purged(Struct, frozen=True, gc=False):
     """How many letters were there and are gone now."""
 
     count: int
 
 
-class StoredLetter(Struct, frozen=True):
+class StoredLetter(Struct, frozen=True, gc=False):
     """A dead letter as stored. `error` is opaque (what the owner's `Verdict.error` held, or b"")."""
 
     message_id: str
@@ -159,20 +161,20 @@ class StoredLetter(Struct, frozen=True):
     body: bytes
 
 
-class DeadLetterPage(Struct, frozen=True):
+class DeadLetterPage(Struct, frozen=True, gc=False):
     """Some dead letters. `complete` is False where more may follow."""
 
     letters: tuple[StoredLetter, ...]
     complete: bool
 
 
-class Parked(Struct, frozen=True):
+class Parked(Struct, frozen=True, gc=False):
     """The answer to `Park` and `Resume`: whether the entity was parked before the step."""
 
     was_parked: bool
 
 
-class EntityStatus(Struct, frozen=True):
+class EntityStatus(Struct, frozen=True, gc=False):
     """One entity, as the store sees it."""
 
     waiting: int
@@ -183,7 +185,7 @@ class EntityStatus(Struct, frozen=True):
     not_before_ms: int
 
 
-class KindCount(Struct, frozen=True):
+class KindCount(Struct, frozen=True, gc=False):
     """Entities with a turn running, entities with work waiting (parked ones left out), dead letters."""
 
     dispatched: int
@@ -191,7 +193,7 @@ class KindCount(Struct, frozen=True):
     dead_letters: int
 
 
-class Audited(Struct, frozen=True):
+class Audited(Struct, frozen=True, gc=False):
     """One partition's books.
 
     `counts` has `accepted`, one number a `State` word, and `refused` (part of `completed`). They add
@@ -210,13 +212,13 @@ class Audited(Struct, frozen=True):
     incarnation: int
 
 
-class Taken(Struct, frozen=True):
+class Taken(Struct, frozen=True, gc=False):
     """What there is to do."""
 
     offer: Offer
 
 
-class Finished(Struct, frozen=True):
+class Finished(Struct, frozen=True, gc=False):
     """The turn is committed."""
 
     version: int
@@ -225,21 +227,21 @@ class Finished(Struct, frozen=True):
     not_buried: tuple[str, ...] = ()
 
 
-class Settled(Struct, frozen=True):
+class Settled(Struct, frozen=True, gc=False):
     """How it was settled: a `_wal.Settlement` word, or `gone` where there was nothing to settle."""
 
     settlement: Literal["requeue", "recover", "interrupt", "gone"]
     bodies: tuple[bytes, ...] = ()
 
 
-class Expired(Struct, frozen=True):
+class Expired(Struct, frozen=True, gc=False):
     """Whether it is expired (now or before). `body` is there the first time, to tell its sender."""
 
     expired: bool
     body: bytes | None = None
 
 
-class Swept(Struct, frozen=True):
+class Swept(Struct, frozen=True, gc=False):
     """What there is. `next_due_ms` is the earliest later not-before, 0 for none."""
 
     due: tuple[str, ...]
@@ -249,7 +251,7 @@ class Swept(Struct, frozen=True):
     outbound: tuple[int, ...]
 
 
-class RelayEntry(Struct, frozen=True):
+class RelayEntry(Struct, frozen=True, gc=False):
     """One numbered message of a stream."""
 
     number: int
@@ -258,27 +260,27 @@ class RelayEntry(Struct, frozen=True):
     body: bytes
 
 
-class RelayPage(Struct, frozen=True):
+class RelayPage(Struct, frozen=True, gc=False):
     """The oldest unacknowledged messages, in order; numbers have no gaps."""
 
     incarnation: int
     entries: tuple[RelayEntry, ...]
 
 
-class Relayed(Struct, frozen=True):
+class Relayed(Struct, frozen=True, gc=False):
     """The last number that the target has, and the entities that got something new."""
 
     last: int
     entities: tuple[str, ...]
 
 
-class RelayAcked(Struct, frozen=True):
+class RelayAcked(Struct, frozen=True, gc=False):
     """How many messages are left in the stream."""
 
     left: int
 
 
-class Claimed(Struct, frozen=True):
+class Claimed(Struct, frozen=True, gc=False):
     """The partition is the caller's."""
 
     epoch: int
@@ -286,7 +288,7 @@ class Claimed(Struct, frozen=True):
     commit: int
 
 
-class LeaseHeld(Struct, frozen=True):
+class LeaseHeld(Struct, frozen=True, gc=False):
     """Somebody else holds the lease."""
 
     node: bytes
@@ -295,23 +297,23 @@ class LeaseHeld(Struct, frozen=True):
     renewals: int
 
 
-class Renewed(Struct, frozen=True):
+class Renewed(Struct, frozen=True, gc=False):
     """The lease goes on; how often it was renewed."""
 
     renewals: int
 
 
-class Released(Struct, frozen=True):
+class Released(Struct, frozen=True, gc=False):
     """The lease is free (now, or it was)."""
 
 
-class Stale(Struct, frozen=True):
+class Stale(Struct, frozen=True, gc=False):
     """The claim or the turn is not the current one: a fence, not a failure. Nothing was written."""
 
     what: Literal["claim", "turn"]
 
 
-class Rejected(Struct, frozen=True):
+class Rejected(Struct, frozen=True, gc=False):
     """The step's own check said no. Nothing was written.
 
     Codes: queue_depth_exceeded, key_reused, unknown_message, version_conflict, stream_gap, dispatched,

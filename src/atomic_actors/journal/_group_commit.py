@@ -20,6 +20,7 @@ from typing import Final, Self
 import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field, frozen
+from msgspec import Struct
 from msgspec.structs import replace
 
 from atomic_actors._cells import Cell, cell_factory
@@ -88,8 +89,7 @@ def _ignore(_: object) -> None:
     """The answer was the question."""
 
 
-@define(eq=False, slots=True)
-class _Entry:
+class _Entry(Struct, eq=False, gc=False):
     step: Step
     on_result: OnResult
     #: Whether it may be refused while it was certainly not sent.

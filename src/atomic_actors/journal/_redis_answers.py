@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from atomic_actors._wal import State
 from atomic_actors.journal._protocol import (
+    MORE,
     NOTHING,
     Append,
     Appended,
@@ -152,7 +153,7 @@ def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
     if kind == _UNSETTLED:
         return Offer(unsettled=Unsettled("", reply[at + 1], _texts(reply, at + 2, len(reply))))
     if kind == _MORE:
-        return Offer(more=True)
+        return MORE
     raise ValueError(f"unknown offer {kind}")
 
 

@@ -40,7 +40,7 @@ __all__ = (
 )
 
 
-class Append(Struct, frozen=True):
+class Append(Struct, frozen=True, gc=False):
     """Accept a message: push it to its entity's log; and take it at once where that is possible.
 
     Dedupes by `unique` (in the log, running, or with a kept outcome) and, where `key` is not empty,
@@ -72,7 +72,7 @@ class Append(Struct, frozen=True):
     held_version: int = -1
 
 
-class Withdraw(Struct, frozen=True):
+class Withdraw(Struct, frozen=True, gc=False):
     """Take a message back that no attempt was made for. `key` is the message's key, or ""."""
 
     partition: int
@@ -81,7 +81,7 @@ class Withdraw(Struct, frozen=True):
     key: str = ""
 
 
-class ReadOutcome(Struct, frozen=True):
+class ReadOutcome(Struct, frozen=True, gc=False):
     """Look a message up."""
 
     partition: int
@@ -89,7 +89,7 @@ class ReadOutcome(Struct, frozen=True):
     unique: str
 
 
-class Replay(Struct, frozen=True):
+class Replay(Struct, frozen=True, gc=False):
     """Send a dead letter again, as a new message `new_unique`, and mark the letter.
 
     A letter that is marked already answers with the id of its first replay and changes nothing. At
@@ -103,14 +103,14 @@ class Replay(Struct, frozen=True):
     at_head: bool
 
 
-class Purge(Struct, frozen=True):
+class Purge(Struct, frozen=True, gc=False):
     """Forget dead letters of one partition by message id (`kind/id/unique`)."""
 
     partition: int
     message_ids: tuple[str, ...]
 
 
-class ListDeadLetters(Struct, frozen=True):
+class ListDeadLetters(Struct, frozen=True, gc=False):
     """Read dead letters, oldest death first.
 
     Args: `kind` "" for all; `after_ms` and `after_id` continue behind the last letter of the page
@@ -125,41 +125,41 @@ class ListDeadLetters(Struct, frozen=True):
     message_id: str = ""
 
 
-class Park(Struct, frozen=True):
+class Park(Struct, frozen=True, gc=False):
     """Stop taking an entity's messages until a person resumes it; a running turn goes on."""
 
     partition: int
     entity: str
 
 
-class Resume(Struct, frozen=True):
+class Resume(Struct, frozen=True, gc=False):
     """Let a parked entity go on, and ring the doorbell."""
 
     partition: int
     entity: str
 
 
-class Inspect(Struct, frozen=True):
+class Inspect(Struct, frozen=True, gc=False):
     """Look at one entity."""
 
     partition: int
     entity: str
 
 
-class CountKind(Struct, frozen=True):
+class CountKind(Struct, frozen=True, gc=False):
     """Count a kind's entities and letters in one partition."""
 
     partition: int
     kind: str
 
 
-class Audit(Struct, frozen=True):
+class Audit(Struct, frozen=True, gc=False):
     """Read one partition's books."""
 
     partition: int
 
 
-class Take(Struct, frozen=True):
+class Take(Struct, frozen=True, gc=False):
     """Move the due head, or a run of transactional messages from the head, to DISPATCHED.
 
     An entity that has a dispatch of this claim already answers with it again: same turn, no new
@@ -177,7 +177,7 @@ class Take(Struct, frozen=True):
     run_limit: int = 1
 
 
-class Verdict(Struct, frozen=True):
+class Verdict(Struct, frozen=True, gc=False):
     """How one message of a turn ended. `event` is one of `_wal.Event`'s words."""
 
     unique: str
@@ -193,7 +193,7 @@ class Verdict(Struct, frozen=True):
     delay_ms: int = 0
 
 
-class Outgoing(Struct, frozen=True):
+class Outgoing(Struct, frozen=True, gc=False):
     """A message of a turn's outbox."""
 
     partition: int
@@ -202,7 +202,7 @@ class Outgoing(Struct, frozen=True):
     body: bytes
 
 
-class Finish(Struct, frozen=True):
+class Finish(Struct, frozen=True, gc=False):
     """Commit a turn: outcomes, state, outbox, dead letters, all or nothing; then take the next.
 
     `verdicts` covers every message of the dispatch, in order. Finals (complete, refuse, fail) come
@@ -238,7 +238,7 @@ class Finish(Struct, frozen=True):
     run_limit: int = 1
 
 
-class Interrupt(Struct, frozen=True):
+class Interrupt(Struct, frozen=True, gc=False):
     """Settle a dispatch that was cut off, of this claim or of an earlier one.
 
     Every message's interruptions grow by one. A run of more than one goes back to the head, to be taken
@@ -256,7 +256,7 @@ class Interrupt(Struct, frozen=True):
     began: bool = True
 
 
-class SettleLost(Struct, frozen=True):
+class SettleLost(Struct, frozen=True, gc=False):
     """Settle a message whose dispatch the store has lost: it waits again, though a handler began.
 
     Counts the attempt and an interruption, as far as they are not counted yet, and decides as `Interrupt`
@@ -277,7 +277,7 @@ class SettleLost(Struct, frozen=True):
     recovering: bool = False
 
 
-class Expire(Struct, frozen=True):
+class Expire(Struct, frozen=True, gc=False):
     """Expire a waiting message by name: its deadline has passed and no attempt was made."""
 
     partition: int
@@ -286,7 +286,7 @@ class Expire(Struct, frozen=True):
     key: str = ""
 
 
-class Sweep(Struct, frozen=True):
+class Sweep(Struct, frozen=True, gc=False):
     """Find work: entities that are due, and dispatches that earlier claims left behind."""
 
     partition: int
@@ -294,7 +294,7 @@ class Sweep(Struct, frozen=True):
     limit: int = 100
 
 
-class RelayRead(Struct, frozen=True):
+class RelayRead(Struct, frozen=True, gc=False):
     """Read the oldest messages of the stream from this partition to `target`."""
 
     partition: int
@@ -303,7 +303,7 @@ class RelayRead(Struct, frozen=True):
     limit: int = 100
 
 
-class RelayIn(Struct, frozen=True):
+class RelayIn(Struct, frozen=True, gc=False):
     """Append a stream's next messages in the target's partition (`partition`).
 
     The target keeps the last number of every (source, incarnation) without end: entries at or below it
@@ -317,7 +317,7 @@ class RelayIn(Struct, frozen=True):
     entries: tuple[RelayEntry, ...]
 
 
-class RelayAck(Struct, frozen=True):
+class RelayAck(Struct, frozen=True, gc=False):
     """Forget the stream's messages of an incarnation up to and including `last`."""
 
     partition: int
@@ -328,7 +328,7 @@ class RelayAck(Struct, frozen=True):
     incarnation: int = 0
 
 
-class ClaimPartition(Struct, frozen=True):
+class ClaimPartition(Struct, frozen=True, gc=False):
     """Become the owner of a partition.
 
     Succeeds where the lease is free, or is exactly `(expected_claim, expected_renewals)`. The epoch
@@ -351,14 +351,14 @@ class ClaimPartition(Struct, frozen=True):
     epoch_above: int = 0
 
 
-class Renew(Struct, frozen=True):
+class Renew(Struct, frozen=True, gc=False):
     """Show that the owner is alive: one more renewal. Touches one key."""
 
     partition: int
     claim: str
 
 
-class Release(Struct, frozen=True):
+class Release(Struct, frozen=True, gc=False):
     """Give the partition up. Rejected as `dispatched` while its index of dispatched entities is not empty."""
 
     partition: int
