@@ -86,7 +86,9 @@ class Services(RunnerServices, Protocol):
     @property
     def draining(self) -> bool: ...
     def is_valid(self, partition: int) -> bool: ...
-    def commit(self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None]) -> None: ...
+    def commit(
+        self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None], backlog: int
+    ) -> None: ...
     def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None: ...
     def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None: ...
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
@@ -120,6 +122,8 @@ class Activation:
     used_at_s: float = 0.0
     #: The doorbell rang while it was busy: what it said may not be in the next answer.
     rung: bool = False
+    #: About how many messages of this node wait in the store, for the order in which steps are sent.
+    _backlog: int = field(default=0, init=False)
     #: When the sweeper looks at its deadline, in the sweeper's count; 0 while it does not.
     watched_bucket: int = 0
     policy: str = field(init=False)
@@ -194,6 +198,7 @@ class Activation:
     def offered(self, offer: Offer) -> None:
         """An append that was admitted here is answered (`Admission`)."""
         self.admitted -= 1
+        self._backlog += offer.more
         self.accept(offer)
         if not self.admitted and (self._is_closing() or self.services.draining):
             self._wake()  # it stayed only for this answer
@@ -441,7 +446,7 @@ class Activation:
             0 if self.services.draining else self.kind.settings.max_run_length,
         )
         turn.committing = True
-        self.services.commit(step, lambda result: self._on_committed(turn, step, result))
+        self.services.commit(step, lambda result: self._on_committed(turn, step, result), self._backlog)
 
     def _on_committed(self, turn: Turn, step: Finish, result: Result | JournalUnavailable) -> None:
         """The store's answer, in the group commit's task.
@@ -452,6 +457,8 @@ class Activation:
         if isinstance(result, Finished):
             self._runner.state.version = result.version
             self._runner.state.committed = self._runner.state.staged
+            dispatch = result.offer.dispatch
+            self._backlog = max(0, self._backlog - len(dispatch.messages)) if dispatch is not None else 0
             if result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.services.clock()

@@ -25,7 +25,7 @@ from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listeners, logger
 from atomic_actors._turn import Member, TurnContext
 from atomic_actors._wal import Event
-from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._group_commit import OVERTAKEN_MAX, GroupCommit
 from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import (
     Finish,
@@ -120,9 +120,11 @@ class Node:
 
     # Turns.
 
-    def commit(self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None]) -> None:
+    def commit(
+        self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None], backlog: int
+    ) -> None:
         """Queue a commit: it must not be refused, and is kept until the store answers."""
-        self.journal.enqueue(step, on_result)
+        self.journal.enqueue(step, on_result, overtakes=backlog > OVERTAKEN_MAX)
 
     def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None:
         """Settle a dispatch that was cut off, and tell its asker if that was final."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -44,12 +44,14 @@ from atomic_actors.journal._protocol import (
     Step,
 )
 
-__all__ = ("GroupCommit", "GroupCommitStatistics")
+__all__ = ("OVERTAKEN_MAX", "GroupCommit", "GroupCommitStatistics")
 
 RETRY_DELAY_FIRST_S: Final = 0.02
 #: What a step costs on the wire beside its bodies, roughly.
 STEP_OVERHEAD_BYTES: Final = 256
 
+#: How many messages of a hot entity may wait while its commits go first, and for how many of those.
+OVERTAKEN_MAX: Final = 8
 #: Batches are not made smaller than this for the sake of having several on their way.
 SPLIT_STEPS_MIN: Final = 16
 
@@ -94,6 +96,8 @@ class _Entry(Struct, eq=False, gc=False):
     on_result: OnResult
     #: Whether it may be refused while it was certainly not sent.
     refusable: bool
+    #: It may leave before appends to its entity.
+    overtakes: bool = False
     #: True once a batch with it may have reached the store: from then on it is sent until answered.
     sent: bool = False
     #: It must not be sent again: its partition has lost history.
@@ -163,6 +167,8 @@ class GroupCommit:
     _last_size: int = field(default=0, init=False)
     #: The last answer began the only turn there is, as far as one can tell: its commit comes soon.
     _commit_due: bool = field(default=False, init=False)
+    #: How many commits in a row have left before what waits.
+    _overtaken: int = field(default=0, init=False)
     #: Answers are being handed out: what they cause is sent behind them.
     _answering: bool = field(default=False, init=False)
     #: Being left: answers come no more.
@@ -224,9 +230,15 @@ class GroupCommit:
             raise JournalUnavailable("the store does not answer", sent=False)
         self._add(_Entry(step, on_result, True))
 
-    def enqueue(self, step: Step, on_result: OnResult) -> None:
-        """Queue a step that must not be refused: a commit, a settlement. Bounded by what runs."""
-        self._add(_Entry(step, on_result, False))
+    def enqueue(self, step: Step, on_result: OnResult, *, overtakes: bool = False) -> None:
+        """Queue a step that must not be refused: a commit, a settlement. Bounded by what runs.
+
+        Args:
+            step: what is to happen.
+            on_result: as of `submit`.
+            overtakes: a commit may leave before appends to its own entity: many messages wait there already.
+        """
+        self._add(_Entry(step, on_result, False, overtakes))
 
     def _add(self, entry: _Entry) -> None:
         pending, in_flight = self._pending, len(self._in_flight)
@@ -236,16 +248,43 @@ class GroupCommit:
         if type(entry.step) is Finish:
             # A hot entity waits for its commits, and takes along the message of whoever was just answered. A
             # run's is a batch by itself, and the store can work on it while its askers send what is next.
-            sends = self._last_size <= 2 or len(entry.step.verdicts) >= SPLIT_STEPS_MIN
+            sends = (
+                self._last_size <= 2
+                or len(entry.step.verdicts) >= SPLIT_STEPS_MIN
+                or (entry.overtakes and not in_flight)
+            )
         else:
             sends = self._last_size <= 1 and not in_flight and not self._commit_due
         if sends and self._direct is not None:
             # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
-            self._send_ready()
+            if entry.overtakes and self._can_overtake(entry):
+                self._overtaken += 1
+                batch = _Batch([pending.pop()], set())
+                self._in_flight.append(batch)
+                self._send_batch(batch)
+            else:
+                self._send_ready()
         elif not in_flight or len(pending) >= SPLIT_STEPS_MIN:
             # Under load everyone who runs in this tick gets to add a step to the batch.
             self._wake_flusher()
         # Else it leaves with the answer to what is on its way.
+
+    def _can_overtake(self, entry: _Entry) -> bool:
+        """Whether all that waits before it are a few messages that could not begin before it anyway.
+
+        What they cost the store together, some turns later, is little more than one of them costs alone.
+        """
+        entity = cast("Finish", entry.step).entity
+        return (
+            not self._in_flight
+            and not self._failing
+            and self._overtaken < OVERTAKEN_MAX
+            and 1 < len(self._pending) <= OVERTAKEN_MAX
+            and all(
+                other is entry or (type(other.step) is Append and other.step.entity == entity)
+                for other in self._pending
+            )
+        )
 
     async def request(self, step: Step) -> Result:
         """Queue one step and wait for its result.
@@ -377,11 +416,14 @@ class GroupCommit:
 
     def _send_ready(self) -> None:
         """Send what may go now: directly where that is possible, else by a flusher."""
-        direct = self._direct
         while (batch := self._next_batch()) is not None:
-            if direct is None or not self._send_directly(direct, batch):
-                self._for_flushers.append(batch)
-                self._wake_flusher()
+            self._overtaken = 0
+            self._send_batch(batch)
+
+    def _send_batch(self, batch: _Batch) -> None:
+        if self._direct is None or not self._send_directly(self._direct, batch):
+            self._for_flushers.append(batch)
+            self._wake_flusher()
 
     def _send_directly(self, direct: DirectJournal, batch: _Batch) -> bool:
         def on_answer(answer: BatchResult | Exception) -> None:
@@ -417,7 +459,8 @@ class GroupCommit:
         on the answers to the one before.
         """
         while True:
-            if not self._for_flushers:
+            if not self._for_flushers and (not self._in_flight or len(self._pending) >= SPLIT_STEPS_MIN):
+                # A few steps beside a batch that is on its way leave with its answer.
                 self._send_ready()
             if self._for_flushers:
                 await self._send(self._for_flushers.popleft())
