@@ -321,6 +321,9 @@ class Activation:
             messages = turn.dispatch.messages
             while turn.position < len(messages) and not turn.ended:
                 self._conclude(turn, await self._runner.run(turn, messages[turn.position]))
+                if self._cut is not None:
+                    # It came as the handler ended, and must not hit the next one: the commit takes it.
+                    turn.ended = True
             await self._commit(turn)
 
     async def _next_offer(self) -> Offer | None:
@@ -449,7 +452,7 @@ class Activation:
         self.services.commit(step, lambda result: self._on_committed(turn, step, result), self._backlog)
 
     def _on_committed(self, turn: Turn, step: Finish, result: Result | JournalUnavailable) -> None:
-        """The store's answer, in the group commit's task.
+        """The store's answer, as soon as it was read; not in the activation's task.
 
         The activation is woken before the askers: its next commit is what a hot entity waits for, and what
         the askers send next can be made ready meanwhile.
@@ -459,7 +462,10 @@ class Activation:
             self._runner.state.committed = self._runner.state.staged
             dispatch = result.offer.dispatch
             self._backlog = max(0, self._backlog - len(dispatch.messages)) if dispatch is not None else 0
-            if result.offer is not NOTHING:
+            if result.offer.more:
+                # Nothing runs that would take it. A node that drains asks for no more.
+                self.rung = self.rung or not self.services.draining
+            elif result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.services.clock()
         if (

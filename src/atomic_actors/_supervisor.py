@@ -93,6 +93,12 @@ class _Partition:
     #: What handlers had begun when it was lost, by entity: the store may not know of it.
     cut_off: dict[str, tuple[Activation, Dispatch]] = field(factory=dict[str, tuple[Activation, Dispatch]])
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what starts in it may begin; in a scope that is cancelled it would only be cut off."""
+        group = self.task_group
+        return not self.is_closed and (group is None or not group.cancel_scope.cancel_called)
+
 
 @define(eq=False)
 class Supervisor:
@@ -209,6 +215,9 @@ class Supervisor:
         finally:
             partition.is_closed = True
             partition.task_group = None
+            waiting, partition.waiting = partition.waiting, []
+            for activation in waiting:
+                self._spawn(activation)  # it is closed: what it was offered is given back
             partition.ended.set()
 
     def cancel_partitions(self) -> None:
@@ -247,7 +256,7 @@ class Supervisor:
     def settle_old(self, number: int, unsettled: Unsettled) -> None:
         """Settle a dispatch that an earlier claim left behind, then see what the entity has to do."""
         claim = self.membership.claims[number]
-        if not claim:
+        if not claim or self.node.settling.get(unsettled.entity) == unsettled.turn:
             return
         step = Interrupt(number, unsettled.entity, claim, unsettled.turn, unsettled.uniques)
         self.node.settle(step, then=lambda: self.wake(number, unsettled.entity))
@@ -386,7 +395,7 @@ class Supervisor:
 
     def _spawn(self, activation: Activation) -> None:
         partition = self._partitions.get(activation.partition)
-        if partition is None or partition.is_closed or partition.claim != activation.claim:
+        if partition is None or not partition.is_open or partition.claim != activation.claim:
             offer = activation.take_offer()
             activation.status = "ended"
             self.ended(activation, was_closing=False)

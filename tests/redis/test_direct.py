@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
+from attrs import frozen
 from coredis.connection import TCPLocation, UnixDomainSocketLocation
 
+from atomic_actors import Actor, ActorSystem, Command, Config, handler
 from atomic_actors.journal._direct_connection import (
     DirectConnection,
     DirectTCPConnection,
@@ -17,12 +21,16 @@ from atomic_actors.journal._direct_connection import (
 )
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
+    Append,
     Audit,
     Audited,
     BatchResult,
+    ClaimPartition,
     DirectJournal,
     JournalSettings,
     JournalUnavailable,
+    Rejected,
+    pack_body,
 )
 from atomic_actors.journal._redis import RedisJournal
 from tests.servers import Server, start_server
@@ -196,3 +204,53 @@ async def test_group_commit_sends_again_what_had_no_answer(server: Server, names
         got = await replies.wait()
         assert all(isinstance(answer, Audited) for answer in got)
         assert journal.statistics().pending == 0
+
+
+@frozen
+class Work(Command[int]):
+    pass
+
+
+class Box(Actor[None], kind="box"):
+    @handler
+    async def work(self, message: Work) -> int:
+        return 1
+
+
+def test_plain_asyncio_is_enough(server: Server, namespace: str) -> None:
+    # The loop calls back outside of any task, and only `anyio.run` tells it there which loop it is.
+    seen: list[float] = []
+
+    async def main() -> None:
+        async with ActorSystem(Config(url=server.url, namespace=namespace, actors=[Box])) as system:
+            system.listen("completed", lambda _: seen.append(anyio.current_time()))
+            for number in range(5):
+                assert await system.ask(Box.ref(f"a{number}"), Work()) == 1
+
+    asyncio.run(main())
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("broken", ["record", "head", "partition"])
+async def test_each_of_several_messages_is_told_what_is_wrong(
+    server: Server, namespace: str, broken: str
+) -> None:
+    settings = JournalSettings(namespace=namespace, partitions=4)
+    partition, claim = (9 if broken == "partition" else 1), ""
+    async with RedisJournal.from_url(server.url, settings) as journal:
+        prefix = f"{{{namespace}:{settings.service}:1}}"
+
+        def message(number: int) -> Append:
+            unique = f"{int(time.time() * 1000):012x}{number:020x}"
+            body = pack_body(name="Work", deadline_ms=0, waited_for=False, key="", envelope=b"{}")
+            return Append(partition, "box/a", unique, body, claim=claim, policy="*=edc3")
+
+        if broken == "record":
+            server.call("SET", f"{prefix}:e:box/a", "not a record")
+        if broken == "head":
+            claim = "claim-1"
+            await journal.execute([ClaimPartition(1, claim, b"node")])
+            server.call("HSET", f"{prefix}:e:box/a", "m:1", "not a message", "d", "1")
+            server.call("RPUSH", f"{prefix}:q:box/a", "1")
+        results = (await journal.execute([message(number) for number in range(3)])).results
+        assert [type(result) for result in results] == [Rejected] * 3

@@ -1,8 +1,8 @@
-"""Group commit, where the conformance suite cannot look: steps that belong to a history that is gone."""
+"""Group commit, where the conformance suite cannot look: what is sent when, and a history that is gone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +10,7 @@ import anyio
 import pytest
 from attrs import define, field
 
-from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._group_commit import OVERTAKEN_MAX, GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
     Audit,
@@ -22,12 +22,14 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     Park,
     RelayIn,
+    Renew,
     Renewed,
     Result,
     Stale,
     Step,
     Sweep,
     Take,
+    Verdict,
 )
 
 pytestmark = pytest.mark.anyio
@@ -153,3 +155,147 @@ async def test_a_store_is_found_again_when_nothing_is_left_to_send() -> None:
             await journal.wait_drained()
         assert journal.available
     assert store.batches[-1] == [Audit(0)]
+
+
+class Direct(Held):
+    """A store that is sent to without waiting; the test answers."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__()
+        self.calls: list[tuple[list[Step], Callable[[BatchResult | Exception], None]]] = []
+        self._refuses = refuses
+
+    def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
+        if self._refuses:
+            return False
+        self.calls.append((list(steps), on_answer))
+        return True
+
+
+def renewed(count: int) -> BatchResult:
+    return BatchResult([Renewed(1)] * count, 1)
+
+
+async def test_a_callback_that_raises_ends_the_node_and_not_in_silence() -> None:
+    store, crashes = Direct(), list[BaseException]()
+
+    def raises(_: object) -> None:
+        raise ValueError("by a listener")
+
+    async with GroupCommit(store) as journal:
+        journal.on_crash = crashes.append
+        journal.submit(Renew(0, "claim"), raises)
+        ((_, on_answer),) = store.calls
+        on_answer(renewed(1))
+    assert [str(error) for error in crashes] == ["by a listener"]
+
+
+async def test_answers_are_handed_out_in_the_order_of_the_batches() -> None:
+    store, got = Direct(), list[tuple[int, object]]()
+    async with GroupCommit(store) as journal:
+        journal.submit(Renew(0, "claim"), lambda result: got.append((0, result)))
+        for number in range(1, 40):
+            journal.enqueue(Renew(0, "claim"), lambda result, number=number: got.append((number, result)))  # type: ignore[misc]
+        await anyio.wait_all_tasks_blocked()
+        assert len(store.calls) == 2
+        (first, answer_first), (second, answer_second) = store.calls
+        answer_second(renewed(len(second)))
+        assert got == []
+        answer_first(renewed(len(first)))
+        assert [number for number, _ in got] == list(range(len(first) + len(second)))
+        for steps, on_answer in store.calls[2:]:
+            on_answer(renewed(len(steps)))
+    assert [number for number, _ in got] == list(range(40))
+
+
+async def test_a_few_steps_beside_a_batch_leave_with_its_answer() -> None:
+    store, got = Direct(), list[object]()
+    async with GroupCommit(store) as journal:
+        journal.submit(Renew(0, "claim"), got.append)
+        journal.submit(Renew(1, "claim"), got.append)
+        await anyio.wait_all_tasks_blocked()
+        assert len(store.calls) == 1
+        store.calls[0][1](renewed(1))
+        await anyio.wait_all_tasks_blocked()
+        assert [steps for steps, _ in store.calls] == [[Renew(0, "claim")], [Renew(1, "claim")]]
+        store.calls[1][1](renewed(1))
+        assert len(got) == 2
+
+
+async def test_a_commit_overtakes_only_messages_of_its_own_entity() -> None:
+    store = Direct()
+    commit = Finish(1, "account/a", "claim", 1, (Verdict("0" * 32, "complete"),), None, 0)
+
+    def ignore(_: object) -> None:
+        pass
+
+    def answer() -> None:
+        steps, on_answer = store.calls[-1]
+        on_answer(renewed(len(steps)))
+
+    async with GroupCommit(store) as journal:
+        await anyio.wait_all_tasks_blocked()
+        # What waits beside a batch, then its answer: the commit comes before any task runs.
+        for other, overtakes in (("account/a", True), ("account/b", True), ("account/a", False)):
+            journal.submit(Audit(0), ignore)
+            await anyio.wait_all_tasks_blocked()
+            journal.submit(append(1, "claim", other), ignore)
+            answer()
+            journal.enqueue(commit, ignore, overtakes=overtakes)
+            alone = other == "account/a" and overtakes
+            assert store.calls[-1][0] == ([commit] if alone else [append(1, "claim", other), commit])
+            answer()
+            await anyio.wait_all_tasks_blocked()
+            if alone:
+                assert store.calls[-1][0] == [append(1, "claim")]
+                answer()
+        # Not for ever: at last the message goes along.
+        journal.submit(Audit(0), ignore)
+        await anyio.wait_all_tasks_blocked()
+        journal.submit(append(1, "claim"), ignore)
+        answer()
+        for _ in range(OVERTAKEN_MAX):
+            journal.enqueue(commit, ignore, overtakes=True)
+            assert store.calls[-1][0] == [commit]
+            answer()
+        journal.enqueue(commit, ignore, overtakes=True)
+        assert store.calls[-1][0] == [append(1, "claim"), commit]
+        answer()
+
+
+async def test_a_batch_that_was_not_sent_is_not_overtaken() -> None:
+    store, got = Direct(refuses=True), list[object]()
+    store.is_away = False
+    async with GroupCommit(store) as journal:
+        journal.submit(Renew(0, "claim"), got.append)
+        store._refuses = False
+        for number in range(1, 20):
+            journal.submit(Renew(number, "claim"), got.append)
+        await store.asked()
+        store.answer()
+        await anyio.wait_all_tasks_blocked()
+        for steps, on_answer in store.calls:
+            on_answer(renewed(len(steps)))
+    assert store.batches[0][0] == Renew(0, "claim")
+
+
+async def test_what_was_forsaken_is_not_waited_for() -> None:
+    store, got = Direct(refuses=True), list[object]()
+    async with GroupCommit(store, max_batches_in_flight=1) as journal:
+        journal.submit(Audit(0), got.append)
+        await store.asked()
+        journal.enqueue(Take(1, "account/a", "claim", ""), got.append)
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(journal.wait_drained)
+            await anyio.wait_all_tasks_blocked()
+            journal.forsake(1)
+            store.is_away = False
+            store.answer()
+    assert got == [GONE, Renewed(1)]
+
+
+async def test_left_before_anything_ran() -> None:
+    with anyio.fail_after(2), pytest.raises(ExceptionGroup) as raised:
+        async with GroupCommit(Direct()):
+            raise KeyError("body")
+    assert raised.group_contains(KeyError)

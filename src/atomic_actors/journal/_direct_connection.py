@@ -3,8 +3,9 @@
 A request through coredis passes four tasks: the caller queues it, a writer task packs and sends it, a
 reader task parses the reply and sets an Event, and the caller wakes up. With a store that answers in
 50 microseconds those hand-overs are what a lone client waits for. Here coredis still connects, signs in,
-packs, parses and ends the connection; but a call is written to the socket by whoever makes it, and its
-reply is handed to a function by the reader task. Both ways may be used side by side.
+parses and ends the connection; but a call is written to the socket by whoever makes it, and its reply is
+handed to a function by whoever reads it: the loop's own callback on asyncio, the reader task on Trio. Both
+ways may be used side by side.
 
 On asyncio the bytes come from a transport of asyncio's own, because anyio's streams stop and start reading
 around every receive, and because its Unix stream waits with `loop.add_reader(socket, future.set_result, None)`: if that
@@ -245,6 +246,8 @@ class _DirectRequest(BaseRequest):
         return None
 
     def consume(self, response: Any) -> None:
+        if self._complete:
+            return  # its function raised: the connection, that ends now, still has it
         self._complete = True
         self._on_reply(response)
 
@@ -260,7 +263,7 @@ class DirectConnection(BaseConnection):
 
         Args:
             command: its name and arguments.
-            on_reply: gets its reply, or its error, in the reader's task.
+            on_reply: gets its reply, or its error; on asyncio it is not called in a task.
 
         Returns:
             False if it was not sent: use `create_request`.
@@ -286,13 +289,21 @@ class DirectConnection(BaseConnection):
         return True
 
     def _feed(self, data: bytes) -> None:
-        # What the reader's task does with it, without waking it up.
+        # What the driver's reader does with it.
+        if self._terminated:
+            return  # answers and calls may not fit each other any more
         self.statistics.data_received(len(data))
         try:
             self._data_received(data)
         except Exception as error:
             logger.exception("the store's answer could not be read")
             self.invalidate(str(error))
+
+
+def _name_loop() -> None:
+    # asyncio calls a protocol outside of any task, where anyio finds out the loop by this variable alone; `anyio.run`
+    # sets it, `asyncio.run` does not. The callbacks run in the context in which the transport is made.
+    sniffio.current_async_library_cvar.set("asyncio")
 
 
 class DirectTCPConnection(TCPConnection, DirectConnection):
@@ -302,6 +313,7 @@ class DirectTCPConnection(TCPConnection, DirectConnection):
         if sniffio.current_async_library() != "asyncio":
             stream = await super()._connect()
             return stream if self._ssl_context else _TrioStream(stream)
+        _name_loop()
         with anyio.fail_after(self._connect_timeout):
             _, stream = await asyncio.get_running_loop().create_connection(
                 _AsyncioStream,
@@ -319,6 +331,7 @@ class DirectUnixConnection(UnixDomainSocketConnection, DirectConnection):
     async def _connect(self) -> ByteStream:
         if sniffio.current_async_library() != "asyncio":
             return _TrioStream(await super()._connect())
+        _name_loop()
         with anyio.fail_after(self._connect_timeout):
             _, stream = await asyncio.get_running_loop().create_unix_connection(
                 _AsyncioStream, self.location.path

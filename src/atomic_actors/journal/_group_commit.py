@@ -217,7 +217,10 @@ class GroupCommit:
         )
 
     def submit(self, step: Step, on_result: OnResult) -> None:
-        """Queue a step; `on_result` gets its result, in the flusher's task, and must not raise.
+        """Queue a step; `on_result` gets its result and must not raise.
+
+        It is called by whoever reads the answer: on asyncio not in any task, where the store's answers come
+        directly; on Trio in the reader's task; else in a flusher's.
 
         Raises:
             JournalUnavailable: too much waits already, or the store is known to be away; nothing was
@@ -365,6 +368,8 @@ class GroupCommit:
         self._pending.extend(others)
         for entry in waiting:
             entry.on_result(Stale("claim"))
+        if not self._pending and not self._in_flight:
+            self._tell_drained()
 
     def _drop_forsaken(self, batch: list[_Entry]) -> None:
         for entry in [entry for entry in batch if entry.forsaken]:
@@ -421,12 +426,19 @@ class GroupCommit:
             self._send_batch(batch)
 
     def _send_batch(self, batch: _Batch) -> None:
-        if self._direct is None or not self._send_directly(self._direct, batch):
+        # Nothing overtakes a batch that was to be sent and was not.
+        if self._direct is None or self._for_flushers or not self._send_directly(self._direct, batch):
             self._for_flushers.append(batch)
             self._wake_flusher()
 
     def _send_directly(self, direct: DirectJournal, batch: _Batch) -> bool:
         def on_answer(answer: BatchResult | Exception) -> None:
+            try:
+                take(answer)
+            except Exception as error:
+                self._crashed(error)
+
+        def take(answer: BatchResult | Exception) -> None:
             if isinstance(answer, BatchResult):
                 self._done(batch, answer)
             elif not self._closing:
@@ -441,6 +453,8 @@ class GroupCommit:
         return direct.send([entry.step for entry in batch.entries], on_answer)
 
     async def _run_flusher(self) -> None:
+        if self._closing:
+            return  # left before this task began: nobody would end the scope below
         # Shielded: whoever is cancelled around us still has to settle and release. Leaving ends it.
         with anyio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
@@ -449,8 +463,13 @@ class GroupCommit:
             except Exception as error:
                 if self.on_crash is None:
                     raise
-                self._failures = self.failure_threshold
-                self.on_crash(error)
+                self._crashed(error)
+
+    def _crashed(self, error: Exception) -> None:
+        if self.on_crash is None:
+            raise error
+        self._failures = self.failure_threshold
+        self.on_crash(error)
 
     async def _flush_forever(self) -> None:
         """Send what could not be sent directly, and what has to be sent again.
@@ -508,11 +527,13 @@ class GroupCommit:
             return
         self._answering = True
         in_flight = self._in_flight
-        while in_flight and in_flight[0].done:
-            oldest = in_flight.popleft()
-            if oldest.answer is not None:
-                self._answered(oldest, oldest.answer)
-        self._answering = False
+        try:
+            while in_flight and in_flight[0].done:
+                oldest = in_flight.popleft()
+                if oldest.answer is not None:
+                    self._answered(oldest, oldest.answer)
+        finally:
+            self._answering = False
         if not in_flight:
             self._failing = False
         turns, self._turns = self._turns, []
@@ -614,10 +635,9 @@ class GroupCommit:
             await self._stack.__aexit__(exc_type, exc_value, traceback)
         finally:
             closed = JournalUnavailable("the system was left before the store answered", sent=True)
-            for batch in self._in_flight:
-                for entry in batch.entries:
-                    entry.on_result(closed)
+            entries = [entry for batch in self._in_flight for entry in batch.entries]
+            entries += self._pending
             self._in_flight.clear()
-            for entry in self._pending:
-                entry.on_result(closed)
             self._pending.clear()
+            for entry in entries:
+                entry.on_result(closed)

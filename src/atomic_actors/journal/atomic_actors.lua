@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 4
+-- revision: 5
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -733,8 +733,12 @@ end
 local function append_run(P, k, a, stop)
   local limit, n, answers = integer(A[a + 1], "depth_limit"), (stop - a - 4) / 2, {}
   for j = 1, n do
-    local together = j <= 2 and j < n and append_together(P, k, a, j, n)
-    if together then
+    local whole, together = j <= 2 and j < n, nil
+    if whole then
+      -- It fails before its first write, if at all; one by one each message is told why.
+      whole, together = pcall(append_together, P, k, a, j, n)
+    end
+    if whole and together then
       answers[j] = together
       break
     end
@@ -1861,7 +1865,8 @@ local function open_partition(number, k, clock)
     run = K[k + 2],
     ready = K[k + 3],
     stored = stored,
-    claim = values[#HOT] or "",
+    -- Books from before there was a copy.
+    claim = values[#HOT] or call("HGET", K[k], "c") or "",
     moved = {},
     now = max(clock, tonumber(stored.time)),
   }
@@ -1890,6 +1895,15 @@ end
 
 local function no_partition(P)
   refuse("partition: there is no " .. P.number)
+end
+
+-- The same to each message of a run.
+local function refuse_run(result, size)
+  local answers = {}
+  for j = 1, (size - 5) / 2 do
+    answers[j] = failure(result)
+  end
+  return answers
 end
 
 local function read_settings()
@@ -1929,8 +1943,8 @@ local function commit(keys, arguments)
       a = a + 2
     end
     local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
-    if went and step[1] == append_run then
-      extend(answer, result)
+    if step[1] == append_run then
+      extend(answer, went and result or refuse_run(result, size))
     else
       answer[#answer + 1] = went and result or failure(result)
     end
