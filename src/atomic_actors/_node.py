@@ -25,7 +25,8 @@ from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listeners, logger
 from atomic_actors._turn import Member, TurnContext
 from atomic_actors._wal import Event
-from atomic_actors.journal._group_commit import OVERTAKEN_MAX, GroupCommit
+from atomic_actors.journal._batches import OVERTAKEN_MAX
+from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import (
     Finish,

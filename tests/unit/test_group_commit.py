@@ -10,7 +10,8 @@ import anyio
 import pytest
 from attrs import define, field
 
-from atomic_actors.journal._group_commit import OVERTAKEN_MAX, GroupCommit
+from atomic_actors.journal._batches import OVERTAKEN_MAX
+from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
     Audit,

@@ -15,22 +15,31 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field, frozen
-from msgspec import Struct
 from msgspec.structs import replace
 
 from atomic_actors._cells import Cell, cell_factory
 from atomic_actors._telemetry import logger
+from atomic_actors.journal._batches import (
+    OVERTAKEN_MAX,
+    SPLIT_STEPS_MIN,
+    Batch,
+    Entry,
+    OnResult,
+    answers_of,
+    belongs_to_owner,
+    cut_batch,
+    is_only_behind,
+)
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
     Audit,
     BatchResult,
-    ClaimPartition,
     DirectJournal,
     Finish,
     Finished,
@@ -38,84 +47,18 @@ from atomic_actors.journal._protocol import (
     JournalSettings,
     JournalUnavailable,
     Rejected,
-    RelayIn,
     Result,
     Stale,
     Step,
 )
 
-__all__ = ("OVERTAKEN_MAX", "GroupCommit", "GroupCommitStatistics")
+__all__ = ("GroupCommit", "GroupCommitStatistics")
 
 RETRY_DELAY_FIRST_S: Final = 0.02
-#: What a step costs on the wire beside its bodies, roughly.
-STEP_OVERHEAD_BYTES: Final = 256
-
-#: How many messages of a hot entity may wait while its commits go first, and for how many of those.
-OVERTAKEN_MAX: Final = 8
-#: Batches are not made smaller than this for the sake of having several on their way.
-SPLIT_STEPS_MIN: Final = 16
-
-OnResult = Callable[[Result | JournalUnavailable], None]
-
-
-def _size_bytes(step: Step) -> int:
-    """Roughly what a step adds to a batch; only messages and states can be large."""
-    if isinstance(step, Append):
-        return STEP_OVERHEAD_BYTES + len(step.body)
-    if isinstance(step, Finish):
-        return (
-            STEP_OVERHEAD_BYTES * len(step.verdicts)
-            + (len(step.state) if step.state is not None else 0)
-            + sum(len(message.body) for message in step.outbox)
-            + sum(len(verdict.reply) + len(verdict.error) for verdict in step.verdicts)
-        )
-    if isinstance(step, RelayIn):
-        return STEP_OVERHEAD_BYTES + sum(len(entry.body) for entry in step.entries)
-    return STEP_OVERHEAD_BYTES
-
-
-def _belongs_to_owner(step: Step, partition: int) -> bool:
-    """Whether only the owner of a partition sends this step, by what it knows of the partition."""
-    if isinstance(step, RelayIn):
-        return step.source == partition
-    if isinstance(step, Append | ClaimPartition):
-        return False
-    return step.partition == partition and bool(getattr(step, "claim", ""))
-
-
-def _answers(step: Step) -> int:
-    return len(step.verdicts) if isinstance(step, Finish) else 1
 
 
 def _ignore(_: object) -> None:
     """The answer was the question."""
-
-
-class _Entry(Struct, eq=False, gc=False):
-    step: Step
-    on_result: OnResult
-    #: Whether it may be refused while it was certainly not sent.
-    refusable: bool
-    #: It may leave before appends to its entity.
-    overtakes: bool = False
-    #: True once a batch with it may have reached the store: from then on it is sent until answered.
-    sent: bool = False
-    #: It must not be sent again: its partition has lost history.
-    forsaken: bool = False
-
-
-@define(eq=False, slots=True)
-class _Batch:
-    entries: list[_Entry]
-    #: The entities that it appends to.
-    appends: set[str]
-    #: It had no usable answer so far.
-    failed: bool = False
-    #: What ends the flusher that gets it: the store is the wrong one, or we are at fault.
-    error: Exception | None = None
-    #: It needs nothing more from the store; `answer` is None where all its entries were refused.
-    done: bool = False
-    answer: BatchResult | None = None
 
 
 @frozen
@@ -155,12 +98,12 @@ class GroupCommit:
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
-    _pending: deque[_Entry] = field(factory=deque[_Entry], init=False)
+    _pending: deque[Entry] = field(factory=deque[Entry], init=False)
     #: The batches that are on their way or wait for their turn to be answered, oldest first. Those that have
     #: their answer are handed out in this order.
-    _in_flight: deque[_Batch] = field(factory=deque[_Batch], init=False)
+    _in_flight: deque[Batch] = field(factory=deque[Batch], init=False)
     #: Batches that could not be sent directly, or had no usable answer.
-    _for_flushers: deque[_Batch] = field(factory=deque[_Batch], init=False)
+    _for_flushers: deque[Batch] = field(factory=deque[Batch], init=False)
     #: A batch in flight had no usable answer; True until all of those have one.
     _failing: bool = field(default=False, init=False)
     #: How many were answered last: whether there is load.
@@ -231,7 +174,7 @@ class GroupCommit:
             raise JournalUnavailable(f"{len(pending)} steps wait already (max_pending_steps)", sent=False)
         if self._failures >= self.failure_threshold:
             raise JournalUnavailable("the store does not answer", sent=False)
-        self._add(_Entry(step, on_result, True))
+        self._add(Entry(step, on_result, True))
 
     def enqueue(self, step: Step, on_result: OnResult, *, overtakes: bool = False) -> None:
         """Queue a step that must not be refused: a commit, a settlement. Bounded by what runs.
@@ -241,9 +184,9 @@ class GroupCommit:
             on_result: as of `submit`.
             overtakes: a commit may leave before appends to its own entity: many messages wait there already.
         """
-        self._add(_Entry(step, on_result, False, overtakes))
+        self._add(Entry(step, on_result, False, overtakes))
 
-    def _add(self, entry: _Entry) -> None:
+    def _add(self, entry: Entry) -> None:
         pending, in_flight = self._pending, len(self._in_flight)
         pending.append(entry)
         if self._answering or in_flight >= self.max_batches_in_flight:
@@ -262,7 +205,7 @@ class GroupCommit:
             # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
             if entry.overtakes and self._can_overtake(entry):
                 self._overtaken += 1
-                batch = _Batch([pending.pop()], set())
+                batch = Batch([pending.pop()], set())
                 self._in_flight.append(batch)
                 self._send_batch(batch)
             else:
@@ -272,21 +215,17 @@ class GroupCommit:
             self._wake_flusher()
         # Else it leaves with the answer to what is on its way.
 
-    def _can_overtake(self, entry: _Entry) -> bool:
+    def _can_overtake(self, entry: Entry) -> bool:
         """Whether all that waits before it are a few messages that could not begin before it anyway.
 
         What they cost the store together, some turns later, is little more than one of them costs alone.
         """
-        entity = cast("Finish", entry.step).entity
         return (
             not self._in_flight
             and not self._failing
             and self._overtaken < OVERTAKEN_MAX
             and 1 < len(self._pending) <= OVERTAKEN_MAX
-            and all(
-                other is entry or (type(other.step) is Append and other.step.entity == entity)
-                for other in self._pending
-            )
+            and is_only_behind(self._pending, entry)
         )
 
     async def request(self, step: Step) -> Result:
@@ -355,15 +294,15 @@ class GroupCommit:
         Its owner's steps are answered as stale: those that wait at once, those that are in flight unless they
         get an answer. What senders have asked for stays, and takes nothing with it.
         """
-        waiting = [entry for entry in self._pending if _belongs_to_owner(entry.step, partition)]
+        waiting = [entry for entry in self._pending if belongs_to_owner(entry.step, partition)]
         in_flight = [entry for batch in self._in_flight for entry in batch.entries]
         for entry in (*self._pending, *in_flight):
             step = entry.step
             if isinstance(step, Append) and step.partition == partition and step.claim:
                 entry.step = replace(step, claim="")
         for entry in in_flight:
-            entry.forsaken = entry.forsaken or _belongs_to_owner(entry.step, partition)
-        others = [entry for entry in self._pending if not _belongs_to_owner(entry.step, partition)]
+            entry.forsaken = entry.forsaken or belongs_to_owner(entry.step, partition)
+        others = [entry for entry in self._pending if not belongs_to_owner(entry.step, partition)]
         self._pending.clear()
         self._pending.extend(others)
         for entry in waiting:
@@ -371,12 +310,12 @@ class GroupCommit:
         if not self._pending and not self._in_flight:
             self._tell_drained()
 
-    def _drop_forsaken(self, batch: list[_Entry]) -> None:
+    def _drop_forsaken(self, batch: list[Entry]) -> None:
         for entry in [entry for entry in batch if entry.forsaken]:
             batch.remove(entry)
             entry.on_result(Stale("claim"))
         if not batch and not self.available:
-            batch.append(_Entry(Audit(0), _ignore, False))  # somebody has to find out that the store is back
+            batch.append(Entry(Audit(0), _ignore, False))  # somebody has to find out that the store is back
 
     async def wait_drained(self) -> None:
         """Return once nothing is pending or in flight."""
@@ -385,38 +324,20 @@ class GroupCommit:
             self._drained.append(cell)
             await cell
 
-    def _next_batch(self) -> _Batch | None:
+    def _next_batch(self) -> Batch | None:
         """The next steps to send; None while there are none that may go now."""
         pending, in_flight = self._pending, self._in_flight
         if not pending or self._failing or len(in_flight) >= self.max_batches_in_flight:
             return None
-        # Batches of equal size keep the store and this process busy at the same time; a large one beside
-        # a small one makes them wait for each other.
-        steps_out = sum(len(batch.entries) for batch in in_flight)
-        share = -(-(len(pending) + steps_out) // self.max_batches_in_flight)
-        limit = min(self.max_batch_steps, max(share, SPLIT_STEPS_MIN))
-        entries: list[_Entry] = []
-        appends: set[str] = set()
-        size_bytes = 0
-        while pending and len(entries) < self.max_batch_steps:
-            step = pending[0].step
-            if len(entries) >= limit and not (type(step) is Append and step.entity in appends):
-                break
-            size_bytes += _size_bytes(step)
-            if entries and size_bytes > self.max_batch_bytes:
-                break
-            if type(step) is Append:
-                # A batch that is refused as a whole is sent again behind one that was sent after it. So
-                # that this cannot change the order of one entity's messages, no two batches on their way
-                # append to the same entity; every other step is fenced by its turn.
-                if any(step.entity in batch.appends for batch in in_flight):
-                    break
-                appends.add(step.entity)
-            entries.append(pending.popleft())
-        if not entries:
-            return None
-        batch = _Batch(entries, appends)
-        in_flight.append(batch)
+        batch = cut_batch(
+            pending,
+            in_flight,
+            places=self.max_batches_in_flight,
+            steps_max=self.max_batch_steps,
+            bytes_max=self.max_batch_bytes,
+        )
+        if batch is not None:
+            in_flight.append(batch)
         return batch
 
     def _send_ready(self) -> None:
@@ -425,13 +346,13 @@ class GroupCommit:
             self._overtaken = 0
             self._send_batch(batch)
 
-    def _send_batch(self, batch: _Batch) -> None:
+    def _send_batch(self, batch: Batch) -> None:
         # Nothing overtakes a batch that was to be sent and was not.
         if self._direct is None or self._for_flushers or not self._send_directly(self._direct, batch):
             self._for_flushers.append(batch)
             self._wake_flusher()
 
-    def _send_directly(self, direct: DirectJournal, batch: _Batch) -> bool:
+    def _send_directly(self, direct: DirectJournal, batch: Batch) -> bool:
         def on_answer(answer: BatchResult | Exception) -> None:
             try:
                 take(answer)
@@ -494,7 +415,7 @@ class GroupCommit:
         if self._idle:
             self._idle.pop().set(None)
 
-    async def _send(self, batch: _Batch) -> None:
+    async def _send(self, batch: Batch) -> None:
         delay_s = RETRY_DELAY_FIRST_S
         answer: BatchResult | None = None
         if batch.error is not None:
@@ -520,7 +441,7 @@ class GroupCommit:
             break
         self._done(batch, answer)
 
-    def _done(self, batch: _Batch, answer: BatchResult | None) -> None:
+    def _done(self, batch: Batch, answer: BatchResult | None) -> None:
         """Hand out the answers of this batch, and of later ones that waited for it; send what is next."""
         batch.done, batch.answer = True, answer
         if self._answering:
@@ -548,13 +469,12 @@ class GroupCommit:
         if not self._pending and not in_flight:
             self._tell_drained()
 
-    def _answered(self, batch: _Batch, answer: BatchResult) -> None:
+    def _answered(self, batch: Batch, answer: BatchResult) -> None:
         self._batches += 1
         self._steps += len(batch.entries)
         self._last_size = len(batch.entries)
         if self._last_size <= 2:
-            # The commit of a run answers as many as it has messages.
-            self._last_size = sum(_answers(entry.step) for entry in batch.entries)
+            self._last_size = sum(answers_of(entry.step) for entry in batch.entries)
         self.now_ms = answer.now_ms
         if self._failures:
             self._recovered()
@@ -571,7 +491,7 @@ class GroupCommit:
             else:
                 entry.on_result(result)
 
-    def _failed(self, batch: list[_Entry], error: JournalUnavailable) -> None:
+    def _failed(self, batch: list[Entry], error: JournalUnavailable) -> None:
         """Count the failure; past the threshold, refuse what was certainly not sent."""
         self._failing = True
         self._failures += 1
@@ -587,9 +507,9 @@ class GroupCommit:
             self._refuse_unsent(batch, error)
             if not batch:
                 # Somebody has to find out that the store is back.
-                batch.append(_Entry(Audit(0), _ignore, False))
+                batch.append(Entry(Audit(0), _ignore, False))
 
-    def _refuse_unsent(self, batch: list[_Entry], error: JournalUnavailable) -> None:
+    def _refuse_unsent(self, batch: list[Entry], error: JournalUnavailable) -> None:
         refusal = JournalUnavailable(str(error), sent=False)
         for entries in (batch, self._pending):
             for entry in [entry for entry in entries if entry.refusable and not entry.sent]:
