@@ -252,7 +252,8 @@ class ActorSystem:
         Args:
             event: accepted, dispatched, completed, refused, failed, interrupted or dead-lettered, about a
                 message; or history-lost, about a partition (`HistoryLost`).
-            callback: called in the event loop; must be quick. One that raises is logged.
+            callback: called in the thread of the event loop, not always in a task; must be quick and cannot
+                wait. One that raises is logged.
 
         Returns:
             A function that takes the listener off again.
