@@ -49,7 +49,7 @@ def test_crash_at_every_call(where: str, template: Template, server: Server, tmp
             backend,
             accounts=4,
             clients=2,
-            places=12,
+            places=30,
             partitions=4,
             pace_s=0.001,
         )

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,21 +70,38 @@ def say(plan: Plan, **event: Any) -> None:
 
 def crash_at(call: int, where: str) -> None:
     """Kill this process at the nth call of the journal: before it is sent, or after its answer came."""
-    execute = RedisJournal.execute
+    execute, send = RedisJournal.execute, RedisJournal.send
     count = 0
 
-    async def counted(self: RedisJournal, steps: Any) -> Any:
+    def die_at(mine: int, moment: str) -> None:
+        if mine == call and where == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def counted_execute(self: RedisJournal, steps: Any) -> Any:
         nonlocal count
         count += 1
         mine = count
-        if mine == call and where == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_at(mine, "before")
         answer = await execute(self, steps)
-        if mine == call and where == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_at(mine, "after")
         return answer
 
-    RedisJournal.execute = counted  # type: ignore[method-assign]
+    def counted_send(self: RedisJournal, steps: Any, on_answer: Callable[[Any], None]) -> bool:
+        nonlocal count
+        count += 1
+        mine = count
+        die_at(mine, "before")
+
+        def answered(answer: Any) -> None:
+            die_at(mine, "after")
+            on_answer(answer)
+
+        sent = send(self, steps, answered)
+        if not sent:
+            count -= 1  # it becomes a call of `execute`
+        return sent
+
+    RedisJournal.execute, RedisJournal.send = counted_execute, counted_send  # type: ignore[method-assign]
 
 
 async def work(job: Job, began_s: float) -> None:
