@@ -186,10 +186,12 @@ class Sender:
         )
 
     def _check_running(self) -> None:
-        if not self.running:
-            raise SystemNotRunning(
-                "the actor system is not running; use it inside `async with ActorSystem(...)`"
-            )
+        if self.running:
+            return
+        turn = current_activation.get()
+        if turn is not None and turn.is_running and turn.services is self.supervisor.node:
+            return  # what was begun may still end well while the node is left
+        raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
 
     # Sending.
 

@@ -7,16 +7,20 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import define
+from attrs import define, frozen
 
 from atomic_actors import (
     AcceptanceUnknown,
+    Actor,
     ActorSystem,
+    Command,
     Interrupted,
+    Query,
     StoreUnavailable,
     SystemFailed,
     SystemNotRunning,
     UnknownMessage,
+    handler,
 )
 from atomic_actors.journal._protocol import (
     Journal,
@@ -100,6 +104,49 @@ async def test_senders_are_told_while_it_leaves(new_system: NewSystem, stage: St
             outside.start_soon(send_then_release)
     async with new_system(Desk.using(stage=stage)) as system:
         assert await system.ask(desk(), Read()) == ["slow"]
+
+
+@frozen
+class Hold(Command[int]):
+    pass
+
+
+@frozen
+class Rate(Query[int]):
+    pass
+
+
+class RateSource(Actor[None], kind="rate_source", durable=False):
+    @handler
+    async def rate(self, message: Rate) -> int:
+        return 7
+
+
+async def test_a_turn_may_ask_while_it_leaves(new_system: NewSystem) -> None:
+    begun, gate = anyio.Event(), anyio.Event()
+
+    class Asker(Actor[None], kind="asker"):
+        @handler
+        async def hold(self, message: Hold) -> int:
+            begun.set()
+            await gate.wait()
+            return await self.context.ask(RateSource.ref("one"), Rate())
+
+    answers: list[int] = []
+    async with anyio.create_task_group() as outside:
+        async with new_system(Asker, RateSource, drain_timeout_s=30) as system:
+
+            async def ask() -> None:
+                answers.append(await system.ask(Asker.ref("a"), Hold(), timeout_s=0))
+
+            async def release() -> None:
+                await until(is_leaving(system))
+                gate.set()
+
+            outside.start_soon(ask)
+            await begun.wait()
+            outside.start_soon(release)
+    assert answers == [7]
 
 
 async def test_an_exception_of_the_body_leaves_as_itself(new_system: NewSystem, stage: Stage) -> None:
