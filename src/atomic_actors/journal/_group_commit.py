@@ -210,10 +210,13 @@ class GroupCommit:
                 self._send_batch(batch)
             else:
                 self._send_ready()
-        elif not in_flight or len(pending) >= SPLIT_STEPS_MIN:
+        elif self._fills_a_batch():
             # Under load everyone who runs in this tick gets to add a step to the batch.
             self._wake_flusher()
-        # Else it leaves with the answer to what is on its way.
+
+    def _fills_a_batch(self) -> bool:
+        """Whether what waits may leave: a few steps beside a batch on its way leave with its answer."""
+        return not self._in_flight or len(self._pending) >= SPLIT_STEPS_MIN
 
     def _can_overtake(self, entry: Entry) -> bool:
         """Whether all that waits before it are a few messages that could not begin before it anyway.
@@ -399,8 +402,7 @@ class GroupCommit:
         on the answers to the one before.
         """
         while True:
-            if not self._for_flushers and (not self._in_flight or len(self._pending) >= SPLIT_STEPS_MIN):
-                # A few steps beside a batch that is on its way leave with its answer.
+            if not self._for_flushers and self._fills_a_batch():
                 self._send_ready()
             if self._for_flushers:
                 await self._send(self._for_flushers.popleft())
