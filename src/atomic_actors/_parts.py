@@ -101,15 +101,7 @@ class Parts:
             config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
         )
         self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
-        self.handover = Handover(
-            self.journal,
-            self.membership,
-            self.supervisor,
-            self.volatile,
-            store.exchange,
-            config.drain_timeout_s,
-            self.clock,
-        )
+        self.handover = self._make_handover()
         self.operations = Operations(
             self.journal,
             self.supervisor,
@@ -134,6 +126,17 @@ class Parts:
             config.store_failure_threshold,
             answer_limit_s=config.accept_timeout_s,
             retry_delay_max_s=config.store_ping_interval_s,
+        )
+
+    def _make_handover(self) -> Handover:
+        return Handover(
+            self.journal,
+            self.membership,
+            self.supervisor,
+            self.volatile,
+            self.store.exchange,
+            self.config.drain_timeout_s,
+            self.clock,
         )
 
     def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
