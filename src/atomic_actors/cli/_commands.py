@@ -19,11 +19,13 @@ from atomic_actors._operations import AuditReport, Location
 from atomic_actors._records import DeadLetter, EntityRef, check_kind, split_message_id
 from atomic_actors._store_url import url_for_display
 from atomic_actors._system import ActorSystem
+from atomic_actors.cli._misused import Misused
 from atomic_actors.cli._operation import Place, StoreOptions, config_of, operate
 from atomic_actors.cli._screen import Screen, letter_for_machines
+from atomic_actors.cli._workers import run
 from atomic_actors.demo import run_demo
 
-__all__ = ("Misused", "app")
+__all__ = ("app",)
 
 #: More letters than any store keeps.
 EVERY: Final = 1_000_000_000
@@ -37,10 +39,6 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a 
 Kind = Annotated[str | None, Parameter(help="Only dead letters of this kind.")]
 Ids = Annotated[str, Parameter(name="MESSAGE_ID", help="As `dead-letters list` shows them.")]
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
-
-
-class Misused(Exception):
-    """The command cannot mean anything as it is written; the text says what to write."""
 
 
 def _version() -> str:
@@ -57,6 +55,7 @@ app = App(
 )
 dead_letters = App(name="dead-letters", help="What failed or was interrupted for good.")
 app.command(dead_letters)
+app.command(run)
 
 
 @app.command
