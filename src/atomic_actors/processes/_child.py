@@ -260,6 +260,7 @@ def _command(number: int, settings: WorkerSettings, channel: int) -> list[str]:
         f"--backend={settings.backend}",
         f"--channel={channel}",
         *(["--uvloop"] if settings.uvloop else []),
+        *(["--captured"] if settings.capture else []),
     ]
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ import attrs
 from anyio.abc import TaskStatus
 from attrs import define, field
 
-from atomic_actors._errors import AtomicActorsError, UsageError
+from atomic_actors._errors import AtomicActorsError, StoreUnavailable, UsageError
 from atomic_actors._store_url import StoreScheme
 from atomic_actors._system import ActorSystem
 from atomic_actors.journal._protocol import JournalUnavailable
@@ -49,6 +48,8 @@ class _Guard:
     """Ends this process when its parent is gone."""
 
     channel: socket.socket
+    #: Whether the parent reads what this process prints.
+    captured: bool
     drain_limit_s: float = field(default=0.0, init=False)
 
     def start(self) -> None:
@@ -60,7 +61,8 @@ class _Guard:
                 pass
         except OSError:
             pass  # a reset says the same
-        _let_go_of_pipes()
+        if self.captured:
+            _print_nowhere()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(self.drain_limit_s)
         os.kill(os.getpid(), signal.SIGTERM)  # do not wait for running turns any more
@@ -68,12 +70,11 @@ class _Guard:
         os._exit(EXIT_ORPHANED)
 
 
-def _let_go_of_pipes() -> None:
-    """Nobody reads what the parent read: printing must not fail now."""
+def _print_nowhere() -> None:
+    """Nobody reads it any more, and printing must not fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
-        if stat.S_ISFIFO(os.fstat(number).st_mode):
-            os.dup2(null, number)
+        os.dup2(null, number)
     os.close(null)
 
 
@@ -87,6 +88,7 @@ class _Worker:
     workers: int
     reporter: Reporter
     guard: _Guard
+    store: str = field(default="the store", init=False)
     code: int = field(default=0, init=False)
 
     async def run(self) -> int:
@@ -110,7 +112,9 @@ class _Worker:
             self.code = self.reporter.fail(str(error), error.code, error.traceback)
         except UsageError as error:
             self.code = self.reporter.fail(f"{self.target}: {error}", 1 if entered else 2)
-        except (AtomicActorsError, JournalUnavailable) as error:
+        except (StoreUnavailable, JournalUnavailable) as error:
+            self.code = self.reporter.fail(f"no answer from {self.store}: {error}", EXIT_FAILED)
+        except AtomicActorsError as error:
             self.code = self.reporter.fail(str(error) or type(error).__name__, EXIT_FAILED)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
@@ -123,6 +127,7 @@ class _Worker:
                 f"{self.target}: url='memory:' lives inside one process, and {self.workers} cannot share it; "
                 "name another store, or use --workers 1"
             )
+        self.store = str(config.location)
         system.config = attrs.evolve(config, handle_signals=True)
         self.guard.drain_limit_s = config.drain_timeout_s or ORPHAN_DRAIN_LIMIT_S
 
@@ -160,6 +165,7 @@ class _Arguments:
     workers: int
     backend: Literal["asyncio", "trio"]
     uvloop: bool
+    captured: bool
 
 
 def _read(words: Sequence[str] | None) -> _Arguments:
@@ -170,6 +176,7 @@ def _read(words: Sequence[str] | None) -> _Arguments:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--backend", choices=("asyncio", "trio"), required=True)
     parser.add_argument("--uvloop", action="store_true")
+    parser.add_argument("--captured", action="store_true")
     return _Arguments(**vars(parser.parse_args(words)))
 
 
@@ -188,7 +195,7 @@ def main(words: Sequence[str] | None = None) -> int:
     os.set_inheritable(arguments.channel, False)
     # For the parent alone; a signal to every process of a name must not end the workers.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    guard = _Guard(channel)
+    guard = _Guard(channel, arguments.captured)
     guard.start()
     reporter = Reporter(channel)
     try:
