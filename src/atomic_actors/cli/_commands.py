@@ -65,16 +65,24 @@ def demo(
         Path | None, Parameter(help="Where the store and the log are kept. Default: a temporary directory.")
     ] = None,
     url: Annotated[str | None, Parameter(help="A store to use instead of the embedded one.")] = None,
+    workers: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=64), help="How many processes run the aircraft.")
+    ] = 1,
     kills: Annotated[
-        int, Parameter(validator=Number(gte=0), help="How often to kill the worker with `kill -9`.")
+        int,
+        Parameter(
+            name=("--kill", "--kills"),
+            validator=Number(gte=0),
+            help="How often to kill a worker with `kill -9`; with several workers, another one each time.",
+        ),
     ] = 1,
     seed: Annotated[int, Parameter(help="Chooses the moments of the kills.")] = 2013,
     limit: Annotated[
         int | None, Parameter(validator=Number(gte=1), help="How many flights to send. Default: all 27,004.")
     ] = None,
 ) -> int:
-    """Send a month of flights, kill the worker in the middle, and check every total."""
-    return run_demo(directory=directory, url=url, kills=kills, seed=seed, limit=limit)
+    """Send a month of flights, kill workers in the middle, and check every total."""
+    return run_demo(directory=directory, url=url, kills=kills, seed=seed, limit=limit, workers=workers)
 
 
 # Dead letters.
