@@ -20,6 +20,7 @@ from atomic_actors._records import DeadLetter, EntityRef, check_kind, split_mess
 from atomic_actors._store_url import url_for_display
 from atomic_actors._system import ActorSystem
 from atomic_actors.cli._misused import Misused
+from atomic_actors.cli._nodes import nodes, partitions
 from atomic_actors.cli._operation import Place, StoreOptions, config_of, operate
 from atomic_actors.cli._screen import Screen, letter_for_machines
 from atomic_actors.cli._workers import run
@@ -56,6 +57,8 @@ app = App(
 dead_letters = App(name="dead-letters", help="What failed or was interrupted for good.")
 app.command(dead_letters)
 app.command(run)
+app.command(nodes)
+app.command(partitions)
 
 
 @app.command
