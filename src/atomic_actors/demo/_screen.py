@@ -94,8 +94,8 @@ class Screen:
         if not alive:
             self._say(f"  worker {number} was the last one; another is started in its place")
             return
-        s = "" if alive == 1 else "s"
-        self._say(f"  worker {number} is not replaced: {alive} worker{s} left, which take over its aircraft")
+        those = "1 worker is left, which takes" if alive == 1 else f"{alive} workers are left, which take"
+        self._say(f"  worker {number} is not replaced: {those} over its aircraft")
 
     def progress(self, accepted: int, in_turn: int, date: str) -> None:
         """Move the bar; without a terminal, a line at every fifth of the way."""

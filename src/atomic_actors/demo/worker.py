@@ -47,6 +47,7 @@ QUIET_S: Final = 0.6
 POLL_INTERVAL_S: Final = 0.06
 #: The same while flights are sent, where it should not take time from them.
 REPLAY_INTERVAL_S: Final = 0.25
+REPORT_INTERVAL_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 120.0
 ANSWERS_PER_LINE: Final = 200
 ALL: Final = 1_000_000
@@ -202,14 +203,20 @@ class Worker:
         return rows
 
     async def _keep_replaying(self, system: ActorSystem) -> None:
-        """Replay what kills interrupt, as long as this process runs; report when no more of it appears."""
+        """Replay what kills interrupt, as long as this process runs.
+
+        It is reported when no more of it appears, or when that takes long.
+        """
         rows: list[InterruptedFlight] = []
+        reported = perf_counter()
         while True:
             fresh = await self._replay_fresh(system)
             rows += fresh
-            if rows and not fresh:
+            if rows and (not fresh or perf_counter() - reported > REPORT_INTERVAL_S):
                 self._emit(Replayed(tuple(rows)))
                 rows = []
+            if not rows:
+                reported = perf_counter()
             await anyio.sleep(REPLAY_INTERVAL_S)
 
     async def _replay_fresh(self, system: ActorSystem) -> list[InterruptedFlight]:
