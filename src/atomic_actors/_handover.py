@@ -8,7 +8,7 @@ ever: it waits in the store until the next owner finds it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Final
 
 import anyio
@@ -22,7 +22,7 @@ from atomic_actors._nodes import NodeRecord
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import logger
 from atomic_actors._volatile import VolatileKinds
-from atomic_actors.journal._directory import Directory, NodeEntry
+from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
 
@@ -193,10 +193,9 @@ class Handover:
 
     async def nodes(self) -> list[NodeInfo]:
         """See `ActorSystem.nodes`."""
-        directory = self._directory
-        entries: Sequence[NodeEntry] = await directory.read() if directory is not None else ()
-        owned = Counter(partition.node_id for partition in await self.partitions())
         nodes = self.membership.nodes
+        entries = await nodes.read()
+        owned = Counter(partition.node_id for partition in await self.partitions())
         live = {peer.node_id for peer in nodes.peers() if nodes.is_live(peer)} | {nodes.node_id}
         found: list[NodeInfo] = []
         for entry in entries:
