@@ -35,6 +35,7 @@ from atomic_actors.journal._protocol import (
     Outgoing,
     Park,
     Purge,
+    ReadLease,
     ReadOutcome,
     Rejected,
     RelayAck,
@@ -343,7 +344,12 @@ class World:
         """Steps that read everything there is."""
         steps: list[Step] = [Inspect(partition_of(entity), entity) for entity in ENTITIES]
         for partition in range(PARTITIONS):
-            steps += [Audit(partition), ListDeadLetters(partition), CountKind(partition, "a")]
+            steps += [
+                Audit(partition),
+                ListDeadLetters(partition),
+                CountKind(partition, "a"),
+                ReadLease(partition),
+            ]
             steps += [
                 Sweep(partition, self.claim(partition, 1)),
                 RelayRead(partition, self.claim(partition, 1), 1 - partition),

@@ -23,6 +23,7 @@ __all__ = (
     "Expired",
     "Finished",
     "KindCount",
+    "LeaseFree",
     "LeaseHeld",
     "Offer",
     "OutcomeRead",
@@ -289,12 +290,16 @@ class Claimed(Struct, frozen=True, gc=False):
 
 
 class LeaseHeld(Struct, frozen=True, gc=False):
-    """Somebody else holds the lease."""
+    """Somebody holds the lease: to a claimant, somebody else."""
 
     node: bytes
     epoch: int
     claim: str
     renewals: int
+
+
+class LeaseFree(Struct, frozen=True, gc=False):
+    """Nobody holds the lease."""
 
 
 class Renewed(Struct, frozen=True, gc=False):
@@ -345,6 +350,7 @@ Result = (
     | RelayAcked
     | Claimed
     | LeaseHeld
+    | LeaseFree
     | Renewed
     | Released
     | Stale

@@ -51,6 +51,7 @@ from atomic_actors.journal._protocol import (
     JournalSettings,
     JournalUnavailable,
     KindCount,
+    LeaseFree,
     LeaseHeld,
     ListDeadLetters,
     Offer,
@@ -59,6 +60,7 @@ from atomic_actors.journal._protocol import (
     Parked,
     Purge,
     Purged,
+    ReadLease,
     ReadOutcome,
     Rejected,
     RelayAck,
@@ -154,6 +156,7 @@ class MemoryJournal:
             RelayIn: self._relay_in,
             RelayAck: self._relay_ack,
             ClaimPartition: self._claim,
+            ReadLease: self._read_lease,
             Renew: self._renew,
             Release: self._release,
         }
@@ -557,6 +560,12 @@ class MemoryJournal:
                 partition.begin_incarnation(now_ms)
             partition.incarnation = partition.incarnation or max(1, now_ms)
         return Claimed(lease.epoch, partition.incarnation, partition.commit)
+
+    def _read_lease(self, partition: Partition, step: ReadLease, now_ms: int) -> LeaseHeld | LeaseFree:
+        lease = partition.lease
+        if not lease.claim:
+            return LeaseFree()
+        return LeaseHeld(lease.node, lease.epoch, lease.claim, lease.renewals)
 
     def _renew(self, partition: Partition, step: Renew, now_ms: int) -> Renewed | Stale:
         if not partition.owned_by(step.claim):

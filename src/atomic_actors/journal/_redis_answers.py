@@ -31,6 +31,7 @@ from atomic_actors.journal._protocol import (
     Inspect,
     Interrupt,
     KindCount,
+    LeaseFree,
     LeaseHeld,
     ListDeadLetters,
     Offer,
@@ -39,6 +40,7 @@ from atomic_actors.journal._protocol import (
     Parked,
     Purge,
     Purged,
+    ReadLease,
     ReadOutcome,
     Rejected,
     RelayAck,
@@ -288,6 +290,10 @@ def _claimed(step: ClaimPartition, reply: Reply) -> Result:
     return Claimed(*reply[1:])
 
 
+def _lease_free(step: ReadLease, reply: Reply) -> Result:
+    return LeaseFree()
+
+
 def _renewed(step: Renew, reply: Reply) -> Result:
     return Renewed(reply[1])
 
@@ -320,6 +326,7 @@ _READERS: Final = cast(
         RelayIn: _relayed,
         RelayAck: _acknowledged,
         ClaimPartition: _claimed,
+        ReadLease: _lease_free,
         Renew: _renewed,
         Release: _released,
     },

@@ -30,6 +30,7 @@ from atomic_actors.journal._protocol import (
     Outgoing,
     Park,
     Purge,
+    ReadLease,
     ReadOutcome,
     RelayAck,
     RelayIn,
@@ -480,6 +481,10 @@ def _claim(wire: Wire, call: Call, step: ClaimPartition, keys: PartitionKeys, in
     call.arguments.append(_number(step.epoch_above))
 
 
+def _read_lease(wire: Wire, call: Call, step: ReadLease, keys: PartitionKeys, index: bytes) -> None:
+    call.arguments += (b"lease", index)
+
+
 def _renew(wire: Wire, call: Call, step: Renew, keys: PartitionKeys, index: bytes) -> None:
     call.arguments += (b"renew", index, step.claim.encode())
 
@@ -512,6 +517,7 @@ _ENCODERS: Final = cast(
         RelayIn: _relay_in,
         RelayAck: _relay_ack,
         ClaimPartition: _claim,
+        ReadLease: _read_lease,
         Renew: _renew,
         Release: _release,
     },

@@ -23,6 +23,7 @@ __all__ = (
     "Outgoing",
     "Park",
     "Purge",
+    "ReadLease",
     "ReadOutcome",
     "RelayAck",
     "RelayIn",
@@ -351,6 +352,12 @@ class ClaimPartition(Struct, frozen=True, gc=False):
     epoch_above: int = 0
 
 
+class ReadLease(Struct, frozen=True, gc=False):
+    """See who owns a partition: `LeaseHeld` or `LeaseFree`. Writes nothing and needs no claim."""
+
+    partition: int
+
+
 class Renew(Struct, frozen=True, gc=False):
     """Show that the owner is alive: one more renewal. Touches one key."""
 
@@ -387,6 +394,7 @@ Step = (
     | RelayIn
     | RelayAck
     | ClaimPartition
+    | ReadLease
     | Renew
     | Release
 )

@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 5
+-- revision: 8
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -1791,6 +1791,15 @@ local function claim_anew(P, k, a)
   return claim_partition(P, k, a, integer(A[a + 4], "epoch_above"))
 end
 
+-- no keys, no arguments
+local function read_lease(P)
+  local values = call("HMGET", P.lease, "c", "e", "r", "n")
+  if (values[1] or "") == "" then
+    return { DONE }
+  end
+  return { HELD, values[4], tonumber(values[2]), values[1], tonumber(values[3]) }
+end
+
 -- no keys; claim
 local function renew(P, _, a)
   if not is_current(P, A[a]) then
@@ -1845,6 +1854,7 @@ local STEPS = {
   relay_ack_of = { relay_ack_of, 2, 4 },
   claim = { claim_free, 0, 4 },
   claim_anew = { claim_anew, 1, 5 },
+  lease = { read_lease, 0, 0 },
   renew = { renew, 0, 1 },
   release = { release, 0, 1 },
 }

@@ -12,9 +12,11 @@ from atomic_actors.journal._protocol import (
     Dispatch,
     Finish,
     Interrupt,
+    LeaseFree,
     LeaseHeld,
     Park,
     Parked,
+    ReadLease,
     Rejected,
     RelayAck,
     RelayRead,
@@ -74,6 +76,25 @@ class Owners:
             held = LeaseHeld(b"other", second.epoch, "claim-2", 0)
             assert await probe.send(ClaimPartition(0, "claim-1", b"node", "claim-1", 1)) == held
             assert await probe.send(Renew(0, "claim-1")) == Stale("claim")
+
+    async def test_reading_a_lease(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            assert await probe.send(ReadLease(0)) == LeaseFree()
+            first = await probe.own()
+            await probe.once(Renew(0, "claim-1"))
+            held = LeaseHeld(b"node", first.epoch, "claim-1", 1)
+            assert await probe.send(ReadLease(0)) == held
+            assert await probe.send(ReadLease(1)) == LeaseFree()
+            second = await probe.send(ClaimPartition(0, "claim-2", b"other", "claim-1", 1))
+            assert await probe.send(ReadLease(0)) == LeaseHeld(
+                b"other", expect(Claimed, second).epoch, "claim-2", 0
+            )
+            before = await probe.audit()
+            assert await probe.send(Release(0, "claim-2")) == Released()
+            assert await probe.send(ReadLease(0)) == LeaseFree()
+            # Looking is not a commit of the owner, and owns nothing.
+            assert (await probe.audit()).commit == before.commit
+            assert await probe.send(Renew(0, "claim-2")) == Stale("claim")
 
     async def test_own_claim_again(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
