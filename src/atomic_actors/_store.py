@@ -11,11 +11,10 @@ from attrs import frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors._config import Config
-from atomic_actors._envelope import encode_plain, plain_of
 from atomic_actors._errors import EmbeddedServerError, NotSupported
+from atomic_actors._exchange import Exchange
 from atomic_actors._lease_keeper import LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
-from atomic_actors._telemetry import logger
 from atomic_actors.journal._channels import RedisChannels
 from atomic_actors.journal._embedded import (
     EmbeddedLocation,
@@ -30,41 +29,9 @@ from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUna
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
-__all__ = ("Exchange", "Store", "journal_settings", "open_store")
+__all__ = ("Store", "journal_settings", "open_store")
 
 CONNECT_TIMEOUT_S: Final = 3.0
-
-
-class Exchange:
-    """Doorbells and replies between the processes that share a store (`Remote`).
-
-    All of it is hints: what is lost costs a sweep of the owner, or a look into the store by the asker.
-    """
-
-    def __init__(self, channels: RedisChannels, partitions: int) -> None:
-        self._channels = channels
-        self._partitions = partitions
-
-    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
-        """Queue an answer for a node."""
-        self._channels.publish(self._channels.reply_channel(node_id), encode_plain([entity, unique, outcome]))
-
-    async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
-        """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""
-        await self._channels.listen_doorbells(range(self._partitions), on_bell)
-
-    async def listen_replies(self, node_id: str, on_reply: Callable[[str, str, bytes], object]) -> None:
-        """Call `on_reply(entity, unique, outcome)` for what others push to this node, until cancelled."""
-
-        def on_payload(payload: bytes) -> None:
-            try:
-                entity, unique, outcome = plain_of(payload)
-            except (ValueError, TypeError) as error:
-                logger.warning("a pushed reply does not decode, the store will be asked: %s", error)
-                return
-            on_reply(entity, unique, outcome)
-
-        await self._channels.listen_replies(node_id, on_payload)
 
 
 @frozen(eq=False)
