@@ -262,10 +262,7 @@ class Config:
         10_000, "activations", "How many entities may be active on one node at once.", zero="unbounded"
     )
     max_total_depth: int = _count(
-        100_000,
-        "messages",
-        "How many may wait in all, as an equal quota per partition.",
-        zero="unbounded",
+        100_000, "messages", "How many may wait in all, as an equal quota per partition.", zero="unbounded"
     )
     max_depth: int = _count(0, "messages", "How many messages may wait for one entity.", zero="unbounded")
 

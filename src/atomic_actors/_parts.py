@@ -105,18 +105,11 @@ class Parts:
             config.max_activations,
             config.max_outbox_messages,
         )
-        self.host, self.routes = self._make_volatile_ends(decode_refusal)
         self.sender = Sender(
-            config,
-            codec,
-            self.router,
-            self.supervisor,
-            self.volatile,
-            listeners,
-            kinds,
-            config.partitions,
-            self.routes,
+            config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
         )
+        self.host, self.routes = self._volatile_ends(decode_refusal)
+        self.sender.routes = self.routes
         self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
         self.operations = Operations(
             self.journal, self.supervisor, self.volatile, self.membership, self.node, self.sender
@@ -149,7 +142,7 @@ class Parts:
         )
         return keeper, membership
 
-    def _make_volatile_ends(
+    def _volatile_ends(
         self, decode_refusal: Callable[[bytes], AtomicActorsError]
     ) -> tuple[VolatileHost | None, VolatileRoutes | None]:
         """Both ends of volatile messages between nodes, where there can be other nodes."""
