@@ -288,14 +288,15 @@ class Sender:
         self._count_ask(call)
         try:
             kind, path = call.kind, tuple(headers.get("p", ()))
-            deadline_s = self.router.clock() + timeout_s
+            if kind is not None and self.routes is None:
+                return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
             if kind is not None and self._is_here(call):
+                deadline_s = self.router.clock() + timeout_s
                 try:
                     return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
-                except OwnerUnavailable:
-                    if self.routes is None:
-                        raise
-                # It did not begin: the next owner may still run it in time.
+                except OwnerUnavailable as error:
+                    # It did not begin: the next owner may still run it in time.
+                    logger.debug("%s goes to the next owner: %s", call.name, error)
                 timeout_s = max(deadline_s - self.router.clock(), 0.001) if timeout_s else 0
             reply = await self._routes_to(call).ask(
                 self.router.journal, call.partition, call.entity, call.name, call.payload, timeout_s, path

@@ -228,13 +228,18 @@ class _VolatileActivation:
             self._is_cut = False
 
     async def _work(self) -> None:
-        mailbox, new_cell = self.mailbox, self.owner.new_cell
+        mailbox, new_cell, owns, partition = (
+            self.mailbox,
+            self.owner.new_cell,
+            self.owner.owns,
+            self.partition,
+        )
         while True:
             while mailbox:
                 if self.is_lost:
                     return
                 waiting = mailbox.popleft()
-                if not waiting.done and self._may_begin(waiting):
+                if not waiting.done and (owns(partition) or self._give_back(waiting)):
                     self.running = True
                     await self._turn(waiting)
                     self.running, self.deadline_s = False, 0.0
@@ -245,12 +250,7 @@ class _VolatileActivation:
             self.idle = new_cell()
             await self.idle
 
-    def _may_begin(self, waiting: Waiting) -> bool:
-        if waiting.deadline_s <= self.owner.clock():
-            waiting.resolve(Failed(_no_reply()))
-            return False
-        if self.owner.owns(self.partition):
-            return True
+    def _give_back(self, waiting: Waiting) -> bool:
         text = f"{self.ref}: this node did not own its partition when the message was to begin"
         waiting.resolve(Failed(OwnerUnavailable(text)))
         return False
@@ -367,10 +367,6 @@ class _VolatileActivation:
         decode = self.kind.decode_state
         if decode is not None:
             self.set_state(decode(self.committed))
-
-
-def _no_reply() -> AskTimeout:
-    return AskTimeout("no reply in time; a volatile kind keeps no result")
 
 
 def _handler_failed(error: Exception) -> HandlerFailed:
@@ -545,7 +541,7 @@ class VolatileKinds:
         while self._next_bucket <= bucket:
             for waiting in self._ends.pop(self._next_bucket, ()):
                 if not waiting.done:
-                    waiting.resolve(Failed(_no_reply()))
+                    waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
             self._next_bucket += 1
         for activation in list(self._by_ref.values()):
             activation.cut_if_late(now_s)
