@@ -250,6 +250,10 @@ class Nodes:
         ]
         return tuple(sorted(candidates, key=lambda candidate: candidate.node_id))
 
+    def forget_placement(self) -> None:
+        """Compute the table anew when it is next asked for."""
+        self._table = ((), 0, ())
+
     async def placement(self, partitions: int) -> tuple[str, ...]:
         """The id of the node that should own each partition; "" where nobody can."""
         candidates = self._candidates()
