@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from attrs import define
 
 from atomic_actors.client import Client
 from tests.client.till import config_for
@@ -22,37 +23,75 @@ ROOT = Path(__file__).parents[2]
 NewClient: TypeAlias = Callable[..., Client]
 
 
-@contextmanager
-def running_worker(url: str, namespace: str) -> Generator[subprocess.Popen[str]]:
+@define(eq=False)
+class Template:
+    """The warm parent of the workers."""
+
+    process: subprocess.Popen[str]
+
+    def order(self, **order: Any) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the parent of the workers has ended"
+        return int(line)
+
+
+@define(eq=False)
+class Worker:
     """A process whose actor system answers."""
+
+    template: Template
+    pid: int
+    is_gone: bool = False
+
+    def wait(self) -> int:
+        """The exit status of a worker that ends by itself."""
+        self.is_gone = True
+        return self.template.order(wait=self.pid)
+
+    def stop(self) -> None:
+        if not self.is_gone:
+            self.is_gone = True
+            assert self.template.order(stop=self.pid) == 0
+
+
+NewWorker: TypeAlias = Callable[[], Worker]
+
+
+@pytest.fixture(scope="session")
+def template() -> Generator[Template]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.client.till", url, namespace],
+        [sys.executable, "-m", "tests.client.till"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n", "the worker did not start"
-        yield process
-    finally:
-        if process.poll() is None:
-            process.stdin.close()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        process.stdout.close()
-        process.stdin.close()
+    with process:
+        yield Template(process)
 
 
 @pytest.fixture
-def worker(store_server: Server, namespace: str) -> Generator[subprocess.Popen[str]]:
-    with running_worker(store_server.url, namespace) as process:
-        yield process
+def new_worker(template: Template, store_server: Server, namespace: str) -> Generator[NewWorker]:
+    made: list[Worker] = []
+
+    def start() -> Worker:
+        pid = template.order(start=[store_server.url, namespace])
+        assert pid > 0, "the worker did not start"
+        made.append(Worker(template, pid))
+        return made[-1]
+
+    yield start
+    for worker in made:
+        worker.stop()
+
+
+@pytest.fixture
+def worker(new_worker: NewWorker) -> Worker:
+    return new_worker()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from types import FrameType
@@ -34,7 +33,7 @@ from atomic_actors import (
 )
 from atomic_actors._envelope import make_unique
 from atomic_actors.client import Client
-from tests.client.conftest import NewClient, running_worker
+from tests.client.conftest import NewClient, NewWorker
 from tests.client.till import (
     Add,
     AddTo,
@@ -48,7 +47,6 @@ from tests.client.till import (
     Write,
     till,
 )
-from tests.servers import Server
 
 pytestmark = [pytest.mark.redis]
 
@@ -103,11 +101,12 @@ def test_a_failure(worker: object, client: Client) -> None:
         client.result(failed.value.message_id or "")
 
 
-def test_an_interruption(store_server: Server, namespace: str, client: Client) -> None:
-    with running_worker(store_server.url, namespace) as first:
-        receipt = client.tell(till("a"), Die())
-        assert first.wait(20) == 3
-    with running_worker(store_server.url, namespace), pytest.raises(Interrupted):
+def test_an_interruption(new_worker: NewWorker, client: Client) -> None:
+    first = new_worker()
+    receipt = client.tell(till("a"), Die())
+    assert first.wait() == 3
+    new_worker()
+    with pytest.raises(Interrupted):
         client.result(receipt, timeout_s=20)
 
 
@@ -227,7 +226,7 @@ def test_mistakes(client: Client, new_client: NewClient) -> None:
             call()
 
 
-def test_settings(store_server: Server) -> None:
+def test_settings() -> None:
     with pytest.raises(InvalidConfig, match="memory:"):
         Client("memory:")
     with pytest.raises(InvalidConfig, match="colour: there is no such setting"):
@@ -271,7 +270,7 @@ def test_closing(client: Client) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "atomic-actors-replies"]
 
 
-def test_a_with_block_closes(new_client: NewClient, worker: subprocess.Popen[str]) -> None:
+def test_a_with_block_closes(new_client: NewClient, worker: object) -> None:
     with new_client() as client:
         assert client.ask(till("a"), Add(1)) == 1
     assert "closed" in repr(client)

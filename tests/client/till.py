@@ -1,18 +1,19 @@
-"""The actors that the tests of the client talk to, and the process in which they live.
+"""The actors that the tests of the client talk to, and the processes in which they live.
 
-    python -m tests.client.till redis://127.0.0.1:6379/0 namespace
-
-It says "ready" on standard output, and leaves when its standard input ends.
+`python -m tests.client.till` imports everything once and takes orders on standard input, one line of JSON each:
+`{"start": [url, namespace]}` is answered with the id of a process whose actor system is ready; `{"stop": pid}` and
+`{"wait": pid}` with its exit status once it is gone. When its input ends it stops what is left.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
 import anyio
-from anyio.to_thread import run_sync
 from attrs import Factory, define, frozen
 
 from atomic_actors import (
@@ -137,24 +138,55 @@ def till(name: str) -> EntityRef:
 
 
 def config_for(url: str, namespace: str, **settings: Any) -> Config:
-    return Config(
-        url=url,
-        namespace=namespace,
-        partitions=PARTITIONS,
-        allow_no_persistence=True,
-        drain_timeout_s=1.0,
-        **settings,
-    )
+    defaults = {"partitions": PARTITIONS, "allow_no_persistence": True, "drain_timeout_s": 1.0}
+    return Config(url=url, namespace=namespace, **{**defaults, **settings})
 
 
-async def main(url: str, namespace: str) -> None:
-    async with ActorSystem(config_for(url, namespace, actors=[Till])):
-        print("ready", flush=True)
-        await run_sync(sys.stdin.read)
+async def live(url: str, namespace: str, ready: int) -> None:
+    async with ActorSystem(config_for(url, namespace, actors=[Till], handle_signals=True)):
+        os.write(ready, b"ready")
+        os.close(ready)
+        await anyio.sleep_forever()
+
+
+def start(url: str, namespace: str) -> int:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        try:
+            anyio.run(live, url, namespace, writing)
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        return pid if pipe.read() == b"ready" else -1
+
+
+def main() -> None:
+    alive: set[int] = set()
+    for line in sys.stdin:
+        match json.loads(line):
+            case {"start": [url, namespace]}:
+                answer = start(url, namespace)
+                alive.add(answer)
+            case {"stop": pid}:
+                os.kill(pid, signal.SIGTERM)
+                answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                alive.discard(pid)
+            case {"wait": pid}:
+                answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                alive.discard(pid)
+            case other:
+                raise ValueError(f"no order: {other!r}")
+        print(answer, flush=True)
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
     # Imported by its real name, so that its classes have the home that the tests know.
-    from tests.client import till as real
+    from tests.client.till import main as real_main
 
-    anyio.run(real.main, sys.argv[1], sys.argv[2])
+    real_main()
