@@ -32,9 +32,9 @@ pytestmark = [pytest.mark.redis]
 
 
 def wait_until_listening(client: Client) -> None:
-    assert client._session is not None
+    assert client._slot.session is not None
     deadline_s = time.monotonic() + 10
-    while not client._session._listener.is_listening:
+    while not client._slot.session._listener.is_listening:
         assert time.monotonic() < deadline_s, "nobody listens for replies"
         time.sleep(0.005)
 
@@ -46,10 +46,10 @@ def test_a_push_is_what_wakes(worker: object, client: Client, store_server: Serv
     """Where pushes arrive, the store is not asked for outcomes."""
     client.ask(till("a"), Add(1))
     wait_until_listening(client)
-    assert client._session is not None
+    assert client._slot.session is not None
     asked = []
-    look_up = client._session._store.try_once
-    client._session._store.try_once = lambda *arguments: asked.append(1) or look_up(*arguments)  # type: ignore[method-assign, func-returns-value]
+    look_up = client._slot.session._store.try_once
+    client._slot.session._store.try_once = lambda *arguments: asked.append(1) or look_up(*arguments)  # type: ignore[method-assign, func-returns-value]
     for _ in range(20):
         client.ask(till("a"), Add(1))
     assert len(asked) <= 2, "nearly every reply had to be fetched"

@@ -76,8 +76,8 @@ def test_threads_share_a_client(worker: object, new_client: NewClient, max_conne
     assert everything == list(range(1, THREADS * ASKS + 1))
     for number in range(THREADS):
         assert client.ask(till(f"lines-{number}"), Read()) == [str(at) for at in range(ASKS)]
-    assert client._session is not None
-    assert len(client._session._pool._open) <= max_connections
+    assert client._slot.session is not None
+    assert len(client._slot.session._pool._open) <= max_connections
 
 
 def test_no_connection_is_free(worker: object, new_client: NewClient, store_server: Server) -> None:
@@ -95,19 +95,19 @@ def test_no_connection_is_free(worker: object, new_client: NewClient, store_serv
 
 def test_a_forked_child_has_connections_of_its_own(worker: object, client: Client) -> None:
     assert client.ask(till("a"), Add(1)) == 1
-    parent_node = client._session.node_id if client._session else ""
+    parent_node = client._slot.session.node_id if client._slot.session else ""
 
     def work() -> None:
         assert client.ask(till("a"), Add(1), timeout_s=10) == 2
         assert client.ask(till("a"), Sleep(0.05), timeout_s=10) == "slept"
-        assert client._session is not None
-        assert client._session.node_id != parent_node
+        assert client._slot.session is not None
+        assert client._slot.session.node_id != parent_node
         client.close()
 
     assert in_child(work) == 0
     assert client.ask(till("a"), Add(1)) == 3
-    assert client._session is not None
-    assert client._session.node_id == parent_node
+    assert client._slot.session is not None
+    assert client._slot.session.node_id == parent_node
 
 
 def test_a_child_that_leaves_without_a_word(worker: object, client: Client) -> None:
@@ -150,14 +150,14 @@ def test_forks_while_other_threads_ask(worker: object, client: Client) -> None:
 
 def test_a_lock_that_is_held_at_the_fork(worker: object, client: Client) -> None:
     client.ask(till("a"), Add(1))
-    assert client._session is not None
+    assert client._slot.session is not None
     locks = [
-        client._lock,
-        client._session._pool._lock,
-        client._session._waiters._lock,
-        client._session._words._lock,
-        client._session._store._wire_lock,
-        client._session._store._greet_lock,
+        client._slot._lock,
+        client._slot.session._pool._lock,
+        client._slot.session._waiters._lock,
+        client._slot.session._words._lock,
+        client._slot.session._store._wire_lock,
+        client._slot.session._store._greet_lock,
     ]
     held, forked = threading.Event(), threading.Event()
 

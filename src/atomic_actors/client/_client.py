@@ -24,9 +24,70 @@ R = TypeVar("R")
 
 MAX_CONNECTIONS: Final = 16
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
 #: Sessions of a parent process. They are kept, so that no finalizer waits for a lock that nobody gives back.
 _abandoned: list[Session] = []
+
+
+class SessionSlot:
+    """The session of a client in this process: made at the first use, and anew in a forked child."""
+
+    def __init__(self, config: Config, max_connections: int) -> None:
+        self._config = config
+        self._max_connections = max_connections
+        self._lock = RLock()
+        self.session: Session | None = None
+        self.is_closed = False
+        _slots.add(self)
+
+    def open(self) -> Session:
+        """The session.
+
+        Raises:
+            SystemNotRunning: the client is closed.
+            InvalidConfig, EmbeddedServerError: as `Session`.
+        """
+        session = self.session
+        if session is not None and session.pid == os.getpid():
+            return session
+        with self._lock:
+            self.check_not_closed()
+            session = self.session
+            if session is None or session.pid != os.getpid():
+                session = self.session = Session(self._config, self._max_connections)
+            return session
+
+    def check_not_closed(self) -> None:
+        """Raise `SystemNotRunning` if the client is closed."""
+        if self.is_closed:
+            raise SystemNotRunning("the client is closed; make a new one")
+
+    def let_go(self) -> Session | None:
+        """Close the slot; the caller closes the session that was in it."""
+        with self._lock:
+            self.is_closed = True
+            session, self.session = self.session, None
+        return session if session is not None and session.pid == os.getpid() else None
+
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's session; the next call makes a new one."""
+        # The lock may have been held by a thread that the child does not have.
+        self._lock = RLock()
+        session, self.session = self.session, None
+        if session is not None:
+            session.abandon()
+            _abandoned.append(session)
+
+
+_slots: weakref.WeakSet[SessionSlot] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for slot in list(_slots):
+        slot.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _make_config(store: str | Config | None, settings: dict[str, Any]) -> Config:
@@ -90,14 +151,11 @@ class Client:
             raise InvalidConfig(
                 f"max_connections: expected a whole number of at least 1, got {max_connections!r}"
             )
-        self._max_connections = max_connections
-        self._lock = RLock()
-        self._session: Session | None = None
-        self._closed = False
-        _clients.add(self)
+        self._slot = SessionSlot(self.config, max_connections)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._session is not None else "not connected yet"
+        slot = self._slot
+        state = "closed" if slot.is_closed else "open" if slot.session is not None else "not connected yet"
         return f"<Client {self.config.namespace}/{self.config.service} at {self.config.location}, {state}>"
 
     # Sending.
@@ -158,7 +216,7 @@ class Client:
         if key is not None:
             check_key(key)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
-        return self._open().ask(entity, message, timeout_s, key, on_cancel)
+        return self._slot.open().ask(entity, message, timeout_s, key, on_cancel)
 
     @overload
     def tell(
@@ -203,7 +261,7 @@ class Client:
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
-        return self._open().tell(entity, message, key, expires_in_s)
+        return self._slot.open().tell(entity, message, key, expires_in_s)
 
     def tell_many(
         self, messages: Sequence[tuple[EntityRef, Message[Any]] | Message[Any]]
@@ -217,7 +275,7 @@ class Client:
             AtomicActorsError: the first message that was not accepted says why; a note says how many were
                 accepted. All of them are checked before the first is sent.
         """
-        return self._open().tell_many([split_pair(pair) for pair in messages])
+        return self._slot.open().tell_many([split_pair(pair) for pair in messages])
 
     @overload
     def result(self, message: Receipt[R], timeout_s: float | None = None) -> R: ...
@@ -236,7 +294,7 @@ class Client:
             Otherwise as `ask`.
         """
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
-        return self._open().result(message, timeout_s)
+        return self._slot.open().result(message, timeout_s)
 
     def withdraw(self, message: Receipt[Any] | str) -> bool:
         """Take a message back, if no attempt was made to run it.
@@ -244,21 +302,9 @@ class Client:
         Returns:
             Whether it was withdrawn: then it never runs.
         """
-        return self._open().withdraw(message)
+        return self._slot.open().withdraw(message)
 
     # Life.
-
-    def _open(self) -> Session:
-        session = self._session
-        if session is not None and session.pid == os.getpid() and not self._closed:
-            return session
-        with self._lock:
-            if self._closed:
-                raise SystemNotRunning("the client is closed; make a new one")
-            session = self._session
-            if session is None or session.pid != os.getpid():
-                session = self._session = Session(self.config, self._max_connections)
-            return session
 
     def close(self) -> None:
         """Close the connections, and stop the private server of `embedded:` if nobody else uses it.
@@ -268,19 +314,12 @@ class Client:
         Raises:
             EmbeddedServerError: the private server cannot be stopped.
         """
-        session = self._let_go()
+        session = self._slot.let_go()
         if session is not None:
             session.close()
 
-    def _let_go(self) -> Session | None:
-        with self._lock:
-            self._closed = True
-            session, self._session = self._session, None
-        return session if session is not None and session.pid == os.getpid() else None
-
     def __enter__(self) -> Self:
-        if self._closed:
-            raise SystemNotRunning("the client is closed; make a new one")
+        self._slot.check_not_closed()
         return self
 
     def __exit__(
@@ -291,24 +330,6 @@ class Client:
     ) -> None:
         if exc_value is None:
             self.close()
-        elif (session := self._let_go()) is not None:
+        elif (session := self._slot.let_go()) is not None:
             # What made us leave matters more to the caller than what goes wrong on the way out.
             close_quietly(session)
-
-    def _forget(self) -> None:
-        """In a forked child: let go of the parent's connections; the next call opens new ones."""
-        # The lock may have been held by a thread that the child does not have.
-        self._lock = RLock()
-        session, self._session = self._session, None
-        if session is not None:
-            session.abandon()
-            _abandoned.append(session)
-
-
-def _after_fork() -> None:
-    for client in list(_clients):
-        client._forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -16,13 +16,23 @@ from typing import Any, Final, TypeVar, cast
 import coredis.exceptions as meanings
 import redis
 from coredis.connection import BaseConnection
+from redis import exceptions
 
 from atomic_actors._errors import AtomicActorsError
 from atomic_actors.client._servers import Connection, Servers
 from atomic_actors.journal._protocol import JournalUnavailable
 from atomic_actors.journal._redis_link import explain
 
-__all__ = ("BlockingAnswers", "ConnectionPool", "NoConnectionFree", "exchange", "meaning_of", "run_now")
+__all__ = (
+    "BlockingAnswers",
+    "ConnectionPool",
+    "NoConnectionFree",
+    "StoreBusy",
+    "as_said",
+    "exchange",
+    "meaning_of",
+    "run_now",
+)
 
 T = TypeVar("T")
 
@@ -35,34 +45,47 @@ class NoConnectionFree(JournalUnavailable):
     """Every connection that may be open is in use; the store is not at fault."""
 
 
+class StoreBusy(JournalUnavailable):
+    """The store answered that it takes no writes for a moment: it loads, fails over, or moves a slot."""
+
+
+#: What ends by itself, soon.
+_MOMENTARY: Final = (
+    exceptions.BusyLoadingError,
+    exceptions.ClusterDownError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+)
+
+
 def as_said(error: redis.RedisError) -> Exception:
     """An error of redis-py as the asynchronous driver says it; those of the network stay as they are."""
     text = str(error)
     match error:
-        case redis.exceptions.NoPermissionError() | redis.exceptions.AuthorizationError():
+        case exceptions.NoPermissionError() | exceptions.AuthorizationError():
             return meanings.AuthorizationError(text)
-        case redis.exceptions.AuthenticationError():
+        case exceptions.AuthenticationError():
             return meanings.AuthenticationError(text)
-        case redis.exceptions.ReadOnlyError():
+        case exceptions.ReadOnlyError():
             return meanings.ReadOnlyError(text)
-        case redis.exceptions.BusyLoadingError():
+        case exceptions.BusyLoadingError():
             return meanings.BusyLoadingError(text)
-        case redis.exceptions.MasterDownError():
+        case exceptions.MasterDownError():
             return meanings.ResponseError(f"MASTERDOWN {text}")
-        case redis.exceptions.ClusterDownError():
+        case exceptions.ClusterDownError():
             return meanings.ClusterDownError(text)
-        case redis.exceptions.TryAgainError():
+        case exceptions.TryAgainError():
             return meanings.TryAgainError(text)
-        case redis.exceptions.AskError():
+        case exceptions.AskError():
             return meanings.AskError(text)
-        case redis.exceptions.OutOfMemoryError():
+        case exceptions.OutOfMemoryError():
             return meanings.ResponseError(f"OOM {text}")
-        case redis.exceptions.ResponseError():
+        case exceptions.ResponseError():
             # "ERR unknown command ..."; the driver leaves the first word of some answers out.
             if "unknown command" in text.lower():
                 return meanings.UnknownCommandError(text)
             return meanings.ResponseError(text)
-        case redis.exceptions.TimeoutError():
+        case exceptions.TimeoutError():
             return TimeoutError(text)
         case _:
             return error
@@ -77,7 +100,10 @@ def meaning_of(error: Exception, *, sent: bool) -> AtomicActorsError | JournalUn
     """
     said = as_said(error) if isinstance(error, redis.RedisError) else error
     said.__cause__ = said.__cause__ or error.__cause__
-    return explain(said, sent=sent)
+    meaning = explain(said, sent=sent)
+    if isinstance(error, _MOMENTARY) or isinstance(error.__cause__, _MOMENTARY):
+        return StoreBusy(str(meaning), sent=False)
+    return meaning
 
 
 def exchange(connection: Connection, timeout_s: float, *command: Any) -> Any:
@@ -97,8 +123,8 @@ def exchange(connection: Connection, timeout_s: float, *command: Any) -> Any:
     return connection.read_response()
 
 
-def _to_map(flat: Any) -> Any:
-    return dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
+def _to_map(flat: list[Any]) -> dict[Any, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 class BlockingAnswers:
@@ -255,7 +281,7 @@ def close_copy(connection: Connection) -> None:
 
 def _leaves_usable(error: BaseException) -> bool:
     """Whether a connection is good for more after an error: else an answer may still be on its way."""
-    if isinstance(error, redis.exceptions.ReadOnlyError):
+    if isinstance(error, exceptions.ReadOnlyError):
         return False  # no master any more
     return isinstance(error, redis.ResponseError | AtomicActorsError)
 

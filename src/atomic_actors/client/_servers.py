@@ -7,9 +7,10 @@ server and a Sentinel's master have one place, a cluster has one for each of its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import redis
+from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
@@ -45,7 +46,7 @@ class Servers(Protocol):
         """A connection to a place, not open yet."""
         ...
 
-    def redirected(self, place: str, error: redis.exceptions.AskError) -> str:
+    def redirected(self, place: str, error: exceptions.AskError) -> str:
         """The place that an answer of `place` points to; keeps it in mind, unless it is for once only."""
         ...
 
@@ -134,7 +135,7 @@ class SingleServer:
         """See `Servers.make`."""
         return self._pool.make_connection()
 
-    def redirected(self, place: str, error: redis.exceptions.AskError) -> str:
+    def redirected(self, place: str, error: exceptions.AskError) -> str:
         """A single server points nowhere: this one is a node of a cluster."""
         raise error
 
@@ -174,7 +175,7 @@ class SentinelServers:
         """See `Servers.make`."""
         return self._pool.make_connection()
 
-    def redirected(self, place: str, error: redis.exceptions.AskError) -> str:
+    def redirected(self, place: str, error: exceptions.AskError) -> str:
         """The master points nowhere: it is a node of a cluster."""
         raise error
 
@@ -193,8 +194,8 @@ class ClusterServers:
         if location.options:
             self._kind = redis.SSLConnection
             self._options |= _tls_options(location)
-        self._first = [f"{host}:{port}" for host, port in location.hosts]
-        #: Replaced as a whole, so that no reader needs a lock.
+        # Both are replaced as a whole, so that no reader needs a lock.
+        self._places = tuple(f"{host}:{port}" for host, port in location.hosts)
         self._slots: dict[int, str] = {}
 
     def place_of(self, key: bytes) -> str:
@@ -205,7 +206,7 @@ class ClusterServers:
             self._slots = self._read_slots()
             place = self._slots.get(slot)
         if place is None:
-            raise redis.exceptions.ClusterDownError(f"no node of the cluster has slot {slot}")
+            raise exceptions.ClusterDownError(f"no node of the cluster has slot {slot}")
         return place
 
     def make(self, place: str) -> Connection:
@@ -213,12 +214,12 @@ class ClusterServers:
         host, _, port = place.rpartition(":")
         return self._kind(host=host, port=int(port), **self._options)
 
-    def redirected(self, place: str, error: redis.exceptions.AskError) -> str:
+    def redirected(self, place: str, error: exceptions.AskError) -> str:
         """See `Servers.redirected`."""
         # A node that does not know its own name leaves the host out: it is the one that was asked.
-        host = error.host or place.rpartition(":")[0]
+        host: str = cast("Any", error).host or place.rpartition(":")[0]
         other = f"{host}:{error.port}"
-        if isinstance(error, redis.exceptions.MovedError):
+        if isinstance(error, exceptions.MovedError):
             self._slots = {**self._slots, int(error.slot_id): other}
         return other
 
@@ -228,7 +229,7 @@ class ClusterServers:
 
     def _read_slots(self) -> dict[int, str]:
         failure: redis.RedisError = redis.ConnectionError("the URL names no node of the cluster")
-        for place in dict.fromkeys((*self._slots.values(), *self._first)):
+        for place in self._places:
             connection = self.make(place)
             try:
                 connection.connect()
@@ -244,6 +245,8 @@ class ClusterServers:
             for first, last, (host, port, *_), *_ in ranges:
                 name = f"{host.decode() if host else asked}:{port}"
                 slots.update(dict.fromkeys(range(first, last + 1), name))
+            # The one that answered comes first, those of the URL are never forgotten.
+            self._places = tuple(dict.fromkeys((place, *slots.values(), *self._places)))
             return slots
         raise failure
 

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import redis
 from coredis.exceptions import RedisError
+from redis import exceptions
 
 from atomic_actors._config import Config
 from atomic_actors._store import journal_settings
@@ -22,6 +23,7 @@ from atomic_actors.client._connections import (
     BlockingAnswers,
     ConnectionPool,
     NoConnectionFree,
+    StoreBusy,
     as_said,
     exchange,
     meaning_of,
@@ -44,6 +46,8 @@ Pause = Callable[[float], bool]
 RETRY_DELAY_FIRST_S: Final = 0.02
 #: How often one attempt follows what the nodes of a cluster say, or puts a lost library back.
 TRIES_MAX: Final = 5
+#: Stands for the keys that belong to no partition.
+META: Final = -1
 
 if sys.platform == "linux":
 
@@ -58,6 +62,18 @@ else:
 def _sleep(delay_s: float) -> bool:
     time.sleep(delay_s)
     return False
+
+
+class Health:
+    """How a part of the store answers lately; several threads may look and write."""
+
+    __slots__ = ("failures", "next_try_s")
+
+    def __init__(self) -> None:
+        #: Attempts in a row without a usable answer.
+        self.failures = 0
+        #: When one caller may find out whether it is back, on the monotonic clock.
+        self.next_try_s = 0.0
 
 
 class BlockingStore:
@@ -82,8 +98,8 @@ class BlockingStore:
         self._greet_lock = RLock()
         #: The store's time and our own when it was read; None before the first answer.
         self._clock: tuple[int, float] | None = None
-        self._failures = 0
-        self._next_try_s = 0.0
+        #: What is known of how the store answers lately: of all of it, or of each partition of a cluster.
+        self._health: dict[int, Health] = {}
 
     def __repr__(self) -> str:
         return f"<BlockingStore {self._config.namespace}:{self._config.service} {self._pool!r}>"
@@ -98,7 +114,7 @@ class BlockingStore:
             StoreIncompatible, StoreUnsafe: it can, and it is the wrong one.
         """
         if self._clock is None:
-            self._persist(lambda: self._look(until_s), until_s, _sleep)
+            self._persist(lambda: self._look(until_s), META, until_s, _sleep)
         assert self._clock is not None
         then_ms, then_s = self._clock
         return then_ms + int((_elapsed_s() - then_s) * 1000)
@@ -136,8 +152,9 @@ class BlockingStore:
         """
         with self._wire_lock:
             call = self._wire.encode(steps)
-        key = self._wire.lease_key(steps[0].partition)
-        return self._persist(lambda: self._attempt(key, call, until_s), until_s, pause)
+        partition = steps[0].partition
+        key = self._wire.lease_key(partition)
+        return self._persist(lambda: self._attempt(key, call, until_s), partition, until_s, pause)
 
     def try_once(self, step: Step, until_s: float) -> Result | None:
         """Execute one step; None without an answer, which is logged."""
@@ -149,39 +166,48 @@ class BlockingStore:
             logger.debug("no answer to %r: %s", step, error)
             return None
 
-    def _persist(self, attempt: Callable[[], T], until_s: float, pause: Pause) -> T | None:
+    def _persist(self, attempt: Callable[[], T], partition: int, until_s: float, pause: Pause) -> T | None:
+        part = 0 if self._servers.merges_partitions else partition
+        health = self._health.setdefault(part, Health())
+        threshold, interval_s = self._config.store_failure_threshold, self._config.store_ping_interval_s
         sent, delay_s = False, RETRY_DELAY_FIRST_S
         while True:
             if not sent:
-                self._check_available()
+                self._check_available(health)
             try:
                 result = attempt()
-            except JournalUnavailable as error:
-                sent = sent or error.sent
-                if not isinstance(error, NoConnectionFree):
-                    self._failures += 1
-                    self._next_try_s = time.monotonic() + self._config.store_ping_interval_s
-                elif not sent:
+            except NoConnectionFree:
+                if not sent:
                     raise
                 left_s = until_s - time.monotonic()
-                gives_up = not sent and self._failures >= self._config.store_failure_threshold
-                if left_s <= 0 or gives_up:
-                    raise JournalUnavailable(str(error), sent=sent) from error
+            except StoreBusy:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0 and not sent:
+                    raise
+            except JournalUnavailable as error:
+                sent = sent or error.sent
+                health.failures += 1
+                health.next_try_s = time.monotonic() + interval_s
+                left_s = until_s - time.monotonic()
+                if not sent and (left_s <= 0 or health.failures >= threshold):
+                    raise
             else:
-                self._failures = 0
+                health.failures = 0
                 return result
+            if left_s <= 0:
+                raise JournalUnavailable("no usable answer came in time", sent=True)
             if pause(min(delay_s, left_s)):
                 return None
-            delay_s = min(delay_s * 2, self._config.store_ping_interval_s)
+            delay_s = min(delay_s * 2, interval_s)
 
-    def _check_available(self) -> None:
+    def _check_available(self, health: Health) -> None:
         """Let one caller in a while ask whether the store is back; refuse the others at once."""
-        if self._failures < self._config.store_failure_threshold:
+        if health.failures < self._config.store_failure_threshold:
             return
         now_s = time.monotonic()
-        if now_s < self._next_try_s:
+        if now_s < health.next_try_s:
             raise JournalUnavailable("the store does not answer", sent=False)
-        self._next_try_s = now_s + self._config.store_ping_interval_s
+        health.next_try_s = now_s + self._config.store_ping_interval_s
 
     # One attempt.
 
@@ -201,12 +227,12 @@ class BlockingStore:
                     if asking:
                         exchange(connection, self._left_s(until_s), b"ASKING")
                     reply: Any = exchange(connection, self._left_s(until_s), *command)
-            except redis.exceptions.AskError as error:
+            except exceptions.AskError as error:
                 if not tries_left:
                     raise JournalUnavailable(
                         f"the cluster keeps pointing elsewhere: {error}", sent=False
                     ) from error
-                asking = not isinstance(error, redis.exceptions.MovedError)
+                asking = not isinstance(error, exceptions.MovedError)
                 place = self._redirected(place, error)
                 continue
             except redis.RedisError as error:
@@ -225,7 +251,7 @@ class BlockingStore:
             return read_results(call.steps, reply[2:])
         raise AssertionError("unreachable")
 
-    def _redirected(self, place: str, error: redis.exceptions.AskError) -> str:
+    def _redirected(self, place: str, error: exceptions.AskError) -> str:
         try:
             return self._servers.redirected(place, error)
         except redis.RedisError as final:
