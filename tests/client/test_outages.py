@@ -313,3 +313,23 @@ def test_an_unsafe_store(kind: Kind, namespace: str, request: pytest.FixtureRequ
     server: Server = request.getfixturevalue(f"{kind}_server")
     with Client(server.url, namespace=namespace) as client, pytest.raises(StoreUnsafe, match="appendonly"):
         client.tell(till("a"), Add(1))
+
+
+def test_what_is_no_reply(worker: object, client: Client, store_server: Server, namespace: str) -> None:
+    """Anybody may write to the channel; what does not decode is passed over."""
+    client.ask(till("a"), Add(1))
+    wait_until_listening(client)
+    assert client._slot.session is not None
+    with store_server.client() as other:
+        for payload in (b"", b"\xff\xff", b"\x01", b"\x93\x01\x02\x03"):
+            other.publish(f"{namespace}:reply:{client._slot.session.node_id}", payload)
+    assert client.ask(till("a"), Add(1)) == 2
+    assert client._slot.session._listener.is_listening
+
+
+def test_pushes_that_cannot_be_heard(
+    worker: object, store_server: Server, new_client: NewClient, namespace: str
+) -> None:
+    client = new_client(with_user(store_server, namespace))
+    store_server.call("ACL", "SETUSER", "app", "-subscribe")
+    assert [client.ask(till("a"), Add(1)) for _ in range(3)] == [1, 2, 3]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import redis
+from redis import exceptions
 
 from atomic_actors._envelope import plain_of
 from atomic_actors._telemetry import logger
@@ -65,19 +66,24 @@ class ReplyListener:
         self._connection: Connection | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()
+        self._has_warned = False
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
         if self._thread is not None and self._thread.is_alive():
             return
-        thread = threading.Thread(target=self._run, name="atomic-actors-replies", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            # No more threads, or the interpreter is about to end.
-            logger.debug("nobody listens for pushed replies, the store is asked instead: %s", error)
-            return
-        self._thread = thread
+        with self._lock:
+            if self._stopping.is_set() or (self._thread is not None and self._thread.is_alive()):
+                return
+            thread = threading.Thread(target=self._run, name="atomic-actors-replies", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # No more threads, or the interpreter is about to end.
+                logger.debug("nobody listens for pushed replies, the store is asked instead: %s", error)
+                return
+            self._thread = thread
 
     def stop(self) -> None:
         """End the thread, and wait until it has."""
@@ -105,6 +111,12 @@ class ReplyListener:
         while not self._stopping.is_set():
             try:
                 self._listen()
+            except exceptions.NoPermissionError as error:
+                if not self._has_warned:
+                    self._has_warned = True
+                    logger.warning(
+                        "pushed replies are not allowed, every reply costs a look into the store: %s", error
+                    )
             except (redis.RedisError, OSError) as error:
                 if not self._stopping.is_set():
                     logger.debug("the connection for pushed replies ended: %s", error)
