@@ -244,6 +244,8 @@ class BlockingStore:
                 if isinstance(meaning, JournalUnavailable):
                     self._greeted.discard(place)
                 raise meaning from error
+            except NoConnectionFree:
+                raise
             except JournalUnavailable:
                 self._greeted.discard(place)
                 raise
