@@ -20,23 +20,21 @@ import anyio
 from attrs import define, field
 
 from atomic_actors._cells import Cell
-from atomic_actors._envelope import Failure, make_unique, plain_of
+from atomic_actors._envelope import make_unique
 from atomic_actors._errors import (
     AcceptanceUnknown,
-    AskTimeout,
     AtomicActorsError,
-    Expired,
-    HandlerFailed,
-    Interrupted,
-    KeyReused,
     OutcomeUnknown,
-    QueueDepthExceeded,
-    ResultExpired,
     StoreUnavailable,
     SystemFailed,
-    UnknownMessage,
-    Withdrawn,
-    error_from_code,
+)
+from atomic_actors._outcomes import (
+    RefusalDecoder,
+    Waiting,
+    error_of_outcome,
+    refusal_of_append,
+    silence_error,
+    unknown_error,
 )
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
@@ -48,7 +46,6 @@ from atomic_actors.journal._protocol import (
     Offer,
     OutcomeRead,
     ReadOutcome,
-    Rejected,
     Result,
     Withdraw,
     WithdrawAnswer,
@@ -66,9 +63,7 @@ POLL_FIRST_S: Final = 0.5
 POLL_FIRST_REMOTE_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
 
-Waiting = Literal["ask", "tell", "result"]
 Decode = Callable[[bytes], Any]
-RefusalDecoder = Callable[[bytes], AtomicActorsError]
 
 
 class _RandomPool:
@@ -206,7 +201,7 @@ class Pending:
             if not result.sent:
                 self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
             return
-        self.resolve(self.router.refusal_of_append(self, result))
+        self.resolve(refusal_of_append(result, self.entity, self.full_message_id))
 
 
 @define(eq=False)
@@ -326,33 +321,7 @@ class Router:
         word, rest = split_outcome(outcome)
         if word == "completed":
             return pending.decode(rest)
-        raise self.error_of(word, rest, pending.full_message_id)
-
-    def error_of(self, word: str, rest: bytes, message_id: str) -> AtomicActorsError:
-        """The exception that an outcome other than `completed` stands for."""
-        if word == "refused":
-            error = self.decode_refusal(rest)
-            error.message_id = message_id
-            return error
-        if word == "failed":
-            plain: dict[str, Any] = plain_of(rest) if rest else {}
-            failure = Failure(plain.get("error_type", ""), plain.get("text", ""))
-            return HandlerFailed(
-                f"{failure.error_type}: {failure.text} (dead letter {message_id})",
-                message_id=message_id,
-                error_type=failure.error_type,
-            )
-        if word == "interrupted":
-            return Interrupted(
-                f"{message_id} was interrupted: it may have run wholly, partly or not at all; it is a dead "
-                "letter now",
-                message_id=message_id,
-            )
-        if word == "withdrawn":
-            return Withdrawn(f"{message_id} was withdrawn before it ran", message_id=message_id)
-        if word == "expired":
-            return Expired(f"{message_id}: its deadline passed before it ran", message_id=message_id)
-        return error_from_code(word, "unknown outcome", message_id=message_id)
+        raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
 
     async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer."""
@@ -403,23 +372,6 @@ class Router:
         else:
             pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to whoever sent it first
             self._look_up(pending)
-
-    def refusal_of_append(self, pending: Pending, result: Result) -> BaseException:
-        """The exception for an append that the store refused."""
-        message_id = pending.full_message_id
-        if not isinstance(result, Rejected):
-            return SystemFailed(f"the journal answered an append with {result!r}")
-        if result.code == "queue_depth_exceeded":
-            return QueueDepthExceeded(f"{pending.entity}: {result.text}", message_id=message_id)
-        if result.code == "key_reused":
-            return KeyReused(
-                f"{pending.entity}: the key was used before with other content", message_id=message_id
-            )
-        if result.code == "unknown_message":
-            return UnknownMessage(
-                f"{message_id} is too old to be accepted: it may have run already", message_id=message_id
-            )
-        return error_from_code(result.code, result.text, message_id=message_id)
 
     def _register(self, pending: Pending) -> None:
         self._pending.setdefault(pending.unique, []).append(pending)
@@ -473,7 +425,7 @@ class Router:
         while self._next_bucket <= bucket:
             for pending in self._ends.pop(self._next_bucket, ()):
                 if not pending.done:
-                    pending.resolve(self._timed_out(pending))
+                    pending.resolve(silence_error(pending.waiting, pending.full_message_id))
             for pending in self._polls.pop(self._next_bucket, ()):
                 if not pending.done:
                     self._look_up(pending)
@@ -495,39 +447,15 @@ class Router:
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)
             elif result.state == "unknown" and was_sent_before:
-                pending.resolve(self._unknown(pending))
+                now_ms, ttl_ms = self.store_now_ms(), self.journal.settings.result_ttl_ms
+                pending.resolve(
+                    unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
+                )
 
         try:
             self.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
-
-    def _unknown(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        age_ms = self.store_now_ms() - int(pending.unique[:12], 16)
-        if 0 < self.journal.settings.result_ttl_ms <= age_ms:
-            return ResultExpired(
-                f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
-            )
-        if pending.accepted:
-            return Interrupted(
-                f"the store has lost history, and {message_id} with it: it may have run wholly, partly or not "
-                "at all; it is no dead letter",
-                message_id=message_id,
-            )
-        return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)
-
-    def _timed_out(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        if pending.waiting == "tell":
-            return AcceptanceUnknown(
-                f"no answer whether {message_id} was accepted; ask again with result(message_id)",
-                message_id=message_id,
-            )
-        return AskTimeout(
-            f"no reply to {message_id} in time; it may still run: result(message_id) re-attaches",
-            message_id=message_id,
-        )
 
     def abandon_all(self) -> None:
         """Resolve everybody who still waits, because the system is left: their messages may still run."""

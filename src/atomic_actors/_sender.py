@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
-from attrs import define, field, frozen
+from attrs import define, field
 
+from atomic_actors._calls import (
+    ForeignClass,
+    ForeignMessages,
+    OnCancel,
+    check_on_cancel,
+    check_seconds,
+    check_size,
+    locate_message,
+    resolve_target,
+    split_pair,
+)
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._envelope import digest_of, encode_envelope
@@ -22,20 +33,17 @@ from atomic_actors._errors import (
     AskTimeout,
     AtomicActorsError,
     InvalidConfig,
-    InvalidEntityId,
-    InvalidMessageId,
     NotSupported,
     OutcomeUnknown,
     OwnerUnavailable,
-    PayloadTooLarge,
     SystemNotRunning,
     TooManyHops,
     UnknownKind,
     UnknownMessageType,
 )
 from atomic_actors._kinds import Kind
-from atomic_actors._messages import Message, RawMessage, message_spec, target_of
-from atomic_actors._records import EntityRef, Receipt, check_key, partition_of, split_message_id
+from atomic_actors._messages import Message, RawMessage
+from atomic_actors._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors._router import Admission, Pending, Router
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import LifecycleEvent, Listeners, logger
@@ -48,18 +56,6 @@ __all__ = ("Sender",)
 
 #: Appends of one `tell_many` that may be under way at once.
 TELL_MANY_WINDOW: Final = 2_000
-
-OnCancel = Literal["withdraw", "detach"]
-
-
-@frozen(eq=False, slots=True)
-class _Foreign:
-    """What is known of a message class whose kind is not here."""
-
-    name: str
-    encode: Callable[[Any], bytes]
-    decode_reply: Callable[[bytes], Any]
-    reply_type: Any
 
 
 @define(eq=False, slots=True)
@@ -103,10 +99,11 @@ class Sender:
     #: Asks that wait for their replies now.
     inflight_asks: int = 0
     _headers: dict[str, Any] = field(init=False)
-    _foreign: dict[type[Any], _Foreign] = field(factory=dict[type[Any], _Foreign], init=False)
+    _foreign: ForeignMessages = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._headers = {"s": self.router.node_id}
+        self._foreign = ForeignMessages(self.codec)
 
     # Checking a call.
 
@@ -122,13 +119,7 @@ class Sender:
         return call.name, encode_envelope({}, call.payload)
 
     def _check(self, target: object, message: object) -> _Call:
-        if message is None and isinstance(target, Message):
-            named = cast("Message[object]", target)
-            message, target = named, target_of(named)
-        if not isinstance(target, EntityRef):
-            raise InvalidEntityId(
-                f"entity: expected an EntityRef such as Account.ref('a-42'), got {type(target).__name__}"
-            )
+        target, message = resolve_target(target, message)
         kind = self.kinds.get(target.kind)
         if kind is None and self.kinds:
             raise UnknownKind(
@@ -146,12 +137,7 @@ class Sender:
                 foreign = self._foreign_message(kind, message)
                 name, reply_type = foreign.name, foreign.reply_type
                 payload, decode_reply = foreign.encode(message), foreign.decode_reply
-        limit = self.config.max_payload_bytes
-        if limit and len(payload) > limit:
-            raise PayloadTooLarge(
-                f"{name} for {target}: {len(payload)} bytes are more than max_payload_bytes={limit}; send a "
-                "reference to where the data is, or raise the limit"
-            )
+        check_size(name, target, payload, self.config.max_payload_bytes)
         entity = str(target)
         return _Call(
             target,
@@ -171,19 +157,8 @@ class Sender:
             raise self._no_handler(kind, message.name)
         return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
 
-    def _foreign_message(self, kind: Kind | None, message: object) -> _Foreign:
-        cls: type[Any] = type(message)
-        if not isinstance(message, Message):
-            raise UnknownMessageType(
-                f"{message!r} is no message: expected an instance of a Command, a Query or a RawMessage"
-            )
-        foreign = self._foreign.get(cls)
-        if foreign is None:
-            spec = message_spec(cls)
-            foreign = _Foreign(
-                spec.name, self.codec.encoder(cls), self.codec.decoder(spec.reply_type), spec.reply_type
-            )
-            self._foreign[cls] = foreign
+    def _foreign_message(self, kind: Kind | None, message: object) -> ForeignClass:
+        foreign = self._foreign.class_of(message)
         if kind is not None and kind.handler_for(foreign.name) is None:
             raise self._no_handler(kind, foreign.name)
         return foreign
@@ -214,12 +189,11 @@ class Sender:
     ) -> Any:
         """See `ActorSystem.ask`."""
         self._check_running()
-        if on_cancel not in ("withdraw", "detach"):
-            raise InvalidConfig(f"on_cancel: expected 'withdraw' or 'detach', got {on_cancel!r}")
+        check_on_cancel(on_cancel)
         if key is not None:
             check_key(key)
         call = self._check(target, message)
-        timeout_s = self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s)
+        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
@@ -398,7 +372,7 @@ class Sender:
         self._check_running()
         if key is not None:
             check_key(key)
-        if expires_in_s is not None and not self._timeout("expires_in_s", expires_in_s, 0):
+        if expires_in_s is not None and not check_seconds("expires_in_s", expires_in_s, 0):
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
@@ -451,7 +425,7 @@ class Sender:
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
         self._check_running()
-        calls = [self._check(*self._pair(pair)) for pair in messages]
+        calls = [self._check(*split_pair(pair)) for pair in messages]
         for call in calls:
             if self._is_volatile(call):
                 raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
@@ -502,24 +476,6 @@ class Sender:
                     raise
                 await self.supervisor.wait_for_room(left_s)
 
-    def _pair(self, pair: object) -> tuple[object, object]:
-        if isinstance(pair, Message):
-            return cast("object", pair), None
-        if isinstance(pair, tuple):
-            parts = cast("tuple[object, ...]", pair)
-            if len(parts) == 2:
-                return parts[0], parts[1]
-        raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
-
-    def _timeout(self, name: str, value: float | None, default: float) -> float:
-        if value is None:
-            return default
-        if isinstance(cast("object", value), bool) or not isinstance(cast("object", value), (int, float)):
-            raise InvalidConfig(f"{name}: expected seconds, got {value!r}")
-        if not 0 <= value < float("inf"):
-            raise InvalidConfig(f"{name}: expected 0 (unbounded) or more seconds, got {value!r}")
-        return float(value)
-
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
         call = self._check(entity, message)
@@ -538,14 +494,7 @@ class Sender:
     # Afterwards.
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
-        if isinstance(message, Receipt):
-            receipt = cast("Receipt[object]", message)
-            ref, unique = split_message_id(receipt.message_id)
-            reply_type = receipt.reply_type
-        elif isinstance(message, str):
-            (ref, unique), reply_type = split_message_id(message), Any
-        else:
-            raise InvalidMessageId(f"expected a Receipt or a message id, got {type(message).__name__}")
+        ref, unique, reply_type = locate_message(message)
         kind = self.kinds.get(ref.kind)
         if not kind.durable if kind is not None else self.knows_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
@@ -568,7 +517,7 @@ class Sender:
         decode = self.codec.decoder(reply_type)
         partition = partition_of(entity, self.partitions)
         pending = Pending(self.router, "result", partition, entity, unique, decode, None)
-        self.router.attach(pending, self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s))
+        self.router.attach(pending, check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s))
         outcome = await self.router.wait(pending, "detach", "")
         return self.router.value_of(pending, outcome)
 
