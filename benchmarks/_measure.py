@@ -32,6 +32,10 @@ class Settings:
     messages: int = 20_000
     #: Entities of the row that touches very many.
     entities: int = 1_000_000
+    #: Orders of the row with five workers.
+    orders: int = 12_300
+    #: How often a worker is killed, told to leave, or joins, in the rows about that.
+    kills: int = 5
 
     @property
     def url(self) -> str:
