@@ -7,6 +7,7 @@ for, and a broken connection is opened again with a growing delay.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,9 +17,11 @@ from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import RedisError
 
+from atomic_actors._cells import clock_function
 from atomic_actors._errors import StoreIncompatible
 from atomic_actors._store_url import StoreLocation
 from atomic_actors._telemetry import logger
+from atomic_actors.journal._direct_connection import DirectConnection
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 from atomic_actors.journal._redis_link import Connect, Link, ask, connector
 from atomic_actors.journal._redis_wire import Wire
@@ -71,6 +74,11 @@ class RedisChannels:
         self._bells: dict[bytes, int] = {}
         self._bell_link: Link | None = None
         self._task_group: TaskGroup | None = None
+        self._publish_link: Link | None = None
+        #: The publishing task is at work, or about to be: what comes now goes behind that.
+        self._publishing = False
+        #: When each message that was published at once was sent, oldest first; answers come in that order.
+        self._unanswered_s: deque[float] = deque()
         #: Messages to publish that were dropped: too many waited, or the store was away.
         self.dropped = 0
 
@@ -81,6 +89,7 @@ class RedisChannels:
         self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[tuple[bytes, bytes]](
             PENDING_MAX
         )
+        self._clock = clock_function()
         self._task_group = await anyio.create_task_group().__aenter__()
         self._task_group.start_soon(self._publish_forever)
         return self
@@ -174,10 +183,37 @@ class RedisChannels:
 
     def publish(self, channel: bytes, payload: bytes) -> None:
         """Send to a channel, soon and once; does not wait, and drops it where too much waits already."""
+        if self._publish_at_once(channel, payload):
+            return
         try:
             self._outgoing_in.send_nowait((channel, payload))
+            self._publishing = True
         except anyio.WouldBlock:
             self.dropped += 1
+
+    def _publish_at_once(self, channel: bytes, payload: bytes) -> bool:
+        """Write it to the socket here and now: no task has to wake up. False if that is not possible."""
+        link = self._publish_link
+        connection = link.usable if link is not None else None
+        if link is None or not isinstance(connection, DirectConnection) or self._publishing:
+            return False
+        sent_s = self._unanswered_s
+        now_s = self._clock()
+        if sent_s and now_s - sent_s[0] > self._answer_timeout_s:
+            link.close("it does not answer")
+            return False
+
+        def on_reply(reply: Any) -> None:
+            sent_s.popleft()
+            if isinstance(reply, Exception):
+                self.dropped += 1
+                logger.debug("a pushed reply was lost: %s", reply)
+
+        sent_s.append(now_s)
+        if connection.send_nowait((b"PUBLISH", channel, payload), on_reply):
+            return True
+        sent_s.pop()
+        return False
 
     # Connections.
 
@@ -196,6 +232,8 @@ class RedisChannels:
         while True:
             try:
                 connection = await link.open(self._task_group)
+                if isinstance(connection, DirectConnection):
+                    connection.hear_pushes(lambda message: on_push(message[0], message))
                 if channels:
                     connection.send_command(subscribe, *channels)
                 # An error to the subscription has no request of its own, so it becomes the answer to this.
@@ -220,6 +258,7 @@ class RedisChannels:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._keep_checking, connection)
             try:
+                # Those of a direct connection are heard already: it only tells when it ends.
                 async for message in connection.push_messages:
                     push: list[Any] = list(message)
                     on_push(push[0], push)
@@ -238,7 +277,7 @@ class RedisChannels:
 
     async def _publish_forever(self) -> None:
         assert self._task_group is not None
-        link = self._new_link()
+        link = self._publish_link = self._new_link()
         async for first in self._outgoing_out:
             batch = [first]
             while len(batch) < PENDING_MAX:
@@ -254,6 +293,8 @@ class RedisChannels:
                 logger.debug("%d pushed replies were lost: %s", len(batch), error)
                 link.close("it is of no use any more")
                 await anyio.sleep(RECONNECT_DELAY_FIRST_S)
+            # With an empty buffer this task holds nothing that could be overtaken.
+            self._publishing = self._outgoing_out.statistics().current_buffer_used > 0
 
     async def _publish(self, connection: BaseConnection, batch: list[tuple[bytes, bytes]]) -> None:
         requests = [
