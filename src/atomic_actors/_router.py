@@ -109,6 +109,10 @@ class Admission(Protocol):
 class Remote(Protocol):
     """Pushes answers to other nodes; a lost push costs the asker a poll."""
 
+    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
+        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
+        ...
+
     def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
         """Queue an answer for a node."""
         ...
@@ -378,6 +382,14 @@ class Router:
             return
         if self.remote is not None:
             self.remote.push(sender, entity, unique, outcome)
+
+    def packed_reply(
+        self, sender: str, entity: str, unique: str, outcome: bytes
+    ) -> tuple[bytes, bytes] | None:
+        """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
+        if not sender or sender == self.node_id or self.remote is None:
+            return None
+        return self.remote.packed(sender, entity, unique, outcome)
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""

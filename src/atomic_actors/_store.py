@@ -39,15 +39,29 @@ class Exchange:
     """Doorbells and replies between the processes that share a store (`Remote`).
 
     All of it is hints: what is lost costs a sweep of the owner, or a look into the store by the asker.
+
+    Args:
+        channels: what carries them.
+        partitions: how many the service has.
+        commits_publish: whether a commit may publish its answers by itself. Not where a commit counts only
+            once replicas have it, too.
     """
 
-    def __init__(self, channels: RedisChannels, partitions: int) -> None:
+    def __init__(self, channels: RedisChannels, partitions: int, *, commits_publish: bool = True) -> None:
         self._channels = channels
         self._partitions = partitions
+        self._commits_publish = commits_publish
+
+    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
+        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
+        return self._pack(node_id, entity, unique, outcome) if self._commits_publish else None
 
     def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
         """Queue an answer for a node."""
-        self._channels.publish(self._channels.reply_channel(node_id), encode_plain([entity, unique, outcome]))
+        self._channels.publish(*self._pack(node_id, entity, unique, outcome))
+
+    def _pack(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes]:
+        return self._channels.reply_channel(node_id), encode_plain([entity, unique, outcome])
 
     async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
         """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""

@@ -52,6 +52,7 @@ def size_of(step: Step) -> int:
             + (len(step.state) if step.state is not None else 0)
             + sum(len(message.body) for message in step.outbox)
             + sum(len(verdict.reply) + len(verdict.error) for verdict in step.verdicts)
+            + sum(len(payload) for _, payload in step.pushes)
         )
     if isinstance(step, RelayIn):
         return STEP_OVERHEAD_BYTES + sum(len(entry.body) for entry in step.entries)
