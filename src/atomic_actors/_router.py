@@ -65,6 +65,9 @@ WITHDRAW_LIMIT_S: Final = 1.0
 POLL_FIRST_S: Final = 0.5
 POLL_FIRST_REMOTE_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
+#: How much later it is asked about answers of other nodes for each that is waited for: many wait longer, and a
+#: question for each of them would take the store's time from the answers.
+POLL_LATER_S: Final = 0.005
 
 Waiting = Literal["ask", "tell", "result"]
 Decode = Callable[[bytes], Any]
@@ -168,7 +171,7 @@ class Pending:
         self.is_joined = False
         #: Called once if the message was accepted now; set only where somebody listens.
         self.on_accepted: Callable[[], None] | None = None
-        self.poll_delay_s = POLL_FIRST_S if admission is not None else POLL_FIRST_REMOTE_S
+        self.poll_delay_s = POLL_FIRST_S if admission is not None else router.first_poll_s()
 
     @property
     def full_message_id(self) -> str:
@@ -457,6 +460,10 @@ class Router:
         return any(other.entity == pending.entity for other in self._pending.get(pending.unique, ()))
 
     # What the sweeper does for those who wait.
+
+    def first_poll_s(self) -> float:
+        """When the store is first asked about the answer of another node, which may have been lost."""
+        return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
 
     def end_at(self, pending: Pending, timeout_s: float) -> None:
         """Resolve `pending` as timed out after `timeout_s` (0: never)."""
