@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from attrs import define, field
 
 from atomic_actors.journal._protocol import JournalSettings
 from atomic_actors.journal._redis_wire import Wire
-from benchmarks._measure import Settings
+from benchmarks._measure import Settings, cpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 SETTLE_TIMEOUT_S = 30.0
 #: Ownership counts as settled once it has not changed for so long.
 SETTLED_AFTER_S = 1.0
@@ -151,6 +152,16 @@ class Fleet:
                 pipeline.hget(self._wire.lease_key(partition).decode(), "n")
             holders: list[bytes | None] = pipeline.execute()
         return [json.loads(holder)["pid"] if holder else 0 for holder in holders]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What the store, the workers and this process have used so far."""
+        with redis.Redis("127.0.0.1", self.settings.port) as client:
+            store: int = client.info("server")["process_id"]  # type: ignore[index]
+        return {
+            "store": cpu_seconds(store),
+            "workers": cpu_seconds(*(worker.pid for worker in self.workers)),
+            "sender": cpu_seconds(os.getpid()),
+        }
 
     async def settled(self) -> Counter[int]:
         """Wait until every partition has a living owner and none changes hands; returns their shares."""

@@ -164,6 +164,7 @@ async def orders_five_workers(settings: Settings) -> Sample:
             await read(system, number)
         shares = await workers.settled()
         batch = [(refs[warehouse], PlaceOrder(lines)) for warehouse, lines in orders]
+        used_s = workers.cpu_seconds()
         started_s = time.perf_counter()
         for start in range(0, len(batch), TELLS_PER_CALL):
             await system.tell_many(batch[start : start + TELLS_PER_CALL])
@@ -172,12 +173,14 @@ async def orders_five_workers(settings: Settings) -> Sample:
             for number in range(WAREHOUSES):
                 group.start_soon(read, system, number)
         elapsed_s = time.perf_counter() - started_s
+        used_s = {name: after_s - used_s[name] for name, after_s in workers.cpu_seconds().items()}
     _check(found, expected)
     return _sample(
         orders,
         len(orders) + WAREHOUSES,
         elapsed_s,
         accepted_after_s=accepted_s,
+        cpu_us_per_order={name: some_s / len(orders) * 1e6 for name, some_s in used_s.items()},
         partitions_of_each_worker=sorted(shares.values()),
     )
 
