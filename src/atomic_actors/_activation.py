@@ -504,7 +504,7 @@ class Activation:
             for verdict, member in zip(turn.verdicts, turn.members, strict=True):
                 word = _OUTCOME_WORDS.get(verdict.event)
                 if word is not None and verdict.unique not in result.not_buried:
-                    sender = member.sender if member is not None and verdict.unique not in turn.told else ""
+                    sender = "" if member is None or verdict.unique in turn.told else member.sender
                     self.services.reply(sender, self.entity, verdict.unique, word + verdict.reply)
                 if self.services.listening:
                     self.services.emit_ended(self, member, verdict)

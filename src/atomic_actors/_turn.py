@@ -106,8 +106,8 @@ class Member:
 
     @property
     def sender(self) -> str:
-        """The node that waits for the answer, or ""."""
-        sender = self.envelope.headers.get("s", "")
+        """The node that waits for the answer, or "": nobody is told how a tell ended."""
+        sender = self.envelope.headers.get("s", "") if self.body.waited_for else ""
         return sender if isinstance(sender, str) else ""
 
 
