@@ -255,6 +255,11 @@ class Config:
     )
 
     # The process.
+    node_weight: float = _setting(
+        1.0,
+        "The share of the partitions that this node takes, relative to the other nodes of the service.",
+        _Rule("number", above=True, maximum=1_000, unit="ratio"),
+    )
     handle_signals: bool = _flag(
         False, "Whether the system stops in good order on SIGTERM and SIGINT by itself."
     )

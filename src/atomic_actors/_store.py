@@ -11,12 +11,12 @@ from attrs import frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors._config import Config
-from atomic_actors._envelope import encode_plain, plain_of
 from atomic_actors._errors import EmbeddedServerError, NotSupported
+from atomic_actors._exchange import Exchange
 from atomic_actors._lease_keeper import LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
-from atomic_actors._telemetry import logger
 from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.journal._directory import Directory, WithDirectory
 from atomic_actors.journal._embedded import (
     EmbeddedLocation,
     embedded_directory,
@@ -30,55 +30,9 @@ from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUna
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
-__all__ = ("Exchange", "Store", "journal_settings", "open_store")
+__all__ = ("Store", "directory_of", "journal_settings", "open_store")
 
 CONNECT_TIMEOUT_S: Final = 3.0
-
-
-class Exchange:
-    """Doorbells and replies between the processes that share a store (`Remote`).
-
-    All of it is hints: what is lost costs a sweep of the owner, or a look into the store by the asker.
-
-    Args:
-        channels: what carries them.
-        partitions: how many the service has.
-        commits_publish: whether a commit may publish its answers by itself. Not where a commit counts only
-            once replicas have it, too.
-    """
-
-    def __init__(self, channels: RedisChannels, partitions: int, *, commits_publish: bool = True) -> None:
-        self._channels = channels
-        self._partitions = partitions
-        self._commits_publish = commits_publish
-
-    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
-        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
-        return self._pack(node_id, entity, unique, outcome) if self._commits_publish else None
-
-    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
-        """Queue an answer for a node."""
-        self._channels.publish(*self._pack(node_id, entity, unique, outcome))
-
-    def _pack(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes]:
-        return self._channels.reply_channel(node_id), encode_plain([entity, unique, outcome])
-
-    async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
-        """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""
-        await self._channels.listen_doorbells(range(self._partitions), on_bell)
-
-    async def listen_replies(self, node_id: str, on_reply: Callable[[str, str, bytes], object]) -> None:
-        """Call `on_reply(entity, unique, outcome)` for what others push to this node, until cancelled."""
-
-        def on_payload(payload: bytes) -> None:
-            try:
-                entity, unique, outcome = plain_of(payload)
-            except (ValueError, TypeError) as error:
-                logger.warning("a pushed reply does not decode, the store will be asked: %s", error)
-                return
-            on_reply(entity, unique, outcome)
-
-        await self._channels.listen_replies(node_id, on_payload)
 
 
 @frozen(eq=False)
@@ -92,6 +46,8 @@ class Store:
     exchange: Exchange | None = None
     #: Notices that the store went back in time; None where it cannot.
     history: CommitHistory | None = None
+    #: The nodes that use it; None where a node is alone.
+    directory: Directory | None = None
 
 
 def journal_settings(config: Config) -> JournalSettings:
@@ -112,6 +68,11 @@ def journal_settings(config: Config) -> JournalSettings:
     )
 
 
+def directory_of(journal: Journal) -> Directory | None:
+    """The directory beside a journal of the user's own, if it has one."""
+    return journal.directory if isinstance(journal, WithDirectory) else None
+
+
 @asynccontextmanager
 async def open_store(config: Config) -> AsyncGenerator[Store]:
     """Start or reach the store.
@@ -122,7 +83,8 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     """
     location = config.location
     if location.scheme is StoreScheme.MEMORY:
-        yield Store(MemoryJournal(journal_settings(config)))
+        memory = MemoryJournal(journal_settings(config))
+        yield Store(memory, directory=memory.directory)
     elif location.scheme is StoreScheme.EMBEDDED:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
@@ -167,7 +129,8 @@ async def _redis_store(
     lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
     # Not the connect function above: only the journal brings a dead server back to life.
     async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
-        yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
+        exchange = Exchange(channels, config.partitions)
+        yield Store(journal, lease_client, exchange, journal.history, journal.directory)
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from atomic_actors.journal._directory import Directory, NodeEntry, WithDirectory
@@ -16,9 +18,8 @@ def directory_of(probe: Probe) -> Directory:
     return probe.journal.directory
 
 
-def by_id(entries: object) -> dict[str, NodeEntry]:
+def by_id(entries: Sequence[NodeEntry]) -> dict[str, NodeEntry]:
     """Entries in no particular order."""
-    assert isinstance(entries, list | tuple)
     return {entry.node_id: entry for entry in entries}
 
 
