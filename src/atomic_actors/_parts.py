@@ -181,6 +181,8 @@ class Parts:
             self.store.history.on_loss = self._history_lost
 
     def _claimed(self, partition: int) -> None:
+        if self.store.exchange is not None:
+            self.store.exchange.watch(partition)
         self.supervisor.claimed(partition)
 
     def _lost(self, partition: int, why: str) -> None:
@@ -223,7 +225,7 @@ class Parts:
             }
             self._run(partial(exchange.listen, self.identity.node_id, handlers))
             if self.kinds:
-                self._run(partial(exchange.listen_bells, self.supervisor.rung))
+                self._run(partial(exchange.listen_bells, self.supervisor.rung, self.membership.owns))
         if self.kinds:
             if self.keeper is not None:
                 self.keeper.start(self._keeper_crashed)
