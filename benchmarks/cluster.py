@@ -121,6 +121,8 @@ async def _watched(settings: Settings, *, leaves: bool) -> Sample:
     options = ["--lease-ttl-s", str(LEASE_TTL_S)]
     values: list[float] = []
     took: list[float] = []
+    #: The longest asks while nothing happens: on a machine that does other work they may be long, too.
+    before: list[float] = []
     async with (
         fleet(settings, ["effectful"], WORKERS - (not leaves), *options) as workers,
         ActorSystem(Config(url=settings.url)) as system,
@@ -129,7 +131,11 @@ async def _watched(settings: Settings, *, leaves: bool) -> Sample:
         async with anyio.create_task_group() as group:
             group.start_soon(watch.run)
             for _ in range(settings.kills):
+                began_s = time.perf_counter()
                 shares = await workers.settled()
+                await anyio.sleep(AFTERMATH_S)
+                before.append(watch.longest_since(began_s + AFTERMATH_S) * 1000)
+                watch.spans.clear()
                 began_s = time.perf_counter()
                 if leaves:
                     took.append(await workers.stop(workers.busiest(shares)))
@@ -147,7 +153,13 @@ async def _watched(settings: Settings, *, leaves: bool) -> Sample:
             watch.stopping = True
         await _check_balances(system, refs, watch.asks)
     word = "leaving_took_s" if leaves else "starting_took_s"
-    more = {word: took, "asks": watch.asks, "failed_asks": 0, "partitions": sorted(shares.values())}
+    more = {
+        word: took,
+        "longest_before_ms": before,
+        "asks": watch.asks,
+        "failed_asks": 0,
+        "partitions": sorted(shares.values()),
+    }
     return _median_of([value * 1000 for value in values], **more)
 
 
