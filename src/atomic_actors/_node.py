@@ -203,6 +203,12 @@ class Node:
         """Tell an asker how its message ended."""
         self.router.reply(sender, entity, unique, outcome)
 
+    def packed_reply(
+        self, sender: str, entity: str, unique: str, outcome: bytes
+    ) -> tuple[bytes, bytes] | None:
+        """See `Router.packed_reply`."""
+        return self.router.packed_reply(sender, entity, unique, outcome)
+
     def outgoing(
         self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
     ) -> Outgoing:

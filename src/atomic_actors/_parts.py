@@ -221,6 +221,8 @@ class Parts:
             self.store.history.on_loss = self._history_lost
 
     def _claimed(self, partition: int) -> None:
+        if self.store.exchange is not None:
+            self.store.exchange.watch(partition)
         self.supervisor.claimed(partition)
 
     def _lost(self, partition: int, why: str) -> None:
@@ -288,7 +290,7 @@ class Parts:
         }
         self._run(partial(exchange.listen, self.identity.node_id, handlers, routes.heard))
         if self.kinds:
-            self._run(partial(exchange.listen_bells, self.supervisor.rung))
+            self._run(partial(exchange.listen_bells, self.supervisor.rung, self.membership.owns))
 
     def _run(self, function: Callable[[], Any]) -> None:
         self._task_group.start_soon(self._guard, function)

@@ -129,7 +129,7 @@ async def _redis_store(
     lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
     # Not the connect function above: only the journal brings a dead server back to life.
     async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
-        exchange = Exchange(channels, config.partitions)
+        exchange = Exchange(channels)
         yield Store(journal, lease_client, exchange, journal.history, journal.directory)
 
 

@@ -254,7 +254,7 @@ class MemoryJournal:
         if step.key:
             partition.use_key(step.entity, step.key, step.unique, step.digest, now_ms)
         if not partition.owned_by(step.claim):
-            self._bells.append((step.partition, step.entity))
+            self._ring_unless_running(partition, entity, step)
             return Appended(step.unique, duplicate=False, outcome=None, offer=NOTHING)
         if not was_idle:
             offer = self._look(partition, step, now_ms)
@@ -285,8 +285,14 @@ class MemoryJournal:
             if digest != step.digest:
                 return Rejected("key_reused", f"the key was used with other content by {unique}")
         if not partition.owned_by(step.claim):
-            self._bells.append((step.partition, step.entity))
+            self._ring_unless_running(partition, entity, step)
         return Appended(unique, duplicate=True, outcome=outcome, offer=self._look(partition, step, now_ms))
+
+    def _ring_unless_running(self, partition: Partition, entity: Entity | None, step: Append) -> None:
+        """The commit of a turn of the present owner takes what is next; it needs no doorbell."""
+        running = entity.running if entity is not None else None
+        if running is None or not partition.owned_by(running.claim):
+            self._bells.append((step.partition, step.entity))
 
     def _look(self, partition: Partition, step: Append, now_ms: int) -> Offer:
         """What the entity has to do next, for an owner that appended to it; takes nothing."""

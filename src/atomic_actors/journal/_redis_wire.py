@@ -313,6 +313,8 @@ def _finish(wire: Wire, call: Call, step: Finish, keys: PartitionKeys, index: by
     call.keys += own_keys
     call.arguments += (b"finish", index, _number(len(own_keys)), _number(len(own)))
     call.arguments += own
+    for channel, payload in step.pushes:
+        call.arguments += (b"push", index, channel, payload)
 
 
 def _outbox(

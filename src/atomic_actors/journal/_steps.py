@@ -236,6 +236,9 @@ class Finish(Struct, frozen=True, gc=False):
     policy: str = ""
     #: 0 takes nothing: the owner is draining.
     run_limit: int = 1
+    #: What the store publishes with the commit, as (channel, payload). Hints, which may be lost; a journal without
+    #: channels leaves them out.
+    pushes: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Interrupt(Struct, frozen=True, gc=False):

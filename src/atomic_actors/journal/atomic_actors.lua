@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 6
+-- revision: 16
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -573,7 +573,10 @@ end
 -- What the owner does next, after the append of `unique` that did not take it.
 local function offer_after_append(P, record, q, entity, unique, claim, held)
   if not is_current(P, claim) then
-    ring(P, entity)
+    -- The commit of a turn of the present owner takes what is next; only one that is not to be would not.
+    if not record.dispatch or P.claim == "" or not find(record.dispatch, "\n" .. P.claim .. "\n", 1, true) then
+      ring(P, entity)
+    end
     return OFFER_NOTHING
   end
   if record.dispatch then
@@ -1824,6 +1827,14 @@ end
 
 -- Calls.
 
+-- Channel payload. No step of its own: it belongs to the one before, is published only if that is done, and has no
+-- answer. A hint: where it is not allowed or not heard, the asker looks the outcome up.
+local function push(result, a)
+  if result[1] == DONE then
+    redis.pcall("PUBLISH", A[a], A[a + 1])
+  end
+end
+
 -- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so. `append_run`
 -- stands for several appends and has a list of answers.
 local STEPS = {
@@ -1832,6 +1843,7 @@ local STEPS = {
   append_run = { append_run, -1 },
   take = { take, 2, 5 },
   finish = { finish, -1 },
+  push = { push, 0, 2 },
   interrupt = { interrupt, -1 },
   settle_lost = { settle_lost, 5, 7 },
   expire = { expire, 6, 3 },
@@ -1949,11 +1961,15 @@ local function commit(keys, arguments)
       size_keys, size = tonumber(A[a]), tonumber(A[a + 1])
       a = a + 2
     end
-    local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
-    if step[1] == append_run then
-      extend(answer, went and result or refuse_run(result, size))
+    if step[1] == push then
+      push(answer[#answer], a)
     else
-      answer[#answer + 1] = went and result or failure(result)
+      local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
+      if step[1] == append_run then
+        extend(answer, went and result or refuse_run(result, size))
+      else
+        answer[#answer + 1] = went and result or failure(result)
+      end
     end
     k, a = k + size_keys, a + size
   end
