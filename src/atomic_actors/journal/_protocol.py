@@ -10,7 +10,7 @@ Rules that every journal keeps (the conformance suite in `testing` checks them):
 * Every step may be sent twice and gives the same answer the second time. An owner's steps carry
   `(claim, entity, turn)`; `append` carries the message's unique id.
 * A step validates everything before it writes anything.
-* Owner's steps (`Take`, `Finish`, `Interrupt`, `Sweep`, `RelayRead`, `RelayAck`, `Release`) answer
+* Owner's steps (`Take`, `Finish`, `Interrupt`, `Defer`, `Sweep`, `RelayRead`, `RelayAck`, `Release`) answer
   `Stale` unless `claim` is the partition's current claim id.
 * Time is the store's, in whole milliseconds, and never below the highest the partition has seen.
 
@@ -40,6 +40,7 @@ from atomic_actors.journal._answers import (
     Audited,
     Claimed,
     DeadLetterPage,
+    Deferred,
     Dispatch,
     Dispatched,
     EntityStatus,
@@ -65,14 +66,17 @@ from atomic_actors.journal._answers import (
     StoredLetter,
     Swept,
     Taken,
+    Target,
     Unsettled,
     WithdrawAnswer,
+    sort_targets,
 )
 from atomic_actors.journal._steps import (
     Append,
     Audit,
     ClaimPartition,
     CountKind,
+    Defer,
     Expire,
     Finish,
     Inspect,
@@ -112,6 +116,8 @@ __all__ = (
     "Claimed",
     "CountKind",
     "DeadLetterPage",
+    "Defer",
+    "Deferred",
     "DirectJournal",
     "Dispatch",
     "Dispatched",
@@ -161,11 +167,13 @@ __all__ = (
     "Swept",
     "Take",
     "Taken",
+    "Target",
     "Unsettled",
     "Verdict",
     "Withdraw",
     "WithdrawAnswer",
     "pack_body",
+    "sort_targets",
     "split_outcome",
     "unpack_body",
 )

@@ -185,6 +185,34 @@ class RedisJournal:
             self._read_commits(question, calls, replies)
         return self._read(calls, positions, replies, len(steps))
 
+    async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        """Call a function of the library that is no step, and return what it answers.
+
+        Raises:
+            JournalUnavailable: no usable answer; it may have been called unless `sent` is False.
+            StoreIncompatible: as `execute`.
+        """
+        if self._task_group is None:
+            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+        command = [(function, len(keys), *keys, *arguments)]
+        async with self._lock:
+            connection = await self._link.open(self._task_group)
+            pending = self._request(connection, command)
+        replies = await self._receive(connection, pending)
+        if is_missing(replies[0]):
+            async with self._lock:
+                connection = await self._link.open(self._task_group)
+                try:
+                    with anyio.fail_after(self._timeout_s):
+                        await load_library(connection)
+                except (RedisError, TimeoutError) as error:
+                    raise explain(error, sent=False) from error
+                pending = self._request(connection, command)
+            replies = await self._receive(connection, pending)
+        if isinstance(replies[0], Exception):
+            raise explain(replies[0], sent=True) from replies[0]
+        return replies[0]
+
     def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
         """Send steps at once, without waiting; `on_answer` gets what `execute` returns or raises.
 
@@ -254,9 +282,11 @@ class RedisJournal:
         return [self._wire.encode([steps[at] for at in group]) for group in positions], positions
 
     def _send(self, connection: BaseConnection, calls: Sequence[Call]) -> list[Any]:
-        commands: list[Sequence[bytes | int]] = [
-            (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
-        ]
+        return self._request(
+            connection, [(COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls]
+        )
+
+    def _request(self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]]) -> list[Any]:
         try:
             return request_all(connection, commands, self._timeout_s)
         except RedisError as error:
