@@ -13,16 +13,20 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
+from atomic_actors._calls import Calls
 from atomic_actors._cells import cell_factory, clock_function
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
+from atomic_actors._contracts import contract_of
 from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._errors import AtomicActorsError
+from atomic_actors._errors import AtomicActorsError, KindConflict
 from atomic_actors._kinds import Kind
+from atomic_actors._known_kinds import KnownKinds
 from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
 from atomic_actors._operations import Operations
+from atomic_actors._outlets import Outlets
 from atomic_actors._router import Router
 from atomic_actors._sender import Sender
 from atomic_actors._store import Store
@@ -32,7 +36,7 @@ from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._history import HistoryLoss
-from atomic_actors.journal._protocol import JournalUnavailable
+from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("Parts",)
 
@@ -64,20 +68,15 @@ class Parts:
         self.config = config
         self.store = store
         self.kinds = kinds
+        self._codec = codec
+        #: The store lost history, and with it perhaps what kinds there are: they are being registered again.
+        self._registering = False
         self._on_crash = on_crash
         self._on_signal = on_signal
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
         self.identity = NodeIdentity.of_this_process()
-        self.journal = GroupCommit(
-            store.journal,
-            config.max_batch_steps,
-            config.max_batch_bytes,
-            config.max_pending_steps,
-            config.store_failure_threshold,
-            answer_limit_s=config.accept_timeout_s,
-            retry_delay_max_s=config.store_ping_interval_s,
-        )
+        self.journal = self._gather(store.journal)
         self.keeper, self.membership = self._make_membership()
         self.router = Router(
             self.journal, self.identity.node_id, self.new_cell, self.clock, decode_refusal, store.exchange
@@ -103,8 +102,26 @@ class Parts:
             config.max_activations,
             config.max_outbox_messages,
         )
+        self.known = KnownKinds(store.kinds, config.namespace, tuple(kinds), self.clock)
+        self.outlets = Outlets(
+            config.namespace,
+            config.service,
+            store.open_journal,
+            self._gather,
+            self.known,
+            self.router.on_answer,
+            on_crash,
+        )
         self.sender = Sender(
-            config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
+            config,
+            codec,
+            self.router,
+            self.supervisor,
+            self.volatile,
+            listeners,
+            kinds,
+            config.partitions,
+            Calls(config, codec, kinds, self.journal, self.known, self.outlets),
         )
         self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
         self.operations = Operations(
@@ -114,6 +131,18 @@ class Parts:
             self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self.volatile.tick)
         )
         self._wire()
+
+    def _gather(self, journal: Journal) -> GroupCommit:
+        config = self.config
+        return GroupCommit(
+            journal,
+            config.max_batch_steps,
+            config.max_batch_bytes,
+            config.max_pending_steps,
+            config.store_failure_threshold,
+            answer_limit_s=config.accept_timeout_s,
+            retry_delay_max_s=config.store_ping_interval_s,
+        )
 
     def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
         config, keeper = self.config, None
@@ -141,7 +170,9 @@ class Parts:
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
         self.node.supervisor = self.supervisor
-        self.node.encode = self.sender.encode
+        self.node.encode = self.sender.calls.encode
+        self.node.look_up_with = self.sender.calls.look_up_outbox
+        self.supervisor.relay.outlets = self.outlets
         self.node.ask_with = self.sender.ask_from_turn
         self.node.on_crash = self.volatile.on_crash = self.journal.on_crash = self._on_crash
         self.volatile.services = self.node
@@ -165,6 +196,10 @@ class Parts:
         # First, so that what was under way is remembered before the steps that belong to it are answered.
         self.membership.lose_history(loss.partition, "the store has lost history")
         self.journal.forsake(loss.partition)
+        self.outlets.forsake(loss.partition)
+        if not self._registering:
+            self._registering = True
+            self._run(self._register_again)
 
     def _tick_supervisor(self, now_s: float) -> None:
         self.supervisor.tick(now_s, self.router.store_now_ms())
@@ -176,11 +211,15 @@ class Parts:
 
         Raises:
             StoreUnavailable, JournalUnavailable: the store gives no answer.
+            KindConflict: one of the kinds belongs to another service.
         """
         self.supervisor.start(task_group)
         self.volatile.start(task_group)
+        self.outlets.start(task_group)
         self._task_group = task_group
         await self.operations.check_store()
+        await self._register_kinds()
+        self._run(self.known.keep_fresh)
         self._run(self.sweeper.run)
         exchange = self.store.exchange
         if exchange is not None:
@@ -194,6 +233,28 @@ class Parts:
             self._run(self.membership.run)
         if self.config.handle_signals:
             self._run(self._watch_signals)
+
+    async def _register_kinds(self) -> None:
+        registry, config = self.store.kinds, self.config
+        if registry is None or not self.kinds:
+            return
+        settings = self.store.journal.settings
+        contracts = {name: contract_of(kind, self._codec, settings) for name, kind in self.kinds.items()}
+        owners = await registry.register_kinds(config.service, config.partitions, contracts)
+        for kind, owner in owners.items():
+            if owner != config.service:
+                raise KindConflict(
+                    f"kind {kind!r} belongs to service {owner!r} of namespace {config.namespace!r}, and this node is "
+                    f"of service {config.service!r}; give the kind another name, or set service={owner!r}"
+                )
+
+    async def _register_again(self) -> None:
+        try:
+            await self._register_kinds()
+        except (JournalUnavailable, KindConflict) as error:
+            logger.error("the store lost history, and the kinds could not be registered again: %s", error)
+        finally:
+            self._registering = False
 
     def _run(self, function: Callable[[], Any]) -> None:
         self._task_group.start_soon(self._guard, function)

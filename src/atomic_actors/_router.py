@@ -129,6 +129,7 @@ class Pending:
         "done",
         "entity",
         "is_joined",
+        "journal",
         "key",
         "on_accepted",
         "partition",
@@ -147,8 +148,11 @@ class Pending:
         unique: str,
         decode: Decode,
         admission: Admission | None,
+        journal: GroupCommit | None = None,
     ) -> None:
         self.router = router
+        #: Where its message lives: the node's own journal, or that of another service.
+        self.journal = router.journal if journal is None else journal
         self.waiting: Waiting = waiting
         self.partition = partition
         self.entity = entity
@@ -209,7 +213,7 @@ class Router:
     """Sends messages and hands answers to those who wait.
 
     Args:
-        journal: where messages go.
+        journal: where messages go, unless they are for another service.
         node_id: this node's name on reply channels.
         new_cell: the backend's one-shot cell.
         clock: the backend's clock, in seconds.
@@ -271,7 +275,7 @@ class Router:
             self._by_key.setdefault((pending.entity, step.key), []).append(pending)
         self.end_at(pending, timeout_s)
         try:
-            self.journal.submit(step, pending.on_appended)
+            pending.journal.submit(step, pending.on_appended)
         except JournalUnavailable as error:
             pending.on_appended(error)
 
@@ -299,7 +303,9 @@ class Router:
                 self.keep(pending.unique)
             elif pending.waiting == "ask" and not self._is_shared(pending):
                 with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
-                    await self.withdraw(pending.partition, pending.entity, pending.unique, key)
+                    await self.withdraw(
+                        pending.journal, pending.partition, pending.entity, pending.unique, key
+                    )
             raise
         self._unregister(pending)
         if isinstance(value, BaseException):
@@ -344,12 +350,14 @@ class Router:
             return Expired(f"{message_id}: its deadline passed before it ran", message_id=message_id)
         return error_from_code(word, "unknown outcome", message_id=message_id)
 
-    async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
+    async def withdraw(
+        self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str
+    ) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer."""
         try:
-            answer = await self.journal.request(Withdraw(partition, entity, unique, key))
+            answer = await journal.request(Withdraw(partition, entity, unique, key))
             if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
-                answer = await self.journal.request(Withdraw(partition, entity, unique, answer.key))
+                answer = await journal.request(Withdraw(partition, entity, unique, answer.key))
         except JournalUnavailable as error:
             logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
             return None
@@ -487,14 +495,14 @@ class Router:
                 pending.resolve(self._unknown(pending))
 
         try:
-            self.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
+            pending.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
 
     def _unknown(self, pending: Pending) -> AtomicActorsError:
         message_id = pending.full_message_id
         age_ms = self.store_now_ms() - int(pending.unique[:12], 16)
-        if 0 < self.journal.settings.result_ttl_ms <= age_ms:
+        if 0 < pending.journal.settings.result_ttl_ms <= age_ms:
             return ResultExpired(
                 f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
             )

@@ -1,17 +1,19 @@
 """The verbs: from `ask(entity, message)` to an append, and from an outcome to a reply.
 
-Everything that can be wrong with a call is found here, before anything is sent: the kind, the message,
-its content, the key, the size, a cycle of asks.
+Everything that can be wrong with a call is found before anything is sent: the kind, the message, its
+content and size by `_calls`; the key, the time limits, a cycle of asks here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Literal, cast
 
-from attrs import define, field, frozen
+import anyio
+from attrs import define, field
 
+from atomic_actors._calls import Call, Calls
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._envelope import digest_of, encode_envelope
@@ -21,24 +23,23 @@ from atomic_actors._errors import (
     AskTimeout,
     AtomicActorsError,
     InvalidConfig,
-    InvalidEntityId,
     InvalidMessageId,
     NotSupported,
     OutcomeUnknown,
-    PayloadTooLarge,
+    StoreUnavailable,
     SystemNotRunning,
     TooManyHops,
-    UnknownKind,
     UnknownMessageType,
 )
 from atomic_actors._kinds import Kind
-from atomic_actors._messages import Message, RawMessage, message_spec, target_of
+from atomic_actors._messages import Message
 from atomic_actors._records import EntityRef, Receipt, check_key, partition_of, split_message_id
 from atomic_actors._router import Admission, Pending, Router
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors._turn import TurnContext, current_activation
 from atomic_actors._volatile import VolatileKinds
+from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import Append, Appended, pack_body
 
 __all__ = ("Sender",)
@@ -49,30 +50,6 @@ TELL_MANY_WINDOW: Final = 2_000
 OnCancel = Literal["withdraw", "detach"]
 
 
-@frozen(eq=False, slots=True)
-class _Foreign:
-    """What is known of a message class whose kind is not here."""
-
-    name: str
-    encode: Callable[[Any], bytes]
-    decode_reply: Callable[[bytes], Any]
-    reply_type: Any
-
-
-@define(eq=False, slots=True)
-class _Call:
-    """A checked call: where it goes and what it carries."""
-
-    ref: EntityRef
-    entity: str
-    partition: int
-    kind: Kind | None
-    name: str
-    payload: bytes
-    decode_reply: Callable[[bytes], Any]
-    reply_type: Any
-
-
 @define(eq=False)
 class Sender:
     """Implements the verbs of `ActorSystem`.
@@ -81,6 +58,7 @@ class Sender:
         config: time limits and sizes.
         supervisor: gives the activations that take messages as they are appended.
         volatile: runs the kinds that have no journal.
+        calls: checks what is sent, and finds out where it goes.
     """
 
     config: Config
@@ -91,99 +69,13 @@ class Sender:
     listeners: Listeners
     kinds: dict[str, Kind]
     partitions: int
+    calls: Calls
     running: bool = True
     accepted: int = 0
     _headers: dict[str, Any] = field(init=False)
-    _foreign: dict[type[Any], _Foreign] = field(factory=dict[type[Any], _Foreign], init=False)
 
     def __attrs_post_init__(self) -> None:
         self._headers = {"s": self.router.node_id}
-
-    # Checking a call.
-
-    def encode(self, entity: EntityRef, message: Message[Any]) -> tuple[str, bytes]:
-        """The wire name and the envelope of an outbox message.
-
-        Raises:
-            UsageError: the kind, the message or its content is wrong.
-        """
-        call = self._check(entity, message)
-        if call.kind is not None and not call.kind.durable:
-            raise NotSupported(f"outbox: kind {call.kind.name!r} is volatile; an outbox is for durable kinds")
-        return call.name, encode_envelope({}, call.payload)
-
-    def _check(self, target: object, message: object) -> _Call:
-        if message is None and isinstance(target, Message):
-            named = cast("Message[object]", target)
-            message, target = named, target_of(named)
-        if not isinstance(target, EntityRef):
-            raise InvalidEntityId(
-                f"entity: expected an EntityRef such as Account.ref('a-42'), got {type(target).__name__}"
-            )
-        kind = self.kinds.get(target.kind)
-        if kind is None and self.kinds:
-            raise UnknownKind(
-                f"kind {target.kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(self.kinds))}"
-            )
-        cls: type[Any] = type(message)
-        if cls is RawMessage:
-            name, payload, decode_reply, reply_type = self._check_raw(kind, cast("RawMessage", message))
-        else:
-            handler = kind.by_type.get(cls) if kind is not None else None
-            if handler is not None:
-                name, reply_type = handler.spec.name, handler.spec.reply_type
-                payload, decode_reply = handler.encode_payload(message), handler.decode_reply
-            else:
-                foreign = self._foreign_message(kind, message)
-                name, reply_type = foreign.name, foreign.reply_type
-                payload, decode_reply = foreign.encode(message), foreign.decode_reply
-        limit = self.config.max_payload_bytes
-        if limit and len(payload) > limit:
-            raise PayloadTooLarge(
-                f"{name} for {target}: {len(payload)} bytes are more than max_payload_bytes={limit}; send a "
-                "reference to where the data is, or raise the limit"
-            )
-        entity = str(target)
-        return _Call(
-            target,
-            entity,
-            partition_of(entity, self.partitions),
-            kind,
-            name,
-            payload,
-            decode_reply,
-            reply_type,
-        )
-
-    def _check_raw(
-        self, kind: Kind | None, message: RawMessage
-    ) -> tuple[str, bytes, Callable[[bytes], Any], Any]:
-        if kind is not None and kind.handler_for(message.name) is None:
-            raise self._no_handler(kind, message.name)
-        return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
-
-    def _foreign_message(self, kind: Kind | None, message: object) -> _Foreign:
-        cls: type[Any] = type(message)
-        if not isinstance(message, Message):
-            raise UnknownMessageType(
-                f"{message!r} is no message: expected an instance of a Command, a Query or a RawMessage"
-            )
-        foreign = self._foreign.get(cls)
-        if foreign is None:
-            spec = message_spec(cls)
-            foreign = _Foreign(
-                spec.name, self.codec.encoder(cls), self.codec.decoder(spec.reply_type), spec.reply_type
-            )
-            self._foreign[cls] = foreign
-        if kind is not None and kind.handler_for(foreign.name) is None:
-            raise self._no_handler(kind, foreign.name)
-        return foreign
-
-    def _no_handler(self, kind: Kind, name: str) -> UnknownMessageType:
-        names = ", ".join(sorted(kind.by_name)) or "none"
-        return UnknownMessageType(
-            f"kind {kind.name!r} has no handler for {name!r}; it has {names}. Add one with @handler"
-        )
 
     def _check_running(self) -> None:
         if self.running:
@@ -209,8 +101,8 @@ class Sender:
             raise InvalidConfig(f"on_cancel: expected 'withdraw' or 'detach', got {on_cancel!r}")
         if key is not None:
             check_key(key)
-        call = self._check(target, message)
         timeout_s = self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s)
+        call = self.calls.check(target, message) or await self.calls.look_up(target, message, timeout_s)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
@@ -228,14 +120,14 @@ class Sender:
     ) -> Any:
         """See `Context.ask`."""
         self._check_running()
-        call = self._check(entity, message)
+        call = self.calls.check(entity, message) or await self.calls.look_up(entity, message)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
         if call.kind is not None and not call.kind.durable:
             path = tuple(headers["p"])
             return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
         return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
 
-    def _inherit(self, context: TurnContext, call: _Call, timeout_s: float) -> tuple[dict[str, Any], float]:
+    def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
         """Path and deadline of an ask inside a turn."""
         path = (*context.path, str(context.entity))
         if call.entity in path:
@@ -258,7 +150,7 @@ class Sender:
 
     async def _ask(
         self,
-        call: _Call,
+        call: Call,
         timeout_s: float,
         key: str | None,
         on_cancel: OnCancel,
@@ -267,7 +159,9 @@ class Sender:
     ) -> Any:
         router = self.router
         admission = self._admit(call)
-        pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
+        pending = Pending(
+            router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+        )
         if self.listeners.active:
             pending.on_accepted = partial(self._emit_accepted, call, unique)
         deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
@@ -278,14 +172,14 @@ class Sender:
         self.accepted += 1
         return router.value_of(pending, outcome)
 
-    def _admit(self, call: _Call) -> Admission | None:
+    def _admit(self, call: Call) -> Admission | None:
         if call.kind is None:
             return None
         return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
 
     def _append(
         self,
-        call: _Call,
+        call: Call,
         unique: str,
         key: str | None,
         deadline_ms: int,
@@ -308,7 +202,7 @@ class Sender:
             body,
             key or "",
             digest_of(call.name, call.payload) if key else "",
-            call.kind.settings.max_depth if call.kind is not None else self.config.max_depth,
+            call.max_depth,
             admission.claim if admission is not None else "",
             admission.policy if admission is not None else "",
             admission.version if admission is not None else -1,
@@ -325,7 +219,7 @@ class Sender:
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
-        call = self._check(target, message)
+        call = self.calls.check(target, message) or await self.calls.look_up(target, message)
         if call.kind is not None and not call.kind.durable:
             if key is not None or expires_in_s is not None:
                 raise NotSupported(f"kind {call.kind.name!r} is volatile; it takes no key and no expiry")
@@ -333,34 +227,37 @@ class Sender:
         pending = self._send_tell(call, key, expires_in_s)
         return self._receipt(call, pending, await pending.cell)
 
-    def _send_tell(self, call: _Call, key: str | None, expires_in_s: float | None) -> Pending:
+    def _send_tell(self, call: Call, key: str | None, expires_in_s: float | None) -> Pending:
         router = self.router
         deadline_ms = 0
         if expires_in_s is not None:
             deadline_ms = router.store_now_ms() + int(expires_in_s * 1000)
         unique = router.new_unique()
         admission = self._admit(call)
-        pending = Pending(router, "tell", call.partition, call.entity, unique, call.decode_reply, admission)
+        pending = Pending(
+            router, "tell", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+        )
         if self.listeners.active:
             pending.on_accepted = partial(self._emit_accepted, call, unique)
         step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
         router.send(pending, step, self.config.accept_timeout_s)
         return pending
 
-    def _receipt(self, call: _Call, pending: Pending, answer: object) -> Receipt[Any]:
+    def _receipt(self, call: Call, pending: Pending, answer: object) -> Receipt[Any]:
         if isinstance(answer, BaseException):
             raise answer
         assert isinstance(answer, Appended)
         self.accepted += 1
         return Receipt(f"{call.entity}/{answer.unique}", call.ref, reply_type=call.reply_type)
 
-    def _emit_accepted(self, call: _Call, unique: str) -> None:
+    def _emit_accepted(self, call: Call, unique: str) -> None:
         self.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
 
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
         self._check_running()
-        calls = [self._check(*self._pair(pair)) for pair in messages]
+        pairs = [self._pair(pair) for pair in messages]
+        calls = [self.calls.check(*pair) or await self.calls.look_up(*pair) for pair in pairs]
         for call in calls:
             if call.kind is not None and not call.kind.durable:
                 raise NotSupported(f"tell_many: kind {call.kind.name!r} is volatile; tell one by one")
@@ -380,11 +277,11 @@ class Sender:
     async def _tell_window(
         self,
         start: int,
-        calls: Sequence[_Call],
+        calls: Sequence[Call],
         receipts: list[Receipt[Any]],
         failures: list[tuple[int, AtomicActorsError]],
     ) -> None:
-        sent: list[tuple[_Call, Pending]] = []
+        sent: list[tuple[Call, Pending]] = []
         for index, call in enumerate(calls, start):
             try:
                 pending = await self._send_when_there_is_room(call)
@@ -399,7 +296,7 @@ class Sender:
                 failures.append((index, error))
         failures.sort(key=lambda failure: failure[0])
 
-    async def _send_when_there_is_room(self, call: _Call) -> Pending:
+    async def _send_when_there_is_room(self, call: Call) -> Pending:
         """A bulk sender outruns the activations by design: it waits for room instead of failing."""
         deadline_s = self.router.clock() + self.config.accept_timeout_s
         while True:
@@ -431,12 +328,21 @@ class Sender:
 
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
-        call = self._check(entity, message)
+        call = self.calls.check(entity, message)
+        if call is None:
+            self.calls.outlets.run(partial(self._send_later, entity, message))
+            return
         if call.kind is not None and not call.kind.durable:
             self.volatile.tell(call.kind, call.ref, call.partition, message)
             return
         try:
             self._send_tell(call, None, None)
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
+
+    async def _send_later(self, entity: EntityRef, message: Message[Any]) -> None:
+        try:
+            self._send_tell(await self.calls.look_up(entity, message), None, None)
         except AtomicActorsError as error:
             logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
 
@@ -465,15 +371,29 @@ class Sender:
                 message_id=message_id,
             )
 
+    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[GroupCommit, int]:
+        if ref.kind in self.kinds or self.calls.known.registry is None:
+            return self.router.journal, partition_of(str(ref), self.partitions)
+        try:
+            with anyio.fail_after(self.config.accept_timeout_s):
+                journal, partition, _ = await self.calls.place_of(ref)
+        except (StoreUnavailable, TimeoutError) as error:
+            message_id = f"{ref}/{unique}"
+            raise OutcomeUnknown(
+                f"what became of {message_id} could not be looked up: {error}", message_id=message_id
+            ) from error
+        return journal, partition
+
     async def result(self, message: object, timeout_s: float | None) -> Any:
         """See `ActorSystem.result`."""
         ref, unique, reply_type = self._locate(message)
         self._check_not_leaving(ref, unique)
         entity = str(ref)
         decode = self.codec.decoder(reply_type)
-        partition = partition_of(entity, self.partitions)
-        pending = Pending(self.router, "result", partition, entity, unique, decode, None)
-        self.router.attach(pending, self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s))
+        timeout_s = self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s)
+        journal, partition = await self._place_of_sent(ref, unique)
+        pending = Pending(self.router, "result", partition, entity, unique, decode, None, journal)
+        self.router.attach(pending, timeout_s)
         outcome = await self.router.wait(pending, "detach", "")
         return self.router.value_of(pending, outcome)
 
@@ -481,6 +401,10 @@ class Sender:
         """See `ActorSystem.withdraw`."""
         ref, unique, _ = self._locate(message)
         self._check_not_leaving(ref, unique)
-        entity = str(ref)
-        answer = await self.router.withdraw(partition_of(entity, self.partitions), entity, unique, "")
+        try:
+            journal, partition = await self._place_of_sent(ref, unique)
+        except OutcomeUnknown as error:
+            logger.info("%s/%s could not be withdrawn: %s", ref, unique, error)
+            return False
+        answer = await self.router.withdraw(journal, partition, str(ref), unique, "")
         return answer is not None and answer.state == "withdrawn"

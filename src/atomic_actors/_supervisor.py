@@ -27,6 +27,7 @@ from atomic_actors._membership import Membership
 from atomic_actors._records import EntityRef
 from atomic_actors._relay import Relay
 from atomic_actors._telemetry import logger
+from atomic_actors._unhandled import UnhandledMessages
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -138,11 +139,12 @@ class Supervisor:
     #: Entities with work and no room, by entity; the longest waiting first.
     _starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
     _idle_waiters: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
-    #: Kinds that were reported as having no handlers here.
-    _reported_kinds: set[str] = field(factory=set[str], init=False)
+    #: What waits here for a handler that only other nodes have.
+    unhandled: UnhandledMessages = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.relay = Relay(self.journal, self.membership.claims, self.wake)
+        self.unhandled = UnhandledMessages(self.journal)
         self._by_use = {name: OrderedDict() for name in self.kinds}
         self._next_bucket = int(self.clock() / BUCKET_S)
 
@@ -164,6 +166,7 @@ class Supervisor:
         """A partition is not this node's any more: end everything in it."""
         partition = self._partitions.get(number)
         logger.warning("partition %d is not owned any more: %s", number, why)
+        self.unhandled.lost(number)
         if partition is None:
             return
         for activation in self._by_entity.values():
@@ -419,7 +422,7 @@ class Supervisor:
             kind_name, _, entity_id = entity.partition("/")
             kind = self.kinds.get(kind_name)
             if kind is None:
-                self._report_unknown(kind_name)
+                self.unhandled.leave(number, entity, self.membership.claims[number])
                 return
             activation = self._reserve(kind, EntityRef(kind_name, entity_id), entity, number)
             if activation is None:
@@ -464,11 +467,6 @@ class Supervisor:
                 logger.error("%s could not be parked: %s", entity, result)
 
         self.journal.enqueue(Park(number, entity), on_parked)
-
-    def _report_unknown(self, kind: str) -> None:
-        if kind not in self._reported_kinds:
-            self._reported_kinds.add(kind)
-            logger.error("messages wait for kind %r, which no handler here takes; they stay accepted", kind)
 
     # What the sweeper does.
 

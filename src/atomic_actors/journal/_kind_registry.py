@@ -141,8 +141,8 @@ class RedisKindRegistry:
     async def register_kinds(
         self, service: str, partitions: int, kinds: Mapping[str, bytes]
     ) -> dict[str, str]:
-        """See `KindRegistry`; how many partitions the service has, the journal has written already."""
-        arguments = [b"register", service.encode()]
+        """See `KindRegistry`."""
+        arguments = [b"register", service.encode(), b"%d" % partitions]
         for name, contract in kinds.items():
             arguments += (name.encode(), contract)
         owners = await self._call(KINDS, self._keys, arguments)

@@ -47,6 +47,7 @@ class RedisJournal:
         connect_timeout_s: how long it may take to connect, sign in and check the store.
         allow_eviction: accept a store that may evict keys when its memory is full.
         allow_no_persistence: accept a store that writes no append-only file, or never forces it to the disk.
+        fixes_partitions: whether this decides how many partitions the service has, where nothing did before.
 
     Raises:
         InvalidConfig: the location is no single server, or a name holds braces or control characters.
@@ -62,6 +63,7 @@ class RedisJournal:
         connect_timeout_s: float = 3.0,
         allow_eviction: bool = False,
         allow_no_persistence: bool = False,
+        fixes_partitions: bool = True,
     ) -> None:
         for name, text in (("namespace", settings.namespace), ("service", settings.service)):
             if not text or any(letter in "{}" or letter < " " for letter in text):
@@ -85,6 +87,7 @@ class RedisJournal:
         self._timeout_s = timeout_s
         self._allow_eviction = allow_eviction
         self._allow_no_persistence = allow_no_persistence
+        self._fixes_partitions = fixes_partitions
         self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
@@ -194,7 +197,7 @@ class RedisJournal:
         """
         if self._task_group is None:
             raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
-        command = [(function, len(keys), *keys, *arguments)]
+        command: list[Sequence[bytes | int]] = [(function, len(keys), *keys, *arguments)]
         async with self._lock:
             connection = await self._link.open(self._task_group)
             pending = self._request(connection, command)
@@ -282,9 +285,10 @@ class RedisJournal:
         return [self._wire.encode([steps[at] for at in group]) for group in positions], positions
 
     def _send(self, connection: BaseConnection, calls: Sequence[Call]) -> list[Any]:
-        return self._request(
-            connection, [(COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls]
-        )
+        commands: list[Sequence[bytes | int]] = [
+            (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
+        ]
+        return self._request(connection, commands)
 
     def _request(self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]]) -> list[Any]:
         try:
@@ -370,7 +374,7 @@ class RedisJournal:
                 allow_no_persistence=self._allow_no_persistence,
             )
             await load_library(connection)
-            await register_service(connection, self._settings)
+            await register_service(connection, self._settings, fixes_partitions=self._fixes_partitions)
             self.run_id = run_id
         await self._look_back(connection)
 

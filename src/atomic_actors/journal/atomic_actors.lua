@@ -2015,14 +2015,17 @@ local function renew_leases(keys, claims)
   return renewals
 end
 
--- KEYS the namespace's record, ARGV service, partitions, protocol: what the store holds of the service now.
+-- KEYS the namespace's record, ARGV service, partitions, protocol: what the store holds of the service now. With one
+-- more argument nothing is written.
 local function register(keys, arguments)
   local fields = { arguments[1] .. ":partitions", arguments[1] .. ":protocol" }
   local stored = redis.call("HMGET", keys[1], fields[1], fields[2])
   if stored[1] then
     return { stored[1], stored[2] }
   end
-  redis.call("HSET", keys[1], fields[1], arguments[2], fields[2], arguments[3])
+  if not arguments[4] then
+    redis.call("HSET", keys[1], fields[1], arguments[2], fields[2], arguments[3])
+  end
   return { arguments[2], arguments[3] }
 end
 
@@ -2030,8 +2033,8 @@ end
 local DEPLOY_MS = 3600000
 
 -- KEYS the namespace's record, its kinds, their contracts, those before; ARGV what is asked for, then
---   register  service, then kind and contract of each: the service that each belongs to. Nothing is written where
---             one of them belongs to another service.
+--   register  service and its partitions, then kind and contract of each: the service that each belongs to. Nothing
+--             is written where one of them belongs to another service.
 --   find      kinds: for each nothing, or its service, the service's partitions, its contract, and the one before
 --             that where it still counts.
 --   list      every kind and its service.
@@ -2060,7 +2063,7 @@ local function kinds(keys, arguments)
     return answer
   end
   local service, is_free = arguments[2], true
-  for j = 3, #arguments, 2 do
+  for j = 4, #arguments, 2 do
     local owner = redis.call("HGET", keys[2], arguments[j]) or service
     answer[#answer + 1] = owner
     is_free = is_free and owner == service
@@ -2070,7 +2073,10 @@ local function kinds(keys, arguments)
   end
   redis.call("HLEN", keys[3])
   redis.call("HLEN", keys[4])
-  for j = 3, #arguments, 2 do
+  -- Where somebody emptied the store since the service was registered.
+  redis.call("HSETNX", keys[1], service .. ":partitions", arguments[3])
+  redis.call("HSETNX", keys[1], service .. ":protocol", PROTOCOL)
+  for j = 4, #arguments, 2 do
     local kind, contract = arguments[j], arguments[j + 1]
     local known = redis.call("HGET", keys[3], kind)
     if known ~= contract then
