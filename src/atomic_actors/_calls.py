@@ -162,7 +162,7 @@ class Calls:
             with anyio.fail_after(limit_s):
                 name = wire_name_of(message) if isinstance(message, Message) else ""
                 known = await self.known.find(entity.kind, name)
-                if known.service != self.service:
+                if self._is_elsewhere(known):
                     await self.outlets.open(known)
         except TimeoutError:
             raise StoreUnavailable(
@@ -215,7 +215,7 @@ class Calls:
         if known is not None:
             self._check_durable(known)
             max_depth = known.max_depth
-            if known.service != self.service:
+            if self._is_elsewhere(known):
                 service, partitions = known.service, known.partitions
                 journal = None if for_outbox else self.outlets.get(service)
                 if journal is None and not for_outbox:
@@ -244,6 +244,13 @@ class Calls:
             raise UnknownKind(
                 f"kind {kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(self.kinds))}"
             )
+
+    def _is_elsewhere(self, known: KnownKind) -> bool:
+        """Whether a kind's messages go to another journal than this node's own.
+
+        A node that only sends does not need to know how many partitions its service has.
+        """
+        return known.service != self.service or known.partitions != self.partitions
 
     def _check_durable(self, known: KnownKind) -> None:
         if not known.durable:
@@ -291,7 +298,7 @@ class Calls:
         """
         if ref.kind not in self.kinds and self.known.registry is not None:
             known = self.known.get(ref.kind) or await self.known.find(ref.kind)
-            if known.service != self.service:
+            if self._is_elsewhere(known):
                 journal = self.outlets.get(known.service) or await self.outlets.open(known)
                 return journal, partition_of(str(ref), known.partitions), known.service
         elif ref.kind not in self.kinds and self.kinds:

@@ -27,7 +27,7 @@ from atomic_actors._membership import Membership
 from atomic_actors._records import EntityRef
 from atomic_actors._relay import Relay
 from atomic_actors._telemetry import logger
-from atomic_actors._unhandled import UnhandledMessages
+from atomic_actors._unhandled import LOOK_AHEAD_MS, UnhandledMessages
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -57,6 +57,8 @@ STARVED_MAX: Final = 10_000
 SWEEP_LIMIT: Final = 100
 #: How often every owned partition is swept: a lost doorbell costs this at the most.
 SWEEP_INTERVAL_S: Final = 1.0
+#: How many sweeps of a new owner find what the one before has put off, as long as each finds more.
+LOOKS_AHEAD: Final = 100
 #: Width of the buckets that group running turns by deadline.
 BUCKET_S: Final = 0.05
 
@@ -91,6 +93,8 @@ class _Partition:
     ended: anyio.Event = field(factory=anyio.Event)
     next_sweep_s: float = 0.0
     sweeping: bool = False
+    #: Sweeps that look at what an earlier owner put off.
+    looks_ahead: int = LOOKS_AHEAD
     #: What handlers had begun when it was lost, by entity: the store may not know of it.
     cut_off: dict[str, tuple[Activation, Dispatch]] = field(factory=dict[str, tuple[Activation, Dispatch]])
 
@@ -236,7 +240,8 @@ class Supervisor:
             return
         partition.sweeping = True
         partition.next_sweep_s = self.clock() + SWEEP_INTERVAL_S
-        step = Sweep(partition.number, partition.claim, SWEEP_LIMIT)
+        ahead_ms = LOOK_AHEAD_MS if partition.looks_ahead else 0
+        step = Sweep(partition.number, partition.claim, SWEEP_LIMIT, ahead_ms)
         self.journal.enqueue(step, lambda result: self._swept(partition, result))
 
     def _swept(self, partition: _Partition, result: Result | JournalUnavailable) -> None:
@@ -253,6 +258,9 @@ class Supervisor:
             self.wake(partition.number, entity)
         if len(result.due) >= SWEEP_LIMIT:
             partition.next_sweep_s = self.clock()
+            partition.looks_ahead = max(0, partition.looks_ahead - 1)
+        if len(result.due) < SWEEP_LIMIT or self.unhandled.entities:
+            partition.looks_ahead = 0  # all was seen, or nobody here can run it either
         for target in result.outbound:
             self.relay.kick(partition.number, target)
 

@@ -17,11 +17,13 @@ from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import Defer, JournalUnavailable, Result
 
-__all__ = ("UnhandledMessages",)
+__all__ = ("LOOK_AHEAD_MS", "UnhandledMessages")
 
 #: When an entity is looked at again, and the latest where there are many.
 LOOK_AGAIN_S: Final = 3.0
 LOOK_AGAIN_MAX_S: Final = 60.0
+#: The first sweep of an owner finds what was put off for so long: it may have the handler.
+LOOK_AHEAD_MS: Final = int(LOOK_AGAIN_MAX_S * 1000)
 #: How many of them are looked at in a second, at the most.
 LOOKS_PER_SECOND: Final = 100
 #: Entities and names that are remembered; of more, the oldest are forgotten.

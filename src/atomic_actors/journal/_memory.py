@@ -494,7 +494,7 @@ class MemoryJournal:
         ready = sorted(
             (not_before_ms, name.encode(), name) for name, not_before_ms in partition.ready.items()
         )
-        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms)
+        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms + step.ahead_ms)
         left_behind = [
             unsettled(entity, entity.running)
             for entity in partition.running.values()

@@ -455,7 +455,11 @@ def _audit(wire: Wire, call: Call, step: Audit, keys: PartitionKeys, index: byte
 
 def _sweep(wire: Wire, call: Call, step: Sweep, keys: PartitionKeys, index: bytes) -> None:
     call.keys.append(keys.streams)
-    call.arguments += (b"sweep", index, step.claim.encode(), _number(step.limit))
+    if step.ahead_ms:
+        call.arguments += (b"sweep_ahead", index, step.claim.encode(), _number(step.limit))
+        call.arguments.append(_number(step.ahead_ms))
+    else:
+        call.arguments += (b"sweep", index, step.claim.encode(), _number(step.limit))
 
 
 def _relay_read(wire: Wire, call: Call, step: RelayRead, keys: PartitionKeys, index: bytes) -> None:

@@ -314,6 +314,8 @@ class Sweep(Struct, frozen=True, gc=False):
     partition: int
     claim: str
     limit: int = 100
+    #: Entities that will be due so soon count as due: what an earlier owner put off may be for this one.
+    ahead_ms: int = 0
 
 
 class RelayRead(Struct, frozen=True, gc=False):

@@ -1609,7 +1609,7 @@ local function settle_lost(P, k, a)
 end
 
 -- keys: w; claim limit
-local function sweep(P, k, a)
+local function sweep(P, k, a, ahead)
   local claim, limit = A[a], integer(A[a + 1], "limit")
   if limit <= 0 then
     refuse("limit must be positive")
@@ -1617,7 +1617,7 @@ local function sweep(P, k, a)
   if not is_current(P, claim) then
     return { STALE, "claim" }
   end
-  local now = decimal(P.now)
+  local now = decimal(P.now + ahead)
   local due = call("ZRANGEBYSCORE", P.ready, "-inf", now, "LIMIT", 0, limit)
   local later = call("ZRANGEBYSCORE", P.ready, "(" .. now, "+inf", "WITHSCORES", "LIMIT", 0, 1)
   local targets = {}
@@ -1654,6 +1654,15 @@ local function sweep(P, k, a)
     end
   end
   return answer
+end
+
+local function sweep_now(P, k, a)
+  return sweep(P, k, a, 0)
+end
+
+-- keys: w; claim limit ahead
+local function sweep_ahead(P, k, a)
+  return sweep(P, k, a, min(max(integer(A[a + 2], "ahead_ms"), 0), EXACT_MAX - P.now))
 end
 
 local function format_old(incarnation, last, left)
@@ -1882,7 +1891,8 @@ local STEPS = {
   defer = { defer, 2, 3 },
   count = { count_kind, 1, 1 },
   audit = { audit, -1 },
-  sweep = { sweep, 1, 2 },
+  sweep = { sweep_now, 1, 2 },
+  sweep_ahead = { sweep_ahead, 1, 3 },
   relay_read = { relay_read, 2, 3 },
   relay_in = { relay_in, -1 },
   relay_ack = { relay_ack_any, 2, 3 },

@@ -281,6 +281,8 @@ class Owners:
             assert (await sweep(probe)).due == ("account/a",)
             assert await probe.once(Defer(0, "account/a", "claim-1", 3_600_000)) == Deferred(True)
             assert (await sweep(probe)).due == ()
+            assert (await sweep(probe, ahead_ms=3_599_000)).due == ()
+            assert (await sweep(probe, ahead_ms=3_601_000)).due == ("account/a",)
             # Only sweeps do not see it.
             await probe.accept(probe.message())
             assert (await sweep(probe)).due == ()
