@@ -93,7 +93,11 @@ def unknown(command: str) -> str:
         case ["python", "-m", module, *_]:
             return "" if importlib.util.find_spec(module) else f"no module {module}"
         case ["python", path]:
-            saved = path == "bank.py"  # the first page tells its reader to save the example so
+            saved = path in (
+                "bank.py",
+                "billing.py",
+                "shop.py",
+            )  # their pages tell the reader to save them so
             return "" if saved or (ROOT / path).is_file() else f"no file {path}"
         case [script, *_] if script in SCRIPTS:
             return ""

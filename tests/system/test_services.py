@@ -287,7 +287,7 @@ async def test_a_kind_of_the_same_service_on_another_node(town: Town) -> None:
 async def test_a_kind_belongs_to_one_service(town: Town) -> None:
     async with town.billing():
         pass
-    with pytest.raises(KindConflict, match="'invoice' belongs to service 'billing'.*of service 'shop'"):
+    with pytest.raises(KindConflict, match=r"'invoice' belongs to service 'billing'.*of service 'shop'"):
         async with town.system("shop", Invoice.using(stage=town.stage), Other):
             pass
     async with town.sender() as sender:
