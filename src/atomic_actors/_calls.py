@@ -148,7 +148,7 @@ class Calls:
         """Check a call; look up what has to be known for that.
 
         Raises:
-            UsageError: as `_check`.
+            UsageError: as `check`.
             StoreUnavailable: it had to be looked up, and the store gave no answer.
         """
         call = self.check(target, message)
@@ -160,8 +160,7 @@ class Calls:
         limit_s = min(limit_s or self.config.accept_timeout_s, self.config.accept_timeout_s)
         try:
             with anyio.fail_after(limit_s):
-                name = wire_name_of(message) if isinstance(message, Message) else ""
-                known = await self.known.find(entity.kind, name)
+                known = await self.known.find(entity.kind, _name_of(message))
                 if self._is_elsewhere(known):
                     await self.outlets.open(known)
         except TimeoutError:
@@ -174,7 +173,11 @@ class Calls:
         return call
 
     def check(self, target: object, message: object, *, for_outbox: bool = False) -> Call | None:
-        """Check a call; None where something has to be looked up or opened first."""
+        """Check a call; None where something has to be looked up or opened first.
+
+        Raises:
+            UsageError: the kind, the message or its content is wrong.
+        """
         if message is None and isinstance(target, Message):
             named = cast("Message[object]", target)
             message, target = named, target_of(named)
@@ -188,7 +191,8 @@ class Calls:
             if known is None:
                 self._check_can_be_known(target.kind)
                 return None
-            if isinstance(message, Message) and not known.takes(wire_name_of(message)):
+            wanted = _name_of(message)
+            if wanted and not known.takes(wanted):
                 return None
         cls: type[Any] = type(message)
         if cls is RawMessage:
@@ -304,3 +308,10 @@ class Calls:
         elif ref.kind not in self.kinds and self.kinds:
             self._check_can_be_known(ref.kind)
         return self.journal, partition_of(str(ref), self.partitions), ""
+
+
+def _name_of(message: object) -> str:
+    """The wire name of a message; "" for what is none."""
+    if not issubclass(type(message), Message):
+        return ""
+    return wire_name_of(cast("Message[Any]", message))

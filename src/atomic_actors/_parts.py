@@ -102,16 +102,7 @@ class Parts:
             config.max_activations,
             config.max_outbox_messages,
         )
-        self.known = KnownKinds(store.kinds, config.namespace, tuple(kinds), self.clock)
-        self.outlets = Outlets(
-            config.namespace,
-            config.service,
-            store.open_journal,
-            self._gather,
-            self.known,
-            self.router.on_answer,
-            on_crash,
-        )
+        self.known, self.outlets = self._make_outlets()
         self.sender = Sender(
             config,
             codec,
@@ -143,6 +134,20 @@ class Parts:
             answer_limit_s=config.accept_timeout_s,
             retry_delay_max_s=config.store_ping_interval_s,
         )
+
+    def _make_outlets(self) -> tuple[KnownKinds, Outlets]:
+        config, store = self.config, self.store
+        known = KnownKinds(store.kinds, config.namespace, tuple(self.kinds), self.clock)
+        outlets = Outlets(
+            config.namespace,
+            config.service,
+            store.open_journal,
+            self._gather,
+            known,
+            self.router.on_answer,
+            self._on_crash,
+        )
+        return known, outlets
 
     def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
         config, keeper = self.config, None
