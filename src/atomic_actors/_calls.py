@@ -69,7 +69,7 @@ class Call:
     reply_type: Any
 
 
-@frozen(eq=False, slots=True)
+@define(eq=False)
 class Encoded:
     """A message of an outbox: where it goes, and what it carries."""
 

@@ -171,7 +171,7 @@ class Operations:
             activations=self.supervisor.count(),
             volatile_activations=self.volatile.count(),
             owned_partitions=len(self.membership.owned()),
-            unhandled=len(self.supervisor.unhandled.entities),
+            unhandled=self.supervisor.unhandled.count(),
             store=self.journal.statistics(),
         )
 

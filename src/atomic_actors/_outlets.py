@@ -110,6 +110,7 @@ class Outlets:
             # That service's half of the store is wrong, which is no reason to end this one.
             logger.error("the way to service %r is closed: %s", kind.service, error)
             outlet.error = error if isinstance(error, Exception) else None
+            outlet.is_open = False
             outlet.scope.cancel()
 
         outlet.journal.on_answer = self.on_answer

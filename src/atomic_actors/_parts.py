@@ -254,10 +254,17 @@ class Parts:
                 )
 
     async def _register_again(self) -> None:
+        """The store lost history, and with it perhaps what kinds there are."""
         try:
-            await self._register_kinds()
-        except (JournalUnavailable, KindConflict) as error:
-            logger.error("the store lost history, and the kinds could not be registered again: %s", error)
+            while True:
+                try:
+                    await self._register_kinds()
+                    return
+                except JournalUnavailable as error:
+                    logger.info("the kinds cannot be registered again now: %s", error)
+                await anyio.sleep(self.config.store_ping_interval_s)
+        except KindConflict as error:
+            logger.error("the store lost history, and another service has a kind since: %s", error)
         finally:
             self._registering = False
 

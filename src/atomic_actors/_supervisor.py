@@ -148,7 +148,7 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.relay = Relay(self.journal, self.membership.claims, self.wake)
-        self.unhandled = UnhandledMessages(self.journal)
+        self.unhandled = UnhandledMessages(self.journal, self.clock)
         self._by_use = {name: OrderedDict() for name in self.kinds}
         self._next_bucket = int(self.clock() / BUCKET_S)
 

@@ -9,6 +9,7 @@ nothing: sweeps find it only every few seconds, and more rarely the more of them
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
@@ -37,11 +38,15 @@ class UnhandledMessages:
 
     Args:
         journal: where the entities are put off.
+        clock: seconds that never go back.
     """
 
     journal: GroupCommit
-    #: The entities that were left, and their partitions.
-    entities: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
+    clock: Callable[[], float]
+    #: The entities that were left, with their partitions and when that was; the longest ago first.
+    entities: OrderedDict[str, tuple[int, float]] = field(
+        factory=OrderedDict[str, tuple[int, float]], init=False
+    )
     #: What was said already.
     _reported: set[str] = field(factory=set[str], init=False)
 
@@ -57,7 +62,7 @@ class UnhandledMessages:
                 name or "of any name",
                 kind,
             )
-        self.entities[entity] = partition
+        self.entities[entity] = partition, self.clock()
         self.entities.move_to_end(entity)
         if len(self.entities) > REMEMBERED_MAX:
             self.entities.popitem(last=False)
@@ -70,8 +75,15 @@ class UnhandledMessages:
 
     def lost(self, partition: int) -> None:
         """A partition is not this node's any more."""
-        for entity in [entity for entity, number in self.entities.items() if number == partition]:
+        for entity in [entity for entity, (number, _) in self.entities.items() if number == partition]:
             del self.entities[entity]
+
+    def count(self) -> int:
+        """How many entities wait. What was not left again since the last look was withdrawn, or has expired."""
+        oldest_s = self.clock() - 2 * LOOK_AGAIN_MAX_S
+        while self.entities and next(iter(self.entities.values()))[1] < oldest_s:
+            self.entities.popitem(last=False)
+        return len(self.entities)
 
 
 def _ignore(_: Result | JournalUnavailable) -> None:

@@ -111,3 +111,17 @@ async def test_the_target_dies_while_the_outbox_is_on_its_way(town: Town) -> Non
             return (await shop.audit()).outbound == 0
 
         await until(is_acknowledged)
+
+
+async def test_kinds_are_registered_again_where_the_store_forgot_them(town: Town) -> None:
+    async with town.billing(actors=[NewInvoice]) as billing:
+        await billing.ask(INVOICE, Charge(1))
+        town.server.call("FLUSHALL")
+        registry = billing._running.store.kinds
+        assert registry is not None
+
+        async def is_known() -> bool:
+            return await registry.list_kinds() == {"invoice": "billing"}
+
+        await until(is_known, 10.0)
+        assert (await registry.find_kinds(["invoice"]))["invoice"].partitions == 7
