@@ -47,7 +47,7 @@ from atomic_actors._turn import (
     failure_of,
     failure_verdict,
 )
-from atomic_actors._turn_runner import RunnerServices, Stateless, TurnRunner
+from atomic_actors._turn_runner import RunnerServices, Stateless, TurnRunner, Unhandled
 from atomic_actors._wal import Event
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -101,6 +101,7 @@ class Services(RunnerServices, Protocol):
     def went_idle(self) -> None: ...
     def lost(self, partition: int, why: str) -> None: ...
     def park(self, activation: Activation, why: str) -> None: ...
+    def leave_unhandled(self, activation: Activation, name: str) -> None: ...
     def ended(self, activation: Activation, *, was_closing: bool) -> None: ...
     def watch_deadline(self, activation: Activation) -> None: ...
     def emit_ended(self, activation: Activation, member: Member | None, verdict: Verdict) -> None: ...
@@ -323,11 +324,18 @@ class Activation:
                 if turn is None:
                     continue
             messages = turn.dispatch.messages
-            while turn.position < len(messages) and not turn.ended:
-                self._conclude(turn, await self._runner.run(turn, messages[turn.position]))
-                if self._cut is not None:
-                    # It came as the handler ended, and must not hit the next one: the commit takes it.
-                    turn.ended = True
+            try:
+                while turn.position < len(messages) and not turn.ended:
+                    self._conclude(turn, await self._runner.run(turn, messages[turn.position]))
+                    if self._cut is not None:
+                        # It came as the handler ended, and must not hit the next one: the commit takes it.
+                        turn.ended = True
+            except Unhandled as unhandled:
+                turn.ended = True
+                if not turn.position:
+                    self._leave_turn()
+                    self.services.leave_unhandled(self, unhandled.name)
+                    continue
             await self._commit(turn)
 
     async def _next_offer(self) -> Offer | None:

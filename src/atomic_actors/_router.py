@@ -136,6 +136,7 @@ class Pending:
         "done",
         "entity",
         "is_joined",
+        "journal",
         "key",
         "on_accepted",
         "partition",
@@ -154,8 +155,11 @@ class Pending:
         unique: str,
         decode: Decode,
         admission: Admission | None,
+        journal: GroupCommit | None = None,
     ) -> None:
         self.router = router
+        #: Where its message lives: the node's own journal, or that of another service.
+        self.journal = router.journal if journal is None else journal
         self.waiting: Waiting = waiting
         self.partition = partition
         self.entity = entity
@@ -216,7 +220,7 @@ class Router:
     """Sends messages and hands answers to those who wait.
 
     Args:
-        journal: where messages go.
+        journal: where messages go, unless they are for another service.
         node_id: this node's name on reply channels.
         new_cell: the backend's one-shot cell.
         clock: the backend's clock, in seconds.
@@ -284,7 +288,7 @@ class Router:
             self._by_key.setdefault((pending.entity, step.key), []).append(pending)
         self.end_at(pending, timeout_s)
         try:
-            self.journal.submit(step, pending.on_appended)
+            pending.journal.submit(step, pending.on_appended)
         except JournalUnavailable as error:
             pending.on_appended(error)
 
@@ -312,7 +316,9 @@ class Router:
                 self.keep(pending.unique)
             elif pending.waiting == "ask" and not self._is_shared(pending):
                 with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
-                    await self.withdraw(pending.partition, pending.entity, pending.unique, key)
+                    await self.withdraw(
+                        pending.journal, pending.partition, pending.entity, pending.unique, key
+                    )
             raise
         self._unregister(pending)
         if isinstance(value, BaseException):
@@ -331,12 +337,14 @@ class Router:
             return pending.decode(rest)
         raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
 
-    async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
+    async def withdraw(
+        self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str
+    ) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer."""
         try:
-            answer = await self.journal.request(Withdraw(partition, entity, unique, key))
+            answer = await journal.request(Withdraw(partition, entity, unique, key))
             if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
-                answer = await self.journal.request(Withdraw(partition, entity, unique, answer.key))
+                answer = await journal.request(Withdraw(partition, entity, unique, answer.key))
         except JournalUnavailable as error:
             logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
             return None
@@ -469,7 +477,7 @@ class Router:
                 )
 
         try:
-            self.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
+            pending.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
 

@@ -94,7 +94,7 @@ def unknown(command: str) -> str:
             return "" if importlib.util.find_spec(module) else f"no module {module}"
         case ["python", path]:
             # The pages tell their readers to save the examples so.
-            saved = path in ("bank.py", "worker.py", "script.py")
+            saved = path in ("bank.py", "billing.py", "script.py", "shop.py", "worker.py")
             return "" if saved or (ROOT / path).is_file() else f"no file {path}"
         case [script, *_] if script in SCRIPTS:
             return ""

@@ -285,7 +285,7 @@ class BlockingStore:
                 )
                 run_now(load_library(answers))
                 if self._place_of(self._meta) == place:
-                    run_now(register_service(answers, self.settings))
+                    run_now(register_service(answers, self.settings, fixes_partitions=False))
                 seconds, microseconds = exchange(connection, self._config.store_timeout_s, b"TIME")
             except (RedisError, redis.RedisError, OSError) as error:
                 raise meaning_of(error, sent=False) from error

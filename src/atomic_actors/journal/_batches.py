@@ -18,6 +18,7 @@ from atomic_actors.journal._protocol import (
     RelayIn,
     Result,
     Step,
+    Target,
 )
 
 __all__ = (
@@ -59,8 +60,11 @@ def size_of(step: Step) -> int:
     return STEP_OVERHEAD_BYTES
 
 
-def belongs_to_owner(step: Step, partition: int) -> bool:
-    """Whether only the owner of a partition sends this step, by what it knows of the partition."""
+def belongs_to_owner(step: Step, partition: Target) -> bool:
+    """Whether only the owner of a partition sends this step, by what it knows of the partition.
+
+    Of a partition of another service, those are what it relays.
+    """
     if isinstance(step, RelayIn):
         return step.source == partition
     if isinstance(step, Append | ClaimPartition):

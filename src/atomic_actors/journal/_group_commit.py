@@ -51,6 +51,7 @@ from atomic_actors.journal._protocol import (
     Result,
     Stale,
     Step,
+    Target,
 )
 
 __all__ = ("GroupCommit", "GroupCommitStatistics")
@@ -303,7 +304,7 @@ class GroupCommit:
             answers.append(result)
         return BatchResult(answers, self.now_ms)
 
-    def forsake(self, partition: int) -> None:
+    def forsake(self, partition: Target) -> None:
         """Send no step any more that was made by what is known of a partition that has lost history.
 
         Its owner's steps are answered as stale: those that wait at once, those that are in flight unless they

@@ -44,6 +44,8 @@ from atomic_actors.journal._protocol import (
     ClaimPartition,
     CountKind,
     DeadLetterPage,
+    Defer,
+    Deferred,
     EntityStatus,
     Expire,
     Finish,
@@ -89,6 +91,7 @@ from atomic_actors.journal._protocol import (
     Withdraw,
     WithdrawAnswer,
     pack_body,
+    sort_targets,
     split_outcome,
     unpack_body,
 )
@@ -143,6 +146,7 @@ class MemoryJournal:
             Finish: self._finish,
             Interrupt: self._interrupt,
             SettleLost: self._settle_lost,
+            Defer: self._defer,
             Expire: self._expire,
             Withdraw: self._withdraw,
             ReadOutcome: self._read_outcome,
@@ -481,6 +485,16 @@ class MemoryJournal:
             self._owner_wrote.add(step.partition)
         return answer
 
+    def _defer(self, partition: Partition, step: Defer, now_ms: int) -> Deferred | Stale | Rejected:
+        if step.delay_ms < 0:
+            return bad_step("delay_ms: must not be negative")
+        if not partition.owned_by(step.claim):
+            return Stale("claim")
+        waits = step.entity in partition.ready
+        if waits:
+            partition.index(partition.entities[step.entity], now_ms + step.delay_ms)
+        return Deferred(waits)
+
     def _expire(self, partition: Partition, step: Expire, now_ms: int) -> Result:
         return expire(partition, step, now_ms)
 
@@ -492,7 +506,7 @@ class MemoryJournal:
         ready = sorted(
             (not_before_ms, name.encode(), name) for name, not_before_ms in partition.ready.items()
         )
-        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms)
+        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms + step.ahead_ms)
         left_behind = [
             unsettled(entity, entity.running)
             for entity in partition.running.values()
@@ -502,7 +516,7 @@ class MemoryJournal:
             due=due[: step.limit],
             unsettled=tuple(left_behind[: step.limit]),
             next_due_ms=ready[len(due)][0] if len(due) < len(ready) else 0,
-            outbound=tuple(sorted(target for target, stream in partition.streams.items() if stream)),
+            outbound=sort_targets(target for target, stream in partition.streams.items() if stream),
         )
 
     # Streams between partitions.
