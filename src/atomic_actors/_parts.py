@@ -107,22 +107,34 @@ class Parts:
             config.max_outbox_messages,
         )
         self.known, self.outlets = self._make_outlets()
-        self.sender = Sender(
+        self.sender = self._make_sender(codec, listeners)
+        self.host, self.routes = self._volatile_ends(decode_refusal)
+        self.sender.routes = self.routes
+        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
+        self.handover = self._make_handover()
+        self.operations = self._make_operations()
+        self.sweeper = Sweeper(
+            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self._tick_volatile)
+        )
+        self._wire()
+
+    def _make_sender(self, codec: Codec, listeners: Listeners) -> Sender:
+        config = self.config
+        calls = Calls(config, codec, self.kinds, self.journal, self.known, self.outlets)
+        return Sender(
             config,
             codec,
             self.router,
             self.supervisor,
             self.volatile,
             listeners,
-            kinds,
+            self.kinds,
             config.partitions,
-            Calls(config, codec, kinds, self.journal, self.known, self.outlets),
+            calls,
         )
-        self.host, self.routes = self._volatile_ends(decode_refusal)
-        self.sender.routes = self.routes
-        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
-        self.handover = self._make_handover()
-        self.operations = Operations(
+
+    def _make_operations(self) -> Operations:
+        return Operations(
             self.journal,
             self.supervisor,
             self.volatile,
@@ -131,10 +143,6 @@ class Parts:
             self.sender,
             self.handover,
         )
-        self.sweeper = Sweeper(
-            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self._tick_volatile)
-        )
-        self._wire()
 
     def _gather(self, journal: Journal) -> GroupCommit:
         config = self.config

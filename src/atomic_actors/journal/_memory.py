@@ -55,7 +55,6 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     KindCount,
     LeaseHeld,
-    LeaseState,
     ListDeadLetters,
     Offer,
     OutcomeRead,
@@ -165,7 +164,7 @@ class MemoryJournal:
             ClaimPartition: self._claim,
             Renew: self._renew,
             Release: self._release,
-            ReadLease: self._read_lease,
+            ReadLease: lambda partition, _step, _now_ms: partition.lease.shown(),
         }
 
     def __repr__(self) -> str:
@@ -598,7 +597,3 @@ class MemoryJournal:
         elif partition.lease.claim:
             return Stale("claim")
         return Released()
-
-    def _read_lease(self, partition: Partition, step: ReadLease, now_ms: int) -> LeaseState:
-        lease = partition.lease
-        return LeaseState(lease.node, lease.epoch, lease.claim, lease.renewals)

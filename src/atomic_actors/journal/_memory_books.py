@@ -29,6 +29,7 @@ from atomic_actors._wal import Event, Settlement, Stamp, State, advance
 from atomic_actors.journal._protocol import (
     Body,
     JournalSettings,
+    LeaseState,
     RelayEntry,
     StoredLetter,
     Target,
@@ -133,6 +134,10 @@ class Lease:
     epoch: int = 0
     claim: str = ""
     renewals: int = 0
+
+    def shown(self) -> LeaseState:
+        """What those see who only look."""
+        return LeaseState(self.node, self.epoch, self.claim, self.renewals)
 
 
 @define(eq=False)
