@@ -11,7 +11,7 @@ import pytest
 from attrs import define, field
 from msgspec.structs import replace
 
-from atomic_actors.journal._batches import OVERTAKEN_MAX
+from atomic_actors.journal._batches import OVERTAKEN_MAX, belongs_to_owner
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
@@ -94,6 +94,13 @@ OTHERS: list[Step] = [
     Park(1, "account/a"),
     Audit(1),
 ]
+
+
+async def test_what_was_relayed_to_another_service_belongs_to_its_source() -> None:
+    assert belongs_to_owner(RelayIn(2, "shop/1", 7, ()), "shop/1")
+    others = [*OWNERS, *OTHERS, RelayIn(1, "shop/2", 7, ()), RelayIn(1, "shop/1", 7, ())]
+    assert [step for step in others if belongs_to_owner(step, "shop/1")] == others[-1:]
+    assert [step for step in others if belongs_to_owner(step, 1)] == OWNERS
 
 
 @pytest.mark.parametrize("in_flight", [True, False])
