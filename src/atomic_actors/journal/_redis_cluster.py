@@ -1,0 +1,613 @@
+"""The journal in a Redis or Valkey Cluster.
+
+The keys of a partition share one hash slot, so a call concerns one partition and goes to the primary that
+has its slot; calls to one primary are pipelined on one connection, and the primaries work side by side. What
+one of them cannot do stops nobody else: a call to a primary that is known to be away fails at once, while a
+task of its own tries to reach it again.
+
+A slot may move at any time. Who has it now is learnt from the answers: `MOVED` (it has moved), `ASK` and
+`TRYAGAIN` (it is moving, key by key). All of these come before the call has done anything, so it is sent
+again, with the same content. While a slot moves key by key, a script that deletes a key and then makes it anew
+would fail in its middle: the node that hands the slot over takes the key for one that has left already. So
+every call of steps declares one key more, which is never there: the nodes then refuse the call as a whole until
+the slot has arrived. The lease is one key and needs no such guard; it is renewed also while its slot moves.
+
+Replicas lag behind: one that takes over may have lost what was acknowledged. Commit numbers tell (`_history`),
+and for each partition they are compared before anything else is sent over a connection that is new to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define
+from coredis.connection import BaseConnection
+from coredis.exceptions import (
+    AskError,
+    AuthorizationError,
+    ClusterDownError,
+    MovedError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from atomic_actors._cells import clock_function
+from atomic_actors._errors import InvalidConfig, StoreIncompatible
+from atomic_actors._store_url import StoreLocation, StoreScheme, parse_store_url
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._cluster_slots import Address, SlotMap, parse_redirect, read_slots, slot_of
+from atomic_actors.journal._history import CommitHistory, HistoryLoss, Question
+from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
+from atomic_actors.journal._redis import check_names, check_store_safety, check_version
+from atomic_actors.journal._redis_answers import read_results
+from atomic_actors.journal._redis_library import (
+    COMMIT,
+    REGISTER,
+    check_registration,
+    is_missing,
+    load_library,
+    registration,
+)
+from atomic_actors.journal._redis_link import (
+    ACL_RULES,
+    CLUSTER_ACL_RULES,
+    Connect,
+    Link,
+    ask,
+    connector,
+    explain,
+    node_location,
+)
+from atomic_actors.journal._redis_wire import Wire
+
+__all__ = ("ClusterJournal",)
+
+#: Between two questions for the slots, at the least.
+REFRESH_PAUSE_S: Final = 0.1
+#: How long one node may take to say which slots are where.
+REFRESH_LIMIT_S: Final = 0.5
+#: Pauses before a call is sent again to a slot that is on the move.
+MOVING_PAUSE_FIRST_S: Final = 0.005
+MOVING_PAUSE_MAX_S: Final = 0.1
+#: A slot that has just moved is found at once; nodes that send us to and fro are left alone for a while.
+REDIRECTS_AT_ONCE: Final = 3
+REVIVE_PAUSE_FIRST_S: Final = 0.05
+REVIVE_PAUSE_MAX_S: Final = 0.5
+
+
+@define(eq=False)
+class _Shard:
+    """One primary and the connection to it."""
+
+    address: Address
+    link: Link
+    lock: anyio.Lock
+    #: Why calls fail at once; "" while it is reachable as far as is known.
+    down: str = ""
+
+
+class ClusterJournal:
+    """A journal in a Redis (7.0 or newer) or Valkey Cluster.
+
+    Args:
+        location: a `redis+cluster:` location: some of the nodes, and how to sign in at all of them.
+        settings: the namespace, the service and its limits.
+        timeout_s: how long the answer to a call may take, and how long a moving slot is waited for.
+        connect_timeout_s: how long it may take to connect to a node, sign in and check it.
+        allow_eviction: accept nodes that may evict keys when their memory is full.
+        allow_no_persistence: accept nodes that write no append-only file, or never force it to the disk.
+
+    Raises:
+        InvalidConfig: the location is no cluster, or a name holds braces or control characters.
+    """
+
+    def __init__(
+        self,
+        location: StoreLocation,
+        settings: JournalSettings,
+        *,
+        timeout_s: float = 1.5,
+        connect_timeout_s: float = 3.0,
+        allow_eviction: bool = False,
+        allow_no_persistence: bool = False,
+    ) -> None:
+        check_names(settings)
+        if location.scheme is not StoreScheme.CLUSTER:
+            raise InvalidConfig(f"url: {location} is no cluster")
+        #: Which primary has which slot.
+        self.slots = SlotMap(location.hosts)
+        #: Passes on that a partition's store went back in time.
+        self.history = CommitHistory()
+        self._location = location
+        self._settings = settings
+        self._wire = Wire(settings)
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._allow_eviction = allow_eviction
+        self._allow_no_persistence = allow_no_persistence
+        self._connectors: dict[Address, Connect] = {}
+        self._shards: dict[Address, _Shard] = {}
+        # Of each partition its own: shards answer side by side, and an answer of one says nothing of another.
+        self._histories: dict[int, CommitHistory] = {}
+        #: The connection over which each partition's commit number was compared last.
+        self._compared: dict[int, BaseConnection] = {}
+        self._partition_slots: dict[int, int] = {}
+        #: Who was asked for the slots first.
+        self._asked = 0
+        self._task_group: TaskGroup | None = None
+        self._now_ms = 0
+
+    @classmethod
+    def from_url(cls, url: str, settings: JournalSettings, **options: Any) -> Self:
+        """The journal at `redis+cluster://host:port,host:port`; `options` as above.
+
+        Raises:
+            InvalidConfig: the URL is none of these.
+        """
+        return cls(parse_store_url(url)[0], settings, **options)
+
+    def __repr__(self) -> str:
+        state = "open" if self._task_group is not None else "closed"
+        return (
+            f"<ClusterJournal {self._settings.namespace}:{self._settings.service} {state}, "
+            f"{len(self.slots.primaries())} primaries>"
+        )
+
+    @property
+    def settings(self) -> JournalSettings:
+        """The settings it was made with."""
+        return self._settings
+
+    @property
+    def commits(self) -> dict[int, int]:
+        """The highest commit number that is known of each partition."""
+        return {
+            number: found for history in self._histories.values() for number, found in history.numbers.items()
+        }
+
+    def lease_key(self, partition: int) -> bytes:
+        """The key of a partition's lease, for `aa1_renew` on connections of the lease keeper's own."""
+        return self._wire.lease_key(partition)
+
+    def connect(self, address: Address) -> Connect:
+        """What opens connections to one node."""
+        found = self._connectors.get(address)
+        if found is None:
+            found = self._connectors[address] = connector(
+                node_location(self._location, address), connect_timeout_s=self._connect_timeout_s
+            )
+        return found
+
+    async def __aenter__(self) -> Self:
+        """Find the primaries, check each and load the library into it.
+
+        Primaries that are away do not count, as long as one node can say where the others are, and the one
+        that holds the namespace's own record is there.
+
+        Raises:
+            JournalUnavailable: the cluster cannot be reached.
+            StoreIncompatible: a node is too old, is no cluster's, or wants another password; or the service has
+                another number of partitions.
+            StoreUnsafe: a primary may lose what it accepted.
+        """
+        self._clock = clock_function()
+        self._task_group = await anyio.create_task_group().__aenter__()
+        try:
+            await self._refresh()
+            self._task_group.start_soon(self._keep_slots)
+            for address in self.slots.primaries():
+                try:
+                    await self._open(self._shard(address))
+                except JournalUnavailable as error:
+                    logger.warning("%s", error)
+            key, arguments = registration(self._settings)
+            check_registration(self._settings, await self.call_function(key, REGISTER, (key,), arguments))
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task_group, self._task_group = self._task_group, None
+        assert task_group is not None
+        for shard in self._shards.values():
+            shard.link.close_all()
+        task_group.cancel_scope.cancel()
+        await task_group.__aexit__(None, None, None)
+
+    # Steps.
+
+    async def execute(self, steps: Sequence[Step]) -> BatchResult:
+        """Execute steps, in order within each partition.
+
+        Raises:
+            JournalUnavailable: a partition gave no usable answer. The steps may have happened unless `sent` is
+                False; where there were several partitions, those of the others may have in any case.
+            StoreIncompatible: a node's library or namespace does not fit, or its user may not do this.
+        """
+        if self._task_group is None:
+            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+        groups: dict[int, list[int]] = {}
+        for position, step in enumerate(steps):
+            groups.setdefault(step.partition, []).append(position)
+        if len(groups) == 1:
+            return await self._execute_partition(steps[0].partition, steps)
+        if not groups:
+            await anyio.lowlevel.checkpoint()
+            return BatchResult((), self._now_ms)
+        return await self._execute_partitions(steps, groups)
+
+    async def _execute_partitions(self, steps: Sequence[Step], groups: dict[int, list[int]]) -> BatchResult:
+        results: dict[int, Result] = {}
+        errors: list[JournalUnavailable | StoreIncompatible] = []
+        times: list[int] = []
+
+        async def execute(partition: int, positions: list[int]) -> None:
+            try:
+                answer = await self._execute_partition(partition, [steps[at] for at in positions])
+            except (JournalUnavailable, StoreIncompatible) as error:
+                errors.append(error)
+            else:
+                times.append(answer.now_ms)
+                results.update(zip(positions, answer.results, strict=True))
+
+        async with anyio.create_task_group() as task_group:
+            for partition, positions in groups.items():
+                task_group.start_soon(execute, partition, positions)
+        for error in errors:
+            if isinstance(error, StoreIncompatible):
+                raise error
+        unavailable = [error for error in errors if isinstance(error, JournalUnavailable)]
+        if unavailable:
+            was_sent = bool(times) or any(error.sent for error in unavailable)
+            raise JournalUnavailable(str(unavailable[0]), sent=was_sent) from unavailable[0]
+        return BatchResult([results[at] for at in range(len(steps))], max(times))
+
+    async def _execute_partition(self, partition: int, steps: Sequence[Step]) -> BatchResult:
+        call = self._wire.encode(steps)
+        command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(partition), *call.arguments)
+        reply, question = await self._deliver(self._slot(partition), command, partition)
+        if isinstance(reply, Exception):
+            raise explain(reply, sent=True) from reply
+        assert question is not None
+        self._history(partition).read(question, zip(call.partitions, reply[1], strict=True))
+        self._now_ms = int(reply[0])
+        return BatchResult(read_results(call.steps, reply[2:]), self._now_ms)
+
+    async def call_function(
+        self,
+        key: bytes | str,
+        function: bytes,
+        keys: Sequence[bytes | str],
+        arguments: Sequence[bytes | str | int],
+    ) -> Any:
+        """Call a function of the library at the primary that has a key's slot.
+
+        Args:
+            key: says which slot.
+            function: the function's name.
+            keys: all the keys that it may touch; of the same slot.
+            arguments: the rest.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            JournalUnavailable: there was no usable answer.
+            StoreIncompatible: the store refused.
+        """
+        slot = slot_of(key.encode() if isinstance(key, str) else key)
+        reply, _ = await self._deliver(slot, (function, len(keys), *keys, *arguments))
+        if isinstance(reply, Exception):
+            raise explain(reply, sent=True) from reply
+        return reply
+
+    def _slot(self, partition: int) -> int:
+        slot = self._partition_slots.get(partition)
+        if slot is None:
+            slot = self._partition_slots[partition] = slot_of(self._wire.lease_key(partition))
+        return slot
+
+    def _absent_key(self, partition: int) -> bytes:
+        return self._wire.partition(partition).prefix + b":-"
+
+    def _history(self, partition: int) -> CommitHistory:
+        history = self._histories.get(partition)
+        if history is None:
+            history = self._histories[partition] = CommitHistory(self._tell_loss)
+        return history
+
+    def _tell_loss(self, loss: HistoryLoss) -> None:
+        if self.history.on_loss is not None:
+            self.history.on_loss(loss)
+
+    # One call.
+
+    async def _deliver(
+        self, slot: int, command: Sequence[Any], partition: int | None = None
+    ) -> tuple[Any, Question | None]:
+        """Send one call to whoever has the slot, until it was not refused for the slot's sake.
+
+        Args:
+            slot: of all its keys.
+            command: function, number of keys, keys, arguments.
+            partition: whose commit number the answer brings.
+
+        Returns:
+            The answer or the store's error, and the question that the answer belongs to.
+
+        Raises:
+            JournalUnavailable: nobody has the slot, its primary is away, the slot moves for too long, or the
+                partition has lost history.
+        """
+        history = None if partition is None else self._history(partition)
+        losses = history.losses if history is not None else 0
+        redirect: Address | None = None
+        give_up_s, pause_s, redirects = self._clock() + self._timeout_s, MOVING_PAUSE_FIRST_S, 0
+        while True:
+            shard = self._shard(redirect or self._owner(slot))
+            connection = await self._open(shard)
+            reply: Any = None
+            question: Question | None = None
+            if partition is not None and history is not None:
+                reply = await self._compare(shard, connection, partition, history)
+                if history.losses != losses:
+                    # Some of these steps may belong to what was lost: whoever made them has to look again.
+                    raise JournalUnavailable("the store has lost history", sent=False)
+                question = history.ask()
+            if reply is None:
+                reply = await self._ask(shard, connection, command, is_asked=redirect is not None)
+            redirect, is_moving = None, False
+            if isinstance(reply, MovedError):
+                self.slots.move(slot, parse_redirect(str(reply), shard.address))
+            elif isinstance(reply, AskError):
+                is_moving = True
+                # For steps, the node that the slot moves to would refuse as well: a key is missing.
+                if partition is None:
+                    redirect = parse_redirect(str(reply), shard.address)
+            elif is_missing(reply):
+                await self._load(connection)
+            elif isinstance(reply, TryAgainError):
+                is_moving = True
+            else:
+                if isinstance(reply, Exception) and not _is_about_the_call(reply):
+                    self.slots.suspect()
+                return reply, question
+            redirects += 1
+            if (is_moving and redirect is None) or redirects > REDIRECTS_AT_ONCE:
+                if self._clock() + pause_s >= give_up_s:
+                    raise JournalUnavailable(
+                        f"slot {slot} of the cluster is on the move: {reply}", sent=False
+                    )
+                await anyio.sleep(pause_s)
+                pause_s = min(pause_s * 2, MOVING_PAUSE_MAX_S)
+
+    async def _ask(
+        self, shard: _Shard, connection: BaseConnection, command: Sequence[Any], *, is_asked: bool
+    ) -> Any:
+        """Send a call on a connection; the answer, or the error that it ended with.
+
+        Raises:
+            JournalUnavailable: nothing was sent, or no answer came in time.
+        """
+        try:
+            if is_asked:
+                # For the next command only: nothing may come between the two, and nothing can.
+                connection.create_request(b"ASKING", decode=False, raise_exceptions=False)
+            request = connection.create_request(
+                b"FCALL", *command, decode=False, raise_exceptions=False, timeout=self._timeout_s
+            )
+        except RedisError as error:
+            raise explain(error, sent=False) from error
+        reply: Any = await request
+        if isinstance(reply, TimeoutError):
+            connection.invalidate("an answer did not come in time")
+            why = f"{_name(shard.address)} did not answer within {self._timeout_s:g} s"
+            self._went_down(shard, why)
+            raise JournalUnavailable(why, sent=True) from reply
+        return reply
+
+    async def _compare(
+        self, shard: _Shard, connection: BaseConnection, partition: int, history: CommitHistory
+    ) -> Any:
+        """Compare the commit number before anything is sent that would raise it; the error that came instead."""
+        if partition not in history.numbers or self._compared.get(partition) is connection:
+            return None
+        call = self._wire.encode((), (partition,))
+        command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(partition), *call.arguments)
+        question = history.ask()
+        try:
+            reply = await self._ask(shard, connection, command, is_asked=False)
+        except JournalUnavailable as error:
+            raise JournalUnavailable(str(error), sent=False) from error
+        if isinstance(reply, ResponseError):
+            return reply
+        if isinstance(reply, Exception):
+            raise explain(reply, sent=False) from reply
+        self._compared[partition] = connection
+        history.read(question, zip(call.partitions, reply[1], strict=True))
+        return None
+
+    async def _load(self, connection: BaseConnection) -> None:
+        """Load the library, which somebody flushed."""
+        try:
+            with anyio.fail_after(self._timeout_s):
+                await load_library(connection)
+        except (RedisError, TimeoutError) as error:
+            raise explain(error, sent=False) from error
+
+    # The primaries.
+
+    def _owner(self, slot: int) -> Address:
+        owner = self.slots.owner(slot)
+        if owner is None:
+            self.slots.suspect()
+            raise JournalUnavailable(f"no node of the cluster has slot {slot}", sent=False)
+        return owner
+
+    def _shard(self, address: Address) -> _Shard:
+        shard = self._shards.get(address)
+        if shard is None:
+            link = Link(
+                self.connect(address),
+                connect_timeout_s=self._connect_timeout_s,
+                greet=self._greet,
+                shielded=True,
+            )
+            shard = self._shards[address] = _Shard(address, link, anyio.Lock())
+        return shard
+
+    async def _open(self, shard: _Shard) -> BaseConnection:
+        connection = shard.link.usable
+        if connection is not None and not shard.lock.locked():
+            return connection
+        if shard.down:
+            raise JournalUnavailable(shard.down, sent=False)
+        # Whoever waits here first is sent first; nobody who comes later may overtake.
+        async with shard.lock:
+            if shard.down:
+                raise JournalUnavailable(shard.down, sent=False)
+            try:
+                return await self._connect_shard(shard)
+            except JournalUnavailable as error:
+                self._went_down(shard, str(error))
+                raise
+
+    async def _connect_shard(self, shard: _Shard) -> BaseConnection:
+        if self._task_group is None:
+            raise JournalUnavailable("the journal was left", sent=False)
+        try:
+            return await shard.link.open(self._task_group)
+        except JournalUnavailable as error:
+            raise JournalUnavailable(f"{_name(shard.address)}: {error}", sent=False) from error
+        except TimeoutError as error:
+            raise JournalUnavailable(
+                f"{_name(shard.address)} cannot be reached within {self._connect_timeout_s:g} s", sent=False
+            ) from error
+
+    async def _greet(self, connection: BaseConnection) -> None:
+        check_version(connection)
+        await check_store_safety(
+            connection,
+            allow_eviction=self._allow_eviction,
+            allow_no_persistence=self._allow_no_persistence,
+        )
+        try:
+            await load_library(connection)
+        except ResponseError as error:
+            # A replica takes no library; it has its primary's. The calls will say where that is.
+            if "read only replica" not in str(error):
+                raise
+
+    def _went_down(self, shard: _Shard, why: str) -> None:
+        self.slots.suspect()
+        if not shard.down and self._task_group is not None:
+            shard.down = why
+            self._task_group.start_soon(self._revive, shard)
+
+    async def _revive(self, shard: _Shard) -> None:
+        """Try to reach a primary again, while calls to it fail at once."""
+        pause_s = REVIVE_PAUSE_FIRST_S
+        while True:
+            await anyio.sleep(pause_s)
+            pause_s = min(pause_s * 2, REVIVE_PAUSE_MAX_S)
+            if shard.address not in self.slots.primaries():
+                # If it comes back as a primary, it is somebody new.
+                self._shards.pop(shard.address, None)
+                return
+            self.slots.suspect()
+            try:
+                async with shard.lock:
+                    await self._connect_shard(shard)
+            except JournalUnavailable as error:
+                shard.down = str(error)
+                continue
+            except Exception:
+                # It is the wrong store, or an unsafe one: the next call meets the same and tells its caller.
+                logger.debug("%s was refused", _name(shard.address), exc_info=True)
+            shard.down = ""
+            return
+
+    # The slots.
+
+    async def _keep_slots(self) -> None:
+        """Ask for the slots whenever something did not fit, but not all the time."""
+        while True:
+            await self.slots.wait_suspected()
+            try:
+                await self._refresh()
+            except (JournalUnavailable, StoreIncompatible) as error:
+                logger.debug("the slots of the cluster could not be read: %s", error)
+            await anyio.sleep(REFRESH_PAUSE_S)
+
+    async def _refresh(self) -> None:
+        """Take over what one of the nodes knows: those with an open connection first, each in its turn.
+
+        Raises:
+            JournalUnavailable: no node answers.
+            StoreIncompatible: a node is no cluster's, or wants another user or password.
+        """
+        self._asked += 1
+        is_open = [a for a, shard in self._shards.items() if shard.link.usable is not None and not shard.down]
+        turn = self._asked % len(is_open) if is_open else 0
+        candidates = dict.fromkeys([*is_open[turn:], *is_open[:turn], *sorted(self.slots.nodes)])
+        candidates.update(dict.fromkeys(self.slots.seeds))
+        last: JournalUnavailable | None = None
+        for address in candidates:
+            try:
+                answer = await self._ask_slots(address)
+            except JournalUnavailable as error:
+                last = error
+                continue
+            self.slots.replace(*read_slots(answer, address))
+            return
+        raise JournalUnavailable(f"no node of the cluster answers; the last one: {last}", sent=False)
+
+    async def _ask_slots(self, address: Address) -> Any:
+        shard = self._shards.get(address)
+        connection = shard.link.usable if shard is not None else None
+        limit_s = REFRESH_LIMIT_S if self.slots.nodes else self._connect_timeout_s
+        own: Link | None = None
+        try:
+            with anyio.fail_after(limit_s):
+                if connection is None:
+                    assert self._task_group is not None
+                    own = Link(self.connect(address), connect_timeout_s=limit_s)
+                    connection = await own.open(self._task_group)
+                return await ask(connection, b"CLUSTER SLOTS")
+        except AuthorizationError as error:
+            raise StoreIncompatible(
+                f"the store's user may not do this: {error}; it needs {ACL_RULES} {CLUSTER_ACL_RULES}"
+            ) from error
+        except ResponseError as error:
+            if "cluster support disabled" in str(error):
+                raise StoreIncompatible(
+                    f"{_name(address)} is no node of a cluster; write redis:// in the url"
+                ) from error
+            raise explain(error, sent=False) from error
+        except TimeoutError as error:
+            raise JournalUnavailable(f"{_name(address)} did not answer in time", sent=False) from error
+        except (RedisError, OSError) as error:
+            raise explain(error, sent=False) from error
+        finally:
+            if own is not None:
+                own.close("only a question")
+
+
+def _is_about_the_call(error: Exception) -> bool:
+    """Whether an error says nothing of where the slots are."""
+    return isinstance(error, ResponseError) and not isinstance(error, ClusterDownError)
+
+
+def _name(address: Address) -> str:
+    return f"{address[0]}:{address[1]}"
