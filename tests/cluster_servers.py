@@ -168,6 +168,7 @@ def start_cluster(
                 "--cluster-port", str(free_port()),
                 "--cluster-node-timeout", str(NODE_TIMEOUT_MS),
                 "--cluster-require-full-coverage", "no",
+                "--cluster-replica-validity-factor", "0",
                 "--repl-diskless-sync-delay", "0",
                 *extra,
             )  # fmt: skip

@@ -132,7 +132,7 @@ class Membership:
         """Claim every partition that is free or may be taken over; returns how many others hold.
 
         Raises:
-            JournalUnavailable: the store gave no answer.
+            JournalUnavailable: the store gave no answer, for any of them.
         """
         wanted = [partition for partition, held in enumerate(self.claims) if not held]
         claim = os.urandom(8).hex()
@@ -140,9 +140,12 @@ class Membership:
             self._claim_step(partition, claim) for partition in wanted if not self._claimed_anew(partition)
         ]
         sent = instant_now()
-        answer = await self.journal.execute(steps)
+        results = await self.journal.execute_each(steps)
+        failures = [result for result in results if isinstance(result, JournalUnavailable)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
         held = 0
-        for step, result in zip(steps, answer.results, strict=True):
+        for step, result in zip(steps, results, strict=True):
             if isinstance(result, Claimed):
                 self._on_claimed(step, result, sent)
             elif isinstance(result, LeaseHeld):
@@ -255,14 +258,13 @@ class Membership:
         return bool(loss.claim)
 
     async def _end_losses(self) -> None:
-        """Settle what was under way in partitions that lost history, and go on with those that have rested.
-
-        Raises:
-            JournalUnavailable: the store gave no answer.
-        """
+        """Settle what was under way in partitions that lost history, and go on with those that have rested."""
         for partition, loss in list(self._losses.items()):
             if self._claimed_anew(partition) and not loss.settled:
-                loss.settled = await self.settle_lost(partition, loss.claim)
+                settled = await self._try_to_settle(partition, loss.claim)
+                if settled is None:
+                    continue
+                loss.settled = settled
             if self._losses.get(partition) is not loss or self._leaving:
                 continue  # it lost history once more meanwhile
             if loss.claim and not loss.settled:
@@ -271,6 +273,14 @@ class Membership:
             elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.lease_ttl_s:
                 del self._losses[partition]
                 self._take(partition, loss.claim, loss.epoch)
+
+    async def _try_to_settle(self, partition: int, claim: str) -> bool | None:
+        """As `settle_lost`; None where the partition's store gives no answer: the others need not wait for it."""
+        try:
+            return await self.settle_lost(partition, claim)
+        except JournalUnavailable as error:
+            logger.info("cannot settle partition %d now: %s", partition, error)
+            return None
 
     def lose(self, partition: int, why: str) -> None:
         """Stop owning a partition now. Its scope ends; its dispatches are for the next owner to settle."""
@@ -289,18 +299,21 @@ class Membership:
         """Give up every partition whose dispatches are settled; returns how many could not be released.
 
         Raises:
-            JournalUnavailable: the store gave no answer; the leases run out by themselves.
+            JournalUnavailable: the store gave no answer, for any of them; the leases run out by themselves.
         """
         self._leaving = True
         held = {partition: self.claims[partition] for partition in self.owned()}
         for partition, loss in self._losses.items():
-            if loss.claim and (loss.settled or await self.settle_lost(partition, loss.claim)):
+            if loss.claim and (loss.settled or await self._try_to_settle(partition, loss.claim)):
                 held[partition] = loss.claim
         owned = list(held)
         steps = [Release(partition, claim) for partition, claim in held.items()]
-        answer = await self.journal.execute(steps)
+        results = await self.journal.execute_each(steps)
         kept = 0
-        for partition, result in zip(owned, answer.results, strict=True):
+        for partition, result in zip(owned, results, strict=True):
             self._forget(partition)
             kept += not isinstance(result, Released)
+        failures = [result for result in results if isinstance(result, JournalUnavailable)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
         return kept

@@ -30,8 +30,8 @@ from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import Listeners, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._history import HistoryLoss
+from atomic_actors.journal._laned_commit import commit_class
 from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("Parts",)
@@ -69,7 +69,7 @@ class Parts:
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
         self.identity = NodeIdentity.of_this_process()
-        self.journal = GroupCommit(
+        self.journal = commit_class(store.journal)(
             store.journal,
             config.max_batch_steps,
             config.max_batch_bytes,
@@ -146,6 +146,7 @@ class Parts:
         self.node.on_crash = self.volatile.on_crash = self.journal.on_crash = self._on_crash
         self.volatile.services = self.node
         self.volatile.send_other = self.sender.send_soon
+        self.supervisor.relay.on_gap = self.node.stream_lost
         self.journal.on_answer = self.router.on_answer
         if self.store.history is not None:
             self.store.history.on_loss = self._history_lost

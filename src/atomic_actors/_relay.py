@@ -3,6 +3,9 @@
 Every pair (source partition, target partition) is a stream with numbers of its own. One batch of a
 stream is under way at a time; the target keeps the last number it has, so a batch that is sent again is
 recognised, and one that would leave a gap is refused. It runs on callbacks: a stream needs no task.
+
+A source forgets only what the target has taken. So if the target knows of less than what was forgotten, it has
+lost history, and what lies between is gone: that is reported, and the stream goes on with what is there.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from attrs import define, field
 
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import (
     JournalUnavailable,
+    Rejected,
     RelayAck,
     RelayAcked,
     Relayed,
@@ -43,6 +48,8 @@ class Relay:
     journal: GroupCommit
     claims: list[str]
     wake: Callable[[int, str], None]
+    #: Called with what a target had taken and has lost, and the source: the numbers are the stream's.
+    on_gap: Callable[[HistoryLoss, int], None] | None = field(default=None, init=False)
     #: Streams under way; True where more was added in the meantime.
     _moving: dict[tuple[int, int], bool] = field(factory=dict[tuple[int, int], bool], init=False)
     moved: int = field(default=0, init=False)
@@ -70,13 +77,18 @@ class Relay:
 
         self.journal.enqueue(RelayRead(source, claim, target, BATCH_MESSAGES), on_page)
 
-    def _send(self, stream: tuple[int, int], claim: str, page: RelayPage) -> None:
+    def _send(
+        self, stream: tuple[int, int], claim: str, page: RelayPage, *, after_loss: bool = False
+    ) -> None:
         source, target = stream
         if self.claims[source] != claim:
             self._stop(stream, page)  # what was read may be a history that is gone
             return
 
         def on_relayed(result: Result | JournalUnavailable) -> None:
+            if isinstance(result, Rejected) and result.code == "stream_gap" and not after_loss:
+                self._measure_gap(stream, claim, page)
+                return
             if not isinstance(result, Relayed):
                 self._stop(stream, result)
                 return
@@ -94,7 +106,23 @@ class Relay:
             else:
                 self._rest(stream)
 
-        self.journal.enqueue(RelayIn(target, source, page.incarnation, page.entries), on_relayed)
+        step = RelayIn(target, source, page.incarnation, page.entries, after_loss)
+        self.journal.enqueue(step, on_relayed)
+
+    def _measure_gap(self, stream: tuple[int, int], claim: str, page: RelayPage) -> None:
+        """Find out what the target still knows, report what it has lost, and go on behind that."""
+        source, target = stream
+
+        def on_last(result: Result | JournalUnavailable) -> None:
+            if not isinstance(result, Relayed):
+                self._stop(stream, result)
+                return
+            taken = page.entries[0].number - 1
+            if result.last < taken and self.on_gap is not None:
+                self.on_gap(HistoryLoss(target, taken, result.last), source)
+            self._send(stream, claim, page, after_loss=True)
+
+        self.journal.enqueue(RelayIn(target, source, page.incarnation, ()), on_last)
 
     def _rest(self, stream: tuple[int, int]) -> None:
         if self._moving.pop(stream, False):

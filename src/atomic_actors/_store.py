@@ -17,6 +17,8 @@ from atomic_actors._lease_keeper import LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.journal._cluster_channels import ClusterChannels
+from atomic_actors.journal._cluster_leases import ClusterLeaseClient
 from atomic_actors.journal._embedded import (
     EmbeddedLocation,
     embedded_directory,
@@ -28,6 +30,7 @@ from atomic_actors.journal._lease_client import RedisLeaseClient
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
 from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal._redis_cluster import ClusterJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
 __all__ = ("Exchange", "Store", "journal_settings", "open_store")
@@ -118,10 +121,13 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
         async with _redis_store(config, location) as store:
             yield store
+    elif location.scheme is StoreScheme.CLUSTER:
+        async with _cluster_store(config, location) as store:
+            yield store
     else:
         raise NotSupported(
-            f"url: {location.scheme} is understood, but Sentinel and Cluster are not supported yet; use redis://, "
-            "rediss:// or unix://"
+            f"url: {location.scheme} is understood, but Sentinel is not supported yet; use redis://, rediss://, "
+            "unix:// or redis+cluster://"
         )
 
 
@@ -149,10 +155,34 @@ async def _redis_store(
         allow_eviction=config.allow_eviction,
         allow_no_persistence=config.allow_no_persistence,
     )
-    lease_timeout_s = max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
-    lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
+    lease_client = RedisLeaseClient(
+        redis_url(location), journal.lease_key, timeout_s=_lease_timeout_s(config)
+    )
     # Not the connect function above: only the journal brings a dead server back to life.
     async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
+        yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
+
+
+def _lease_timeout_s(config: Config) -> float:
+    """How long a renewal may take, so that another one fits into the lease."""
+    return max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
+
+
+@asynccontextmanager
+async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenerator[Store]:
+    settings = journal_settings(config)
+    journal = ClusterJournal(
+        location,
+        settings,
+        timeout_s=config.store_timeout_s,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        allow_eviction=config.allow_eviction,
+        allow_no_persistence=config.allow_no_persistence,
+    )
+    lease_client = ClusterLeaseClient(location, journal.lease_key, timeout_s=_lease_timeout_s(config))
+    async with ClusterChannels(
+        location, settings, journal.slots, answer_timeout_s=config.store_timeout_s
+    ) as channels:
         yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
 
 

@@ -148,7 +148,7 @@ class RedisChannels:
 
         link = self._bell_link = self._new_link()
         try:
-            await self._listen_forever(link, b"SSUBSCRIBE", self._bells, on_push)
+            await self._listen_forever(link, _subscriber(b"SSUBSCRIBE", self._bells), on_push)
         finally:
             self._bell_link = None
             link.close("nobody listens any more")
@@ -168,7 +168,8 @@ class RedisChannels:
 
         link = self._new_link()
         try:
-            await self._listen_forever(link, b"SUBSCRIBE", {self.reply_channel(node): 0}, on_push)
+            subscribe = _subscriber(b"SUBSCRIBE", {self.reply_channel(node): 0})
+            await self._listen_forever(link, subscribe, on_push)
         finally:
             link.close("nobody listens any more")
 
@@ -187,17 +188,16 @@ class RedisChannels:
     async def _listen_forever(
         self,
         link: Link,
-        subscribe: bytes,
-        channels: Mapping[bytes, int],
+        subscribe: Callable[[BaseConnection], None],
         on_push: Callable[[bytes, list[Any]], None],
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         assert self._task_group is not None, "enter the channels with `async with` first"
         delay_s = RECONNECT_DELAY_FIRST_S
         while True:
             try:
                 connection = await link.open(self._task_group)
-                if channels:
-                    connection.send_command(subscribe, *channels)
+                subscribe(connection)
                 # An error to the subscription has no request of its own, so it becomes the answer to this.
                 await self._check(connection)
                 delay_s = RECONNECT_DELAY_FIRST_S
@@ -207,6 +207,7 @@ class RedisChannels:
             except StoreIncompatible as error:
                 logger.warning("cannot listen at the store: %s", error)
             link.close("it is of no use any more")
+            on_end()
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
 
@@ -265,3 +266,13 @@ class RedisChannels:
             answer = await requests[-1]
         if isinstance(answer, Exception):
             raise answer
+
+
+def _subscriber(command: bytes, channels: Mapping[bytes, int]) -> Callable[[BaseConnection], None]:
+    """What subscribes to all channels that are wanted when it is called."""
+
+    def subscribe(connection: BaseConnection) -> None:
+        if channels:
+            connection.send_command(command, *channels)
+
+    return subscribe

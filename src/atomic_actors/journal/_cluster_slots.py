@@ -30,7 +30,7 @@ def slot_of(key: bytes) -> int:
 
 def parse_redirect(text: str, asked: Address) -> Address:
     """The address in `slot host:port`; a node that does not know its own name leaves the host out."""
-    host, _, port = text.split()[-1].rpartition(":")
+    host, _, port = text.rsplit(maxsplit=1)[-1].rpartition(":")
     return host or asked[0], int(port)
 
 

@@ -76,6 +76,8 @@ MOVING_PAUSE_FIRST_S: Final = 0.005
 MOVING_PAUSE_MAX_S: Final = 0.1
 #: A slot that has just moved is found at once; nodes that send us to and fro are left alone for a while.
 REDIRECTS_AT_ONCE: Final = 3
+#: Loads of the library for one call, which somebody may flush at any time.
+LOADS_MAX: Final = 3
 REVIVE_PAUSE_FIRST_S: Final = 0.05
 REVIVE_PAUSE_MAX_S: Final = 0.5
 
@@ -353,7 +355,8 @@ class ClusterJournal:
         history = None if partition is None else self._history(partition)
         losses = history.losses if history is not None else 0
         redirect: Address | None = None
-        give_up_s, pause_s, redirects = self._clock() + self._timeout_s, MOVING_PAUSE_FIRST_S, 0
+        give_up_s, pause_s = self._clock() + self._timeout_s, MOVING_PAUSE_FIRST_S
+        redirects, loads = 0, 0
         while True:
             shard = self._shard(redirect or self._owner(slot))
             connection = await self._open(shard)
@@ -375,7 +378,8 @@ class ClusterJournal:
                 # For steps, the node that the slot moves to would refuse as well: a key is missing.
                 if partition is None:
                     redirect = parse_redirect(str(reply), shard.address)
-            elif is_missing(reply):
+            elif is_missing(reply) and loads < LOADS_MAX:
+                loads += 1
                 await self._load(connection)
             elif isinstance(reply, TryAgainError):
                 is_moving = True
@@ -403,7 +407,7 @@ class ClusterJournal:
         try:
             if is_asked:
                 # For the next command only: nothing may come between the two, and nothing can.
-                connection.create_request(b"ASKING", decode=False, raise_exceptions=False)
+                _ = connection.create_request(b"ASKING", decode=False, raise_exceptions=False)
             request = connection.create_request(
                 b"FCALL", *command, decode=False, raise_exceptions=False, timeout=self._timeout_s
             )
