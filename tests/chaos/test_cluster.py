@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from atomic_actors._records import partition_of
 from atomic_actors.journal._cluster_slots import slot_of
 from tests.chaos.checks import finish
 from tests.chaos.processes import Template, replay_command, wait_until
@@ -92,15 +93,20 @@ def test_slots_move_under_load(
         wait_until(lambda: min(_places(plan)) > 0, 30, "the first message")
         took_s: list[float] = []
         for _ in range(max(_share(number, 3), 2)):
-            slot = _slot(plan, choices.randrange(PARTITIONS))
+            slot = _slot(plan, partition_of(f"account/{choices.choice(plan.names)}", PARTITIONS))
             source = cluster.primary_of(slot)
             target = choices.choice([server for server in cluster.servers if server is not source])
             if at_once:
                 cluster.move_slot_at_once(slot, target)
             else:
                 cluster.begin_move(slot, target)
+                if not took_s:
+                    # Longer than a lease, and than a call waits for a slot on its way.
+                    cluster.move_keys(slot, source, target, 3)
+                    time.sleep(3)
+                pause_s = choices.choice((0, 0, 0.001, 0.01, 0.1))
                 while cluster.move_keys(slot, source, target, choices.randint(1, 20)):
-                    time.sleep(choices.uniform(0, 0.01))
+                    time.sleep(pause_s)
                 cluster.end_move(slot, source, target)
             took_s.append(_wait_for_more(plan, worker.log))
         worker.stop()

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 
 from atomic_actors import (
     ActorSystem,
@@ -38,6 +39,7 @@ from atomic_actors.journal._protocol import (
     Resume,
 )
 from atomic_actors.journal._redis_cluster import ClusterJournal
+from atomic_actors.journal._redis_link import ACL_RULES, CLUSTER_ACL_RULES
 from tests.cluster_servers import Cluster, start_cluster
 from tests.redis.test_channels import Heard
 from tests.servers import Kind, Server
@@ -95,6 +97,17 @@ def desk_in(partition: int, number: int = 0) -> Any:
 
 def elsewhere(cluster: Cluster, server: Server) -> Server:
     return next(other for other in cluster.servers if other is not server)
+
+
+async def ask_until_answered(system: ActorSystem, partition: int, word: str) -> None:
+    async def is_answered() -> bool:
+        try:
+            await system.ask(desk_in(partition), Write(word), key=word, timeout_s=1)
+        except AtomicActorsError:
+            return False
+        return True
+
+    await until(is_answered, 30)
 
 
 # Everything in its place.
@@ -166,7 +179,7 @@ async def test_a_slot_moves_in_the_middle_of_everything(
 ) -> None:
     slot = slot_in(namespace, partition)
     journal = journal_at(store_cluster, namespace, timeout_s=0.3)
-    client = ClusterLeaseClient(journal._location, journal.lease_key, timeout_s=2)
+    client = ClusterLeaseClient(parse_store_url(store_cluster.url)[0], journal.lease_key, timeout_s=2)
     losses: list[object] = []
     journal.history.on_loss = losses.append
     async with journal:
@@ -299,6 +312,50 @@ async def test_only_the_partitions_of_a_dead_primary_stop(own_cluster: Cluster, 
         assert report.is_balanced, report.problems
 
 
+async def test_a_system_starts_while_a_primary_is_away(own_cluster: Cluster, namespace: str) -> None:
+    stage = Stage()
+    meta = own_cluster.primary_of(slot_of(f"{{{namespace}:meta}}".encode()))
+    victim = elsewhere(own_cluster, meta)
+    theirs = partitions_at(own_cluster, namespace, victim)
+    await anyio.to_thread.run_sync(victim.kill9)
+    async with new_system(own_cluster, namespace, Desk.using(stage=stage)) as system:
+        assert system.statistics().owned_partitions == PARTITIONS - len(theirs)
+        for partition in range(PARTITIONS):
+            if partition not in theirs:
+                await system.ask(desk_in(partition), Write("on"))
+        await anyio.to_thread.run_sync(victim.start)
+        for partition in theirs:
+            await ask_until_answered(system, partition, "on")
+        assert system.statistics().owned_partitions == PARTITIONS
+
+
+async def test_a_user_with_few_rights(own_cluster: Cluster, namespace: str) -> None:
+    rights = f"{ACL_RULES} {CLUSTER_ACL_RULES}".replace("<namespace>", namespace).split()
+    user = ("ACL", "SETUSER", "app", "reset", "on", ">secret")
+    for server in own_cluster.servers:
+        server.call(*user, *rights)
+    url = own_cluster.url.replace("://", "://app:secret@")
+    config = Config(url=url, namespace=namespace, partitions=PARTITIONS)
+    stage = Stage()
+    async with (
+        ActorSystem(evolve(config, actors=[Desk.using(stage=stage)])) as owner,
+        ActorSystem(config) as sender,
+    ):
+        for partition in range(PARTITIONS):
+            assert await sender.ask(desk_in(partition), Work("remote")) == "remote"
+        slot = slot_in(namespace, 0)
+        target = elsewhere(own_cluster, own_cluster.primary_of(slot))
+        await anyio.to_thread.run_sync(own_cluster.move_slot, slot, target)
+        await ask_until_answered(sender, 0, "moved")
+        await anyio.sleep(2.5)
+        assert owner.statistics().owned_partitions == PARTITIONS
+    for server in own_cluster.servers:
+        server.call(*user, *(right for right in rights if right != "+cluster|slots"))
+    with pytest.raises(StoreIncompatible, match=r"\+cluster\|slots"):
+        async with ActorSystem(config):
+            pass
+
+
 async def test_a_lane_for_each_partition(own_cluster: Cluster, namespace: str) -> None:
     victim = own_cluster.servers[1]
     theirs = partitions_at(own_cluster, namespace, victim)
@@ -373,17 +430,6 @@ def replicated_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Genera
 def is_behind(primary: Server, replica: Server) -> bool:
     sent, got = (server.call("INFO", "replication") for server in (primary, replica))
     return int(sent["master_repl_offset"]) > int(got["slave_repl_offset"])
-
-
-async def ask_until_answered(system: ActorSystem, partition: int, word: str) -> None:
-    async def is_answered() -> bool:
-        try:
-            await system.ask(desk_in(partition), Write(word), key=word, timeout_s=1)
-        except AtomicActorsError:
-            return False
-        return True
-
-    await until(is_answered, 30)
 
 
 async def test_a_replica_takes_over(replicated_cluster: Cluster, namespace: str) -> None:

@@ -172,7 +172,7 @@ class ClusterLeaseClient:
             return True
         timeout_s = self._timeout_s * SOCKET_SHARE
         # No retries: the keeper's next round is the retry.
-        pool: Any = redis.ConnectionPool.from_url(
+        pool: Any = redis.ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] untyped keywords
             redis_url(node_location(self._location, address)),
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
@@ -205,7 +205,9 @@ class ClusterLeaseClient:
         connection = self._connections[address]
         try:
             connection.send_packed_command(connection.pack_command("CLUSTER", "SLOTS"))
-            self._slots.replace(*read_slots(connection.read_response(), address))
+            ranges, nodes = read_slots(connection.read_response(), address)
+            if ranges:
+                self._slots.replace(ranges, nodes)
         except ResponseError as error:
             self._error = error
         except RedisError as error:

@@ -24,11 +24,9 @@ from typing import Any, Final, Self
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import define
 from coredis.connection import BaseConnection
 from coredis.exceptions import (
     AskError,
-    AuthorizationError,
     ClusterDownError,
     MovedError,
     RedisError,
@@ -37,10 +35,10 @@ from coredis.exceptions import (
 )
 
 from atomic_actors._cells import clock_function
-from atomic_actors._errors import InvalidConfig, StoreIncompatible
+from atomic_actors._errors import InvalidConfig
 from atomic_actors._store_url import StoreLocation, StoreScheme, parse_store_url
-from atomic_actors._telemetry import logger
-from atomic_actors.journal._cluster_slots import Address, SlotMap, parse_redirect, read_slots, slot_of
+from atomic_actors.journal._cluster_nodes import ClusterNodes, Shard, name_of
+from atomic_actors.journal._cluster_slots import Address, parse_redirect, slot_of
 from atomic_actors.journal._history import CommitHistory, HistoryLoss, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal._redis import check_names, check_store_safety, check_version
@@ -53,24 +51,11 @@ from atomic_actors.journal._redis_library import (
     load_library,
     registration,
 )
-from atomic_actors.journal._redis_link import (
-    ACL_RULES,
-    CLUSTER_ACL_RULES,
-    Connect,
-    Link,
-    ask,
-    connector,
-    explain,
-    node_location,
-)
+from atomic_actors.journal._redis_link import explain
 from atomic_actors.journal._redis_wire import Wire
 
 __all__ = ("ClusterJournal",)
 
-#: Between two questions for the slots, at the least.
-REFRESH_PAUSE_S: Final = 0.1
-#: How long one node may take to say which slots are where.
-REFRESH_LIMIT_S: Final = 0.5
 #: Pauses before a call is sent again to a slot that is on the move.
 MOVING_PAUSE_FIRST_S: Final = 0.005
 MOVING_PAUSE_MAX_S: Final = 0.1
@@ -78,19 +63,6 @@ MOVING_PAUSE_MAX_S: Final = 0.1
 REDIRECTS_AT_ONCE: Final = 3
 #: Loads of the library for one call, which somebody may flush at any time.
 LOADS_MAX: Final = 3
-REVIVE_PAUSE_FIRST_S: Final = 0.05
-REVIVE_PAUSE_MAX_S: Final = 0.5
-
-
-@define(eq=False)
-class _Shard:
-    """One primary and the connection to it."""
-
-    address: Address
-    link: Link
-    lock: anyio.Lock
-    #: Why calls fail at once; "" while it is reachable as far as is known.
-    down: str = ""
 
 
 class ClusterJournal:
@@ -121,26 +93,21 @@ class ClusterJournal:
         check_names(settings)
         if location.scheme is not StoreScheme.CLUSTER:
             raise InvalidConfig(f"url: {location} is no cluster")
+        self._nodes = ClusterNodes(location, self._greet, connect_timeout_s=connect_timeout_s)
         #: Which primary has which slot.
-        self.slots = SlotMap(location.hosts)
+        self.slots = self._nodes.slots
         #: Passes on that a partition's store went back in time.
         self.history = CommitHistory()
-        self._location = location
         self._settings = settings
         self._wire = Wire(settings)
         self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
         self._allow_eviction = allow_eviction
         self._allow_no_persistence = allow_no_persistence
-        self._connectors: dict[Address, Connect] = {}
-        self._shards: dict[Address, _Shard] = {}
         # Of each partition its own: shards answer side by side, and an answer of one says nothing of another.
         self._histories: dict[int, CommitHistory] = {}
         #: The connection over which each partition's commit number was compared last.
         self._compared: dict[int, BaseConnection] = {}
         self._partition_slots: dict[int, int] = {}
-        #: Who was asked for the slots first.
-        self._asked = 0
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
 
@@ -176,15 +143,6 @@ class ClusterJournal:
         """The key of a partition's lease, for `aa1_renew` on connections of the lease keeper's own."""
         return self._wire.lease_key(partition)
 
-    def connect(self, address: Address) -> Connect:
-        """What opens connections to one node."""
-        found = self._connectors.get(address)
-        if found is None:
-            found = self._connectors[address] = connector(
-                node_location(self._location, address), connect_timeout_s=self._connect_timeout_s
-            )
-        return found
-
     async def __aenter__(self) -> Self:
         """Find the primaries, check each and load the library into it.
 
@@ -200,13 +158,7 @@ class ClusterJournal:
         self._clock = clock_function()
         self._task_group = await anyio.create_task_group().__aenter__()
         try:
-            await self._refresh()
-            self._task_group.start_soon(self._keep_slots)
-            for address in self.slots.primaries():
-                try:
-                    await self._open(self._shard(address))
-                except JournalUnavailable as error:
-                    logger.warning("%s", error)
+            await self._nodes.open(self._task_group)
             key, arguments = registration(self._settings)
             check_registration(self._settings, await self.call_function(key, REGISTER, (key,), arguments))
         except BaseException as error:
@@ -222,8 +174,7 @@ class ClusterJournal:
     ) -> None:
         task_group, self._task_group = self._task_group, None
         assert task_group is not None
-        for shard in self._shards.values():
-            shard.link.close_all()
+        self._nodes.close()
         task_group.cancel_scope.cancel()
         await task_group.__aexit__(None, None, None)
 
@@ -236,6 +187,7 @@ class ClusterJournal:
             JournalUnavailable: a partition gave no usable answer. The steps may have happened unless `sent` is
                 False; where there were several partitions, those of the others may have in any case.
             StoreIncompatible: a node's library or namespace does not fit, or its user may not do this.
+            StoreUnsafe: a primary that is new may lose what it accepts.
         """
         if self._task_group is None:
             raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
@@ -251,13 +203,13 @@ class ClusterJournal:
 
     async def _execute_partitions(self, steps: Sequence[Step], groups: dict[int, list[int]]) -> BatchResult:
         results: dict[int, Result] = {}
-        errors: list[JournalUnavailable | StoreIncompatible] = []
+        errors: list[Exception] = []
         times: list[int] = []
 
         async def execute(partition: int, positions: list[int]) -> None:
             try:
                 answer = await self._execute_partition(partition, [steps[at] for at in positions])
-            except (JournalUnavailable, StoreIncompatible) as error:
+            except Exception as error:
                 errors.append(error)
             else:
                 times.append(answer.now_ms)
@@ -267,7 +219,7 @@ class ClusterJournal:
             for partition, positions in groups.items():
                 task_group.start_soon(execute, partition, positions)
         for error in errors:
-            if isinstance(error, StoreIncompatible):
+            if not isinstance(error, JournalUnavailable):
                 raise error
         unavailable = [error for error in errors if isinstance(error, JournalUnavailable)]
         if unavailable:
@@ -358,8 +310,8 @@ class ClusterJournal:
         give_up_s, pause_s = self._clock() + self._timeout_s, MOVING_PAUSE_FIRST_S
         redirects, loads = 0, 0
         while True:
-            shard = self._shard(redirect or self._owner(slot))
-            connection = await self._open(shard)
+            shard = self._nodes.shard(redirect) if redirect is not None else self._nodes.owner(slot)
+            connection = await self._nodes.connection(shard)
             reply: Any = None
             question: Question | None = None
             if partition is not None and history is not None:
@@ -397,7 +349,7 @@ class ClusterJournal:
                 pause_s = min(pause_s * 2, MOVING_PAUSE_MAX_S)
 
     async def _ask(
-        self, shard: _Shard, connection: BaseConnection, command: Sequence[Any], *, is_asked: bool
+        self, shard: Shard, connection: BaseConnection, command: Sequence[Any], *, is_asked: bool
     ) -> Any:
         """Send a call on a connection; the answer, or the error that it ended with.
 
@@ -416,13 +368,13 @@ class ClusterJournal:
         reply: Any = await request
         if isinstance(reply, TimeoutError):
             connection.invalidate("an answer did not come in time")
-            why = f"{_name(shard.address)} did not answer within {self._timeout_s:g} s"
-            self._went_down(shard, why)
+            why = f"{name_of(shard.address)} did not answer within {self._timeout_s:g} s"
+            self._nodes.went_down(shard, why)
             raise JournalUnavailable(why, sent=True) from reply
         return reply
 
     async def _compare(
-        self, shard: _Shard, connection: BaseConnection, partition: int, history: CommitHistory
+        self, shard: Shard, connection: BaseConnection, partition: int, history: CommitHistory
     ) -> Any:
         """Compare the commit number before anything is sent that would raise it; the error that came instead."""
         if partition not in history.numbers or self._compared.get(partition) is connection:
@@ -450,55 +402,6 @@ class ClusterJournal:
         except (RedisError, TimeoutError) as error:
             raise explain(error, sent=False) from error
 
-    # The primaries.
-
-    def _owner(self, slot: int) -> Address:
-        owner = self.slots.owner(slot)
-        if owner is None:
-            self.slots.suspect()
-            raise JournalUnavailable(f"no node of the cluster has slot {slot}", sent=False)
-        return owner
-
-    def _shard(self, address: Address) -> _Shard:
-        shard = self._shards.get(address)
-        if shard is None:
-            link = Link(
-                self.connect(address),
-                connect_timeout_s=self._connect_timeout_s,
-                greet=self._greet,
-                shielded=True,
-            )
-            shard = self._shards[address] = _Shard(address, link, anyio.Lock())
-        return shard
-
-    async def _open(self, shard: _Shard) -> BaseConnection:
-        connection = shard.link.usable
-        if connection is not None and not shard.lock.locked():
-            return connection
-        if shard.down:
-            raise JournalUnavailable(shard.down, sent=False)
-        # Whoever waits here first is sent first; nobody who comes later may overtake.
-        async with shard.lock:
-            if shard.down:
-                raise JournalUnavailable(shard.down, sent=False)
-            try:
-                return await self._connect_shard(shard)
-            except JournalUnavailable as error:
-                self._went_down(shard, str(error))
-                raise
-
-    async def _connect_shard(self, shard: _Shard) -> BaseConnection:
-        if self._task_group is None:
-            raise JournalUnavailable("the journal was left", sent=False)
-        try:
-            return await shard.link.open(self._task_group)
-        except JournalUnavailable as error:
-            raise JournalUnavailable(f"{_name(shard.address)}: {error}", sent=False) from error
-        except TimeoutError as error:
-            raise JournalUnavailable(
-                f"{_name(shard.address)} cannot be reached within {self._connect_timeout_s:g} s", sent=False
-            ) from error
-
     async def _greet(self, connection: BaseConnection) -> None:
         check_version(connection)
         await check_store_safety(
@@ -513,105 +416,7 @@ class ClusterJournal:
             if "read only replica" not in str(error):
                 raise
 
-    def _went_down(self, shard: _Shard, why: str) -> None:
-        self.slots.suspect()
-        if not shard.down and self._task_group is not None:
-            shard.down = why
-            self._task_group.start_soon(self._revive, shard)
-
-    async def _revive(self, shard: _Shard) -> None:
-        """Try to reach a primary again, while calls to it fail at once."""
-        pause_s = REVIVE_PAUSE_FIRST_S
-        while True:
-            await anyio.sleep(pause_s)
-            pause_s = min(pause_s * 2, REVIVE_PAUSE_MAX_S)
-            if shard.address not in self.slots.primaries():
-                # If it comes back as a primary, it is somebody new.
-                self._shards.pop(shard.address, None)
-                return
-            self.slots.suspect()
-            try:
-                async with shard.lock:
-                    await self._connect_shard(shard)
-            except JournalUnavailable as error:
-                shard.down = str(error)
-                continue
-            except Exception:
-                # It is the wrong store, or an unsafe one: the next call meets the same and tells its caller.
-                logger.debug("%s was refused", _name(shard.address), exc_info=True)
-            shard.down = ""
-            return
-
-    # The slots.
-
-    async def _keep_slots(self) -> None:
-        """Ask for the slots whenever something did not fit, but not all the time."""
-        while True:
-            await self.slots.wait_suspected()
-            try:
-                await self._refresh()
-            except (JournalUnavailable, StoreIncompatible) as error:
-                logger.debug("the slots of the cluster could not be read: %s", error)
-            await anyio.sleep(REFRESH_PAUSE_S)
-
-    async def _refresh(self) -> None:
-        """Take over what one of the nodes knows: those with an open connection first, each in its turn.
-
-        Raises:
-            JournalUnavailable: no node answers.
-            StoreIncompatible: a node is no cluster's, or wants another user or password.
-        """
-        self._asked += 1
-        is_open = [a for a, shard in self._shards.items() if shard.link.usable is not None and not shard.down]
-        turn = self._asked % len(is_open) if is_open else 0
-        candidates = dict.fromkeys([*is_open[turn:], *is_open[:turn], *sorted(self.slots.nodes)])
-        candidates.update(dict.fromkeys(self.slots.seeds))
-        last: JournalUnavailable | None = None
-        for address in candidates:
-            try:
-                answer = await self._ask_slots(address)
-            except JournalUnavailable as error:
-                last = error
-                continue
-            self.slots.replace(*read_slots(answer, address))
-            return
-        raise JournalUnavailable(f"no node of the cluster answers; the last one: {last}", sent=False)
-
-    async def _ask_slots(self, address: Address) -> Any:
-        shard = self._shards.get(address)
-        connection = shard.link.usable if shard is not None else None
-        limit_s = REFRESH_LIMIT_S if self.slots.nodes else self._connect_timeout_s
-        own: Link | None = None
-        try:
-            with anyio.fail_after(limit_s):
-                if connection is None:
-                    assert self._task_group is not None
-                    own = Link(self.connect(address), connect_timeout_s=limit_s)
-                    connection = await own.open(self._task_group)
-                return await ask(connection, b"CLUSTER SLOTS")
-        except AuthorizationError as error:
-            raise StoreIncompatible(
-                f"the store's user may not do this: {error}; it needs {ACL_RULES} {CLUSTER_ACL_RULES}"
-            ) from error
-        except ResponseError as error:
-            if "cluster support disabled" in str(error):
-                raise StoreIncompatible(
-                    f"{_name(address)} is no node of a cluster; write redis:// in the url"
-                ) from error
-            raise explain(error, sent=False) from error
-        except TimeoutError as error:
-            raise JournalUnavailable(f"{_name(address)} did not answer in time", sent=False) from error
-        except (RedisError, OSError) as error:
-            raise explain(error, sent=False) from error
-        finally:
-            if own is not None:
-                own.close("only a question")
-
 
 def _is_about_the_call(error: Exception) -> bool:
     """Whether an error says nothing of where the slots are."""
     return isinstance(error, ResponseError) and not isinstance(error, ClusterDownError)
-
-
-def _name(address: Address) -> str:
-    return f"{address[0]}:{address[1]}"
