@@ -1,4 +1,4 @@
-"""The journal over clusters of Redis and Valkey passes the suite that we ship, alone and below its group commit."""
+"""The journal over clusters of Redis and Valkey passes the suite that we ship."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ def open_cluster(cluster: Cluster, settings: JournalSettings) -> ClusterJournal:
     return ClusterJournal.from_url(cluster.url, settings, allow_no_persistence=True)
 
 
-class TestOverValkeyCluster(JournalSuite):
+class TestOverClusters(JournalSuite):
     @pytest.fixture
-    def subject(self, valkey_cluster: Cluster) -> Subject:
-        return Subject(lambda settings: open_cluster(valkey_cluster, settings))
-
-
-class TestOverRedisCluster(JournalSuite):
-    @pytest.fixture
-    def subject(self, redis_cluster: Cluster) -> Subject:
-        return Subject(lambda settings: open_cluster(redis_cluster, settings))
+    def subject(self, anyio_backend_name: str, request: pytest.FixtureRequest) -> Subject:
+        # The suite is large: one program with asyncio, the other one with Trio.
+        kind = "valkey" if anyio_backend_name == "asyncio" else "redis"
+        cluster: Cluster = request.getfixturevalue(f"{kind}_cluster")
+        return Subject(lambda settings: open_cluster(cluster, settings))

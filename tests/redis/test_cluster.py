@@ -50,10 +50,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 PARTITIONS = 12
 
 
-@pytest.fixture(params=["valkey", "redis"])
-def own_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Cluster]:
+@pytest.fixture
+def kind(anyio_backend_name: str) -> Kind:
+    """Clusters take long to start: one program with asyncio, the other one with Trio."""
+    return "redis" if anyio_backend_name == "asyncio" else "valkey"
+
+
+@pytest.fixture
+def own_cluster(kind: Kind, tmp_path: Path) -> Generator[Cluster]:
     """A cluster that only this test has, and may hurt."""
-    kind: Kind = request.param
     with start_cluster(kind, tmp_path=tmp_path, appendonly="always") as cluster:
         yield cluster
 
@@ -420,9 +425,8 @@ async def test_a_hung_primary_costs_the_others_no_lease(own_cluster: Cluster, na
 # A replica that takes over.
 
 
-@pytest.fixture(params=["valkey", "redis"])
-def replicated_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Cluster]:
-    kind: Kind = request.param
+@pytest.fixture
+def replicated_cluster(kind: Kind, tmp_path: Path) -> Generator[Cluster]:
     with start_cluster(kind, tmp_path=tmp_path, replicas=1) as cluster:
         yield cluster
 

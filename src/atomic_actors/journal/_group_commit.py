@@ -97,6 +97,8 @@ class GroupCommit:
     retry_delay_max_s: float = 0.5
     #: Who is asked whether the store is back, while there is nothing else to send.
     probe_partition: int = 0
+    #: Tells people that the store is away, and that it is back.
+    warn: Callable[[str], None] = logger.warning
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
@@ -514,7 +516,7 @@ class GroupCommit:
             for entry in batch:
                 entry.sent = True
         if self._failures == self.failure_threshold:
-            logger.warning("the store does not answer: %s", error)
+            self.warn(f"the store does not answer: {error}")
             if self.on_availability is not None:
                 self.on_availability(False)
         if self._failures >= self.failure_threshold:
@@ -533,7 +535,7 @@ class GroupCommit:
         was_available = self.available
         self._failures = 0
         if not was_available:
-            logger.warning("the store answers again")
+            self.warn("the store answers again")
             if self.on_availability is not None:
                 self.on_availability(True)
 

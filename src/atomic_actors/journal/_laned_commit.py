@@ -29,6 +29,8 @@ __all__ = ("LanedCommit", "commit_class")
 DRAIN_LOOK_S: Final = 0.05
 #: How long the time of the primary that is ahead is gone by.
 TIME_KEPT_S: Final = 10.0
+#: How long the same warning is not repeated.
+SAME_WARNING_S: Final = 2.0
 
 
 @define(eq=False)
@@ -37,10 +39,12 @@ class LanedCommit(GroupCommit):
 
     Args: as of `GroupCommit`. The limits hold for each partition. Whoever has a `GroupCommit` can have this
     one instead: `available` is then about the store as a whole, and False only while no partition that
-    is used can be reached.
+    is used can be reached. `on_answer` is called with the time of the primary whose clock is ahead.
     """
 
     _lanes: dict[int, GroupCommit] = field(factory=dict[int, GroupCommit], init=False)
+    #: What was said lately, and when.
+    _warned: dict[str, float] = field(factory=dict[str, float], init=False)
     _was_available: bool = field(default=True, init=False)
     _clock: Callable[[], float] = field(init=False)
     #: When `now_ms` was read, in seconds of the clock.
@@ -108,12 +112,21 @@ class LanedCommit(GroupCommit):
                 self.answer_limit_s,
                 self.retry_delay_max_s,
                 partition,
+                self._warn_once,
             )
             lane.on_answer = self._answered_at
             lane.on_availability = self._lane_changed
             lane.on_crash = self._lane_crashed
             lane.begin(self._task_group)
         return lane
+
+    def _warn_once(self, text: str) -> None:
+        # Of a primary that is away or back, each of its partitions says the same.
+        now_s = self._clock()
+        self._warned = {text: at_s for text, at_s in self._warned.items() if at_s > now_s - SAME_WARNING_S}
+        if text not in self._warned:
+            self._warned[text] = now_s
+            self.warn(text)
 
     def _answered_at(self, now_ms: int) -> None:
         # The primaries' clocks differ a little. Deadlines are made with this time: it is the one that is ahead, so
