@@ -45,7 +45,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:2])
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{_main_port(server)}" for server in self.servers[:2])
 
     def primary_of(self, slot: int) -> Server:
         """The server that has a slot now, as the others see it."""
@@ -86,7 +86,7 @@ class Cluster:
                 last = min((number + 1) * share, SLOTS) - 1
                 server.call("CLUSTER", "ADDSLOTSRANGE", number * share, last)
             if server is not first:
-                first.call("CLUSTER", "MEET", "127.0.0.1", server.port, _bus_port(server))
+                first.call("CLUSTER", "MEET", "127.0.0.1", _main_port(server), _bus_port(server))
 
         def know_each_other() -> bool:
             count = str(len(self.servers))
@@ -138,6 +138,13 @@ class Cluster:
         wait_until(lambda: self.primary_of(slot) is target, f"slot {slot} at its new place")
 
 
+def _main_port(server: Server) -> int:
+    """The port that the nodes tell clients of: the one for TLS where there is one."""
+    if "--tls-port" not in server.extra:
+        return server.port
+    return int(server.extra[server.extra.index("--tls-port") + 1])
+
+
 def _bus_port(server: Server) -> int:
     return int(server.extra[server.extra.index("--cluster-port") + 1])
 
@@ -158,8 +165,12 @@ def start_cluster(
     replicas: int = 0,
     appendonly: AppendOnly = "no",
     extra: Sequence[str] = (),
+    tls: Sequence[str] = (),
 ) -> Generator[Cluster]:
-    """Run a cluster with its files below `tmp_path`; `replicas` is how many each primary has."""
+    """Run a cluster with its files below `tmp_path`; `replicas` is how many each primary has.
+
+    With `tls`, the options that say which certificates, the nodes talk over TLS; the plain ports are for the test.
+    """
     with ExitStack() as stack:
         servers: list[Server] = []
         for _ in range(primaries * (1 + replicas)):
@@ -171,6 +182,7 @@ def start_cluster(
                 "--cluster-replica-validity-factor", "0",
                 "--repl-diskless-sync-delay", "0",
                 *extra,
+                *(("--tls-cluster", "yes", "--tls-port", str(free_port()), *tls) if tls else ()),
             )  # fmt: skip
             servers.append(
                 stack.enter_context(
