@@ -172,10 +172,6 @@ class ClusterNodes:
             return await shard.link.open(self._task_group)
         except JournalUnavailable as error:
             raise JournalUnavailable(f"{name_of(shard.address)}: {error}", sent=False) from error
-        except TimeoutError as error:
-            raise JournalUnavailable(
-                f"{name_of(shard.address)} cannot be reached within {self._connect_timeout_s:g} s", sent=False
-            ) from error
 
     def went_down(self, shard: Shard, why: str) -> None:
         """Let calls to a primary fail at once, until it is reached again."""

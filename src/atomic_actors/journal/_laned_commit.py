@@ -81,7 +81,12 @@ class LanedCommit(GroupCommit):
 
     def enqueue(self, step: Step, on_result: OnResult, *, overtakes: bool = False) -> None:
         """See `GroupCommit.enqueue`."""
-        self._lane(step.partition).enqueue(step, on_result, overtakes=overtakes)
+        try:
+            lane = self._lane(step.partition)
+        except JournalUnavailable as error:
+            on_result(error)  # too late: it is being left
+        else:
+            lane.enqueue(step, on_result, overtakes=overtakes)
 
     def forsake(self, partition: int) -> None:
         """See `GroupCommit.forsake`; what a partition relays waits in the lanes of others."""
