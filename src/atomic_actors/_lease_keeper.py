@@ -145,8 +145,11 @@ class LeaseClient(Protocol):
         """Connect ahead of the first renewal. Raises where the store is away."""
         ...
 
-    def renew(self, partitions: Sequence[int], claims: Sequence[str]) -> Sequence[bool]:
-        """Renew; False for each claim that is not the current one. Raises where the store is away."""
+    def renew(self, partitions: Sequence[int], claims: Sequence[str]) -> Sequence[bool | None]:
+        """Renew; False for each claim that is not the current one, None where that is not known.
+
+        Raises where the store is away.
+        """
         ...
 
     def close(self) -> None:
@@ -219,7 +222,9 @@ class LeaseKeeper:
                 continue
             stalled = False
             try:
-                self._renew()
+                unknown = self._renew()
+                if unknown:
+                    raise ConnectionError(f"{unknown} of them had no answer")
             except Exception as error:
                 # The store is away: leases run out by themselves, and the loop's watchdog sees to it.
                 if reachable:
@@ -230,16 +235,18 @@ class LeaseKeeper:
             else:
                 reachable = True
 
-    def _renew(self) -> None:
+    def _renew(self) -> int:
+        """Renew what is held; returns of how many it is not known whether they were renewed."""
         held = [(partition, claim) for partition, claim in enumerate(self.claims) if claim]
         if not held:
-            return
+            return 0
         sent = instant_now()
         answers = self.client.renew([partition for partition, _ in held], [claim for _, claim in held])
         for (partition, claim), renewed in zip(held, answers, strict=True):
             # The loop may have given the partition up, or claimed it anew, in the meantime.
-            if self.claims[partition] == claim:
+            if renewed is not None and self.claims[partition] == claim:
                 self.renewed[partition] = sent if renewed else NEVER
+        return sum(renewed is None for renewed in answers)
 
     def _report_stall(self, silence_s: float) -> None:
         frame = sys._current_frames().get(self._loop_thread_id)  # pyright: ignore[reportPrivateUsage]

@@ -165,7 +165,7 @@ class Membership:
             The node that should own each partition.
 
         Raises:
-            JournalUnavailable: the store gave no answer.
+            JournalUnavailable: the store gave no answer, for any of them.
         """
         await self.nodes.announce()
         for seen in self._seen.values():
@@ -181,16 +181,18 @@ class Membership:
         if self.keeper is None:
             # A store in this process has no thread for that; several systems may share it all the same.
             steps += [Renew(partition, held) for partition, held in enumerate(self.claims) if held]
-        if steps:
-            sent = instant_now()
-            answer = await self.journal.execute(steps)
-            for step, result in zip(steps, answer.results, strict=True):
-                if isinstance(result, LeaseHeld | LeaseState):
-                    self._observe(step.partition, result)
-                elif isinstance(result, Claimed) and isinstance(step, ClaimPartition):
-                    self._on_claimed(step, result, sent)
-                elif isinstance(step, Renew) and isinstance(result, Stale):
-                    self._not_renewed(step)
+        sent = instant_now()
+        results = await self.journal.execute_each(steps)
+        failures = [result for result in results if isinstance(result, JournalUnavailable)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
+        for step, result in zip(steps, results, strict=True):
+            if isinstance(result, LeaseHeld | LeaseState):
+                self._observe(step.partition, result)
+            elif isinstance(result, Claimed) and isinstance(step, ClaimPartition):
+                self._on_claimed(step, result, sent)
+            elif isinstance(step, Renew) and isinstance(result, Stale):
+                self._not_renewed(step)
         return table
 
     def _not_renewed(self, step: Renew) -> None:
@@ -355,14 +357,13 @@ class Membership:
         return bool(loss.claim)
 
     async def _end_losses(self) -> None:
-        """Settle what was under way in partitions that lost history, and go on with those that have rested.
-
-        Raises:
-            JournalUnavailable: the store gave no answer.
-        """
+        """Settle what was under way in partitions that lost history, and go on with those that have rested."""
         for partition, loss in list(self._losses.items()):
             if self._claimed_anew(partition) and not loss.settled:
-                loss.settled = await self.settle_lost(partition, loss.claim)
+                settled = await self._try_to_settle(partition, loss.claim)
+                if settled is None:
+                    continue
+                loss.settled = settled
             if self._losses.get(partition) is not loss or self._leaving:
                 continue  # it lost history once more meanwhile
             if loss.claim and not loss.settled:
@@ -371,6 +372,14 @@ class Membership:
             elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.lease_ttl_s:
                 del self._losses[partition]
                 self._take(partition, loss.claim, loss.epoch)
+
+    async def _try_to_settle(self, partition: int, claim: str) -> bool | None:
+        """As `settle_lost`; None where the partition's store gives no answer: the others need not wait for it."""
+        try:
+            return await self.settle_lost(partition, claim)
+        except JournalUnavailable as error:
+            logger.info("cannot settle partition %d now: %s", partition, error)
+            return None
 
     def lose(self, partition: int, why: str) -> None:
         """Stop owning a partition now. Its scope ends; its dispatches are for the next owner to settle."""
@@ -418,18 +427,21 @@ class Membership:
         """Give up every partition whose dispatches are settled; returns how many could not be released.
 
         Raises:
-            JournalUnavailable: the store gave no answer; the leases run out by themselves.
+            JournalUnavailable: the store gave no answer, for any of them; the leases run out by themselves.
         """
         self.stop_claiming()
         held = {partition: self.claims[partition] for partition in self.owned()}
         for partition, loss in self._losses.items():
-            if loss.claim and (loss.settled or await self.settle_lost(partition, loss.claim)):
+            if loss.claim and (loss.settled or await self._try_to_settle(partition, loss.claim)):
                 held[partition] = loss.claim
         owned = list(held)
         steps = [Release(partition, claim) for partition, claim in held.items()]
-        answer = await self.journal.execute(steps)
+        results = await self.journal.execute_each(steps)
         kept = 0
-        for partition, result in zip(owned, answer.results, strict=True):
+        for partition, result in zip(owned, results, strict=True):
             self._forget(partition)
             kept += not isinstance(result, Released)
+        failures = [result for result in results if isinstance(result, JournalUnavailable)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
         return kept

@@ -184,6 +184,21 @@ class Node:
         if self.listeners.wants("history-lost"):
             self.listeners.emit(HistoryLost(loss.partition, loss.acknowledged, loss.found))
 
+    def stream_lost(self, loss: HistoryLoss, source: int) -> None:
+        """Report that a partition has lost outbox messages of another one, which that one has no more."""
+        logger.error(
+            "the store has lost history of partition %d: it had taken message %d of the outbox of partition %d, "
+            "and knows of %d now. Those in between are gone, unless they had their turn before; the ones behind "
+            "them go on",
+            loss.partition,
+            loss.acknowledged,
+            source,
+            loss.found,
+        )
+        self.counts.histories_lost += 1
+        if self.listeners.wants("history-lost"):
+            self.listeners.emit(HistoryLost(loss.partition, loss.acknowledged, loss.found, source=source))
+
     async def settle_lost(self, partition: int, claim: str) -> bool:
         """Settle what was under way here when a partition lost history; False if `claim` is not current.
 

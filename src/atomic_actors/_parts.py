@@ -40,6 +40,7 @@ from atomic_actors._volatile_host import VolatileHost
 from atomic_actors._volatile_routes import VolatileRoutes
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._history import HistoryLoss
+from atomic_actors.journal._laned_commit import commit_class
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("Parts",)
@@ -146,7 +147,7 @@ class Parts:
 
     def _gather(self, journal: Journal) -> GroupCommit:
         config = self.config
-        return GroupCommit(
+        return commit_class(journal)(
             journal,
             config.max_batch_steps,
             config.max_batch_bytes,
@@ -256,6 +257,7 @@ class Parts:
         self.node.on_crash = self.volatile.on_crash = self.journal.on_crash = self._on_crash
         self.volatile.services = self.node
         self.volatile.send_other = self.sender.send_soon
+        self.supervisor.relay.on_gap = self.node.stream_lost
         self.journal.on_answer = self.router.on_answer
         if self.store.history is not None:
             self.store.history.on_loss = self._history_lost

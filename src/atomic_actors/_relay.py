@@ -3,6 +3,9 @@
 Every pair (source partition, target partition) is a stream with numbers of its own. One batch of a
 stream is under way at a time; the target keeps the last number it has, so a batch that is sent again is
 recognised, and one that would leave a gap is refused. It runs on callbacks: a stream needs no task.
+
+A source forgets only what the target has taken. So if the target knows of less than what was forgotten, it has
+lost history, and what lies between is gone: that is reported, and the stream goes on with what is there.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from attrs import define, field
 from atomic_actors._outlets import Outlets
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import (
     JournalUnavailable,
+    Rejected,
     RelayAck,
     RelayAcked,
     Relayed,
@@ -51,6 +56,8 @@ class Relay:
     claims: list[str]
     wake: Callable[[int, str], None]
     outlets: Outlets | None = None
+    #: Called with what a target had taken and has lost, and the source: the numbers are the stream's.
+    on_gap: Callable[[HistoryLoss, int], None] | None = field(default=None, init=False)
     #: Streams under way; True where more was added in the meantime.
     _moving: dict[Stream, bool] = field(factory=dict[tuple[int, int | str], bool], init=False)
     moved: int = field(default=0, init=False)
@@ -91,19 +98,33 @@ class Relay:
         kind = page.entries[0].entity.partition("/")[0]
         self.outlets.reach(service, kind, partial(self._send, stream, claim, page))
 
-    def _send(self, stream: Stream, claim: str, page: RelayPage, journal: GroupCommit | None) -> None:
+    def _step_in(self, stream: Stream, page: RelayPage, *, after_loss: bool, empty: bool = False) -> RelayIn:
+        """What the target is sent; it knows a source of another service by both names."""
+        source, target = stream
+        entries = () if empty else page.entries
+        if isinstance(target, int):
+            return RelayIn(target, source, page.incarnation, entries, after_loss)
+        origin = f"{self.journal.settings.service}/{source}"
+        return RelayIn(int(target.rpartition("/")[2]), origin, page.incarnation, entries, after_loss)
+
+    def _send(
+        self,
+        stream: Stream,
+        claim: str,
+        page: RelayPage,
+        journal: GroupCommit | None,
+        *,
+        after_loss: bool = False,
+    ) -> None:
         source, target = stream
         if journal is None or self.claims[source] != claim:
             self._stop(stream, page)  # what was read may be a history that is gone
             return
-        if isinstance(target, int):
-            step = RelayIn(target, source, page.incarnation, page.entries)
-        else:
-            number = int(target.rpartition("/")[2])
-            origin = f"{self.journal.settings.service}/{source}"
-            step = RelayIn(number, origin, page.incarnation, page.entries)
 
         def on_relayed(result: Result | JournalUnavailable) -> None:
+            if isinstance(result, Rejected) and result.code == "stream_gap" and not after_loss:
+                self._measure_gap(stream, claim, page, journal)
+                return
             if not isinstance(result, Relayed):
                 self._stop(stream, result)
                 return
@@ -123,7 +144,23 @@ class Relay:
             else:
                 self._rest(stream)
 
-        journal.enqueue(step, on_relayed)
+        journal.enqueue(self._step_in(stream, page, after_loss=after_loss), on_relayed)
+
+    def _measure_gap(self, stream: Stream, claim: str, page: RelayPage, journal: GroupCommit) -> None:
+        """Find out what the target still knows, report what it has lost, and go on behind that."""
+        source, target = stream
+
+        def on_last(result: Result | JournalUnavailable) -> None:
+            if not isinstance(result, Relayed):
+                self._stop(stream, result)
+                return
+            taken = page.entries[0].number - 1
+            if result.last < taken and self.on_gap is not None:
+                number = target if isinstance(target, int) else int(target.rpartition("/")[2])
+                self.on_gap(HistoryLoss(number, taken, result.last), source)
+            self._send(stream, claim, page, journal, after_loss=True)
+
+        journal.enqueue(self._step_in(stream, page, after_loss=False, empty=True), on_last)
 
     def _rest(self, stream: Stream) -> None:
         if self._moving.pop(stream, False):

@@ -16,6 +16,8 @@ from atomic_actors._exchange import Exchange
 from atomic_actors._lease_keeper import LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.journal._cluster_channels import ClusterChannels
+from atomic_actors.journal._cluster_leases import ClusterLeaseClient
 from atomic_actors.journal._directory import Directory, WithDirectory
 from atomic_actors.journal._embedded import (
     EmbeddedLocation,
@@ -29,6 +31,7 @@ from atomic_actors.journal._lease_client import RedisLeaseClient
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
 from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal._redis_cluster import ClusterJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
 __all__ = ("Store", "directory_of", "journal_settings", "open_store")
@@ -99,10 +102,13 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
         async with _redis_store(config, location) as store:
             yield store
+    elif location.scheme is StoreScheme.CLUSTER:
+        async with _cluster_store(config, location) as store:
+            yield store
     else:
         raise NotSupported(
-            f"url: {location.scheme} is understood, but Sentinel and Cluster are not supported yet; use redis://, "
-            "rediss:// or unix://"
+            f"url: {location.scheme} is understood, but Sentinel is not supported yet; use redis://, rediss://, "
+            "unix:// or redis+cluster://"
         )
 
 
@@ -136,8 +142,9 @@ async def _redis_store(
 
     # Who only sends does not decide how many partitions a service has.
     journal = open_journal(settings, offers_kinds=bool(config.actors))
-    lease_timeout_s = max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
-    lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
+    lease_client = RedisLeaseClient(
+        redis_url(location), journal.lease_key, timeout_s=_lease_timeout_s(config)
+    )
     # Not the connect function above: only the journal brings a dead server back to life.
     async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
         exchange = Exchange(channels)
@@ -145,6 +152,42 @@ async def _redis_store(
             journal,
             lease_client,
             exchange,
+            journal.history,
+            journal.directory,
+            RedisKindRegistry(journal.call, config.namespace),
+            open_journal,
+        )
+
+
+def _lease_timeout_s(config: Config) -> float:
+    """How long a renewal may take, so that another one fits into the lease."""
+    return max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
+
+
+@asynccontextmanager
+async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenerator[Store]:
+    settings = journal_settings(config)
+
+    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
+        return ClusterJournal(
+            location,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+        )
+
+    journal = open_journal(settings, offers_kinds=bool(config.actors))
+    lease_client = ClusterLeaseClient(location, journal.lease_key, timeout_s=_lease_timeout_s(config))
+    async with ClusterChannels(
+        location, settings, journal.slots, answer_timeout_s=config.store_timeout_s
+    ) as channels:
+        yield Store(
+            journal,
+            lease_client,
+            Exchange(channels),
             journal.history,
             journal.directory,
             RedisKindRegistry(journal.call, config.namespace),

@@ -51,6 +51,9 @@ class HistoryLost:
     #: The highest commit number that this node had seen, and the one that the store has now.
     acknowledged: int
     found: int
+    #: None; or the partition whose outbox messages are gone that `partition` had taken. Then the two numbers are
+    #: those of the last message that was taken, and of the last one that `partition` still knows.
+    source: int | None = field(default=None, kw_only=True)
     event: Literal["history-lost"] = "history-lost"
 
 

@@ -272,7 +272,7 @@ class World:
         page = self.pages.get((1 - partition, partition))
         entries: Sequence[RelayEntry] = page.entries[a % 2 : 1 + b] if page is not None else ()
         incarnation = page.incarnation if page is not None else 7
-        return RelayIn(partition, 1 - partition, incarnation, tuple(entries))
+        return RelayIn(partition, 1 - partition, incarnation, tuple(entries), b % 4 == 3)
 
     def _relay_ack(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         page = self.pages.get((partition, 1 - partition))

@@ -24,6 +24,7 @@ from atomic_actors import (
     StoreUnavailable,
     handler,
 )
+from tests.cluster_servers import start_cluster
 from tests.servers import Kind, Server, free_port, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -231,3 +232,31 @@ async def test_clients_with_certificates(
         )
         async with new_system(url, namespace) as system:
             assert await system.ask(ADDER, Add(1)) == 1
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_a_cluster(kind: Kind, certificates: Certificates, tmp_path: Path, namespace: str) -> None:
+    files = (
+        *("--tls-cert-file", str(certificates.certificate), "--tls-key-file", str(certificates.key)),
+        *("--tls-ca-cert-file", str(certificates.authority), "--tls-auth-clients", "no"),
+    )
+    try:
+        running = start_cluster(kind, tmp_path=tmp_path, appendonly="always", tls=files)
+        cluster = running.__enter__()
+    except AssertionError as error:
+        if any(text in str(error) for text in WITHOUT_TLS):
+            pytest.skip(f"this {kind} server was built without TLS")
+        raise
+    try:
+        url = f"{cluster.url}?ssl_ca_certs={certificates.authority}"
+        async with new_system(url, namespace) as system:
+            token = await system.ask(ADDER, GetToken())
+            for number in range(8):
+                assert await system.ask(Adder.ref(str(number)), Add(2)) == 2
+            await anyio.sleep(LEASE_TTL_S * 1.5)
+            assert await system.ask(ADDER, GetToken()) == token
+        with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            async with new_system(f"{cluster.url}?ssl_cert_reqs=required", namespace):
+                pass
+    finally:
+        running.__exit__(None, None, None)

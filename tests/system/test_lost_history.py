@@ -22,6 +22,7 @@ from atomic_actors import (
     Interrupted,
     handler,
 )
+from atomic_actors._records import partition_of
 from tests.servers import Server, start_server
 from tests.system.support import (
     QUICK,
@@ -312,3 +313,29 @@ async def test_an_outbox_that_was_lost_is_sent_once(server: Server) -> None:
 
 async def has_words(system: ActorSystem, entity: EntityRef, count: int) -> bool:
     return len(await system.ask(entity, Read())) == count
+
+
+async def test_a_target_that_alone_lost_history_is_told_of_and_gets_what_comes_later(server: Server) -> None:
+    stage = Stage()
+    system = ActorSystem(Config(url=server.url, namespace="gap", actors=[Desk.using(stage=stage)], **QUICK))
+    losses = losses_of(system)
+    other = unlike(desk())[0]
+    target = partition_of(str(other), QUICK["partitions"])
+    async with system:
+        await system.ask(desk(), Send(other.id, ["a", "b", "c"]))
+
+        async def has(*words: str) -> bool:
+            return await system.ask(other, Read()) == list(words)
+
+        await until(lambda: has("a", "b", "c"))
+        # As a replica that takes over might have it: the messages and the numbers of the stream are gone.
+        assert server.call("DEL", f"{{gap:default:{target}}}:i") == 1
+        await system.ask(desk(), Send(other.id, ["d"]))
+        await until(lambda: has("a", "b", "c", "d"))
+        await system.ask(desk(), Send(other.id, ["e"]))
+        await until(lambda: has("a", "b", "c", "d", "e"))
+        source = partition_of(str(desk()), QUICK["partitions"])
+        assert losses == [HistoryLost(target, 3, 0, source=source)]
+        report = await system.audit()
+        assert report.is_balanced, report.problems
+        assert report.outbound == 0

@@ -87,6 +87,8 @@ class RedisChannels:
         self._publishing = False
         #: When each message that was published at once was sent, oldest first; answers come in that order.
         self._unanswered_s: deque[float] = deque()
+        #: Whether the answer to a message counts all that heard it, and not only those at one server.
+        self._counts_everybody = True
         #: Messages to publish that were dropped: too many waited, or the store was away.
         self.dropped = 0
 
@@ -163,7 +165,7 @@ class RedisChannels:
 
         link = self._bell_link = self._new_link()
         try:
-            await self._listen_forever(link, b"SSUBSCRIBE", self._bells, on_push)
+            await self._listen_forever(link, _subscriber(b"SSUBSCRIBE", self._bells), on_push)
         finally:
             self._bell_link = None
             link.close("nobody listens any more")
@@ -205,7 +207,8 @@ class RedisChannels:
         self._replies[self.reply_channel(node)] = 0
         link = self._reply_link = self._new_link()
         try:
-            await self._listen_forever(link, b"SUBSCRIBE", self._replies, on_push, on_lost)
+            subscribe = _subscriber(b"SUBSCRIBE", self._replies)
+            await self._listen_forever(link, subscribe, on_push, on_lost)
         finally:
             self._reply_link = None
             link.close("nobody listens any more")
@@ -265,7 +268,7 @@ class RedisChannels:
                 self.dropped += 1
                 logger.debug("a frame to another node was lost: %s", reply)
             if on_sent is not None:
-                on_sent(reply if isinstance(reply, int) else None)
+                on_sent(self._heard_by(reply))
 
         sent_s.append(now_s)
         if connection.send_nowait((b"PUBLISH", channel, payload), on_reply):
@@ -281,10 +284,9 @@ class RedisChannels:
     async def _listen_forever(
         self,
         link: Link,
-        subscribe: bytes,
-        channels: Mapping[bytes, int],
+        subscribe: Callable[[BaseConnection], None],
         on_push: Callable[[bytes, list[Any]], None],
-        on_lost: Callable[[], None] | None = None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         assert self._task_group is not None, "enter the channels with `async with` first"
         delay_s = RECONNECT_DELAY_FIRST_S
@@ -293,8 +295,7 @@ class RedisChannels:
                 connection = await link.open(self._task_group)
                 if isinstance(connection, DirectConnection):
                     connection.hear_pushes(lambda message: on_push(message[0], message))
-                if channels:
-                    connection.send_command(subscribe, *channels)
+                subscribe(connection)
                 # An error to the subscription has no request of its own, so it becomes the answer to this.
                 await self._check(connection)
                 delay_s = RECONNECT_DELAY_FIRST_S
@@ -304,8 +305,7 @@ class RedisChannels:
             except StoreIncompatible as error:
                 logger.warning("cannot listen at the store: %s", error)
             link.close("it is of no use any more")
-            if on_lost is not None:
-                on_lost()
+            on_end()
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
 
@@ -378,4 +378,17 @@ class RedisChannels:
                 if on_sent is not None
             ]
         for on_sent, count in heard:
-            on_sent(count if isinstance(count, int) else None)
+            on_sent(self._heard_by(count))
+
+    def _heard_by(self, answer: object) -> int | None:
+        return answer if isinstance(answer, int) and (answer or self._counts_everybody) else None
+
+
+def _subscriber(command: bytes, channels: Mapping[bytes, int]) -> Callable[[BaseConnection], None]:
+    """What subscribes to all channels that are wanted when it is called."""
+
+    def subscribe(connection: BaseConnection) -> None:
+        if channels:
+            connection.send_command(command, *channels)
+
+    return subscribe

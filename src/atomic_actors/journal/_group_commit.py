@@ -103,6 +103,10 @@ class GroupCommit:
     max_batches_in_flight: int = 2
     answer_limit_s: float = 10.0
     retry_delay_max_s: float = 0.5
+    #: Who is asked whether the store is back, while there is nothing else to send.
+    probe_partition: int = 0
+    #: Tells people that the store is away, and that it is back.
+    warn: Callable[[str], None] = logger.warning
 
     #: The store's time at the last answer.
     now_ms: int = field(default=0, init=False)
@@ -268,9 +272,23 @@ class GroupCommit:
         Raises:
             JournalUnavailable: as `request`; where some were queued before, they may still happen.
         """
+        results = await self.execute_each(steps)
+        answers = [result for result in results if not isinstance(result, JournalUnavailable)]
+        if len(answers) < len(results):
+            errors = [result for result in results if isinstance(result, JournalUnavailable)]
+            raise JournalUnavailable(
+                str(errors[0]), sent=bool(answers) or any(error.sent for error in errors)
+            ) from errors[0]
+        return BatchResult(answers, self.now_ms)
+
+    async def execute_each(self, steps: Sequence[Step]) -> list[Result | JournalUnavailable]:
+        """Queue steps in order; the result of each, or why it has none.
+
+        One that could not be queued keeps none behind it from being so: partitions may fail one by one.
+        """
         if not steps:
             await anyio.lowlevel.checkpoint()
-            return BatchResult((), self.now_ms)
+            return []
         results: list[Result | JournalUnavailable | None] = [None] * len(steps)
         left = len(steps)
         done: Cell[None] = cell_factory()()
@@ -285,24 +303,16 @@ class GroupCommit:
 
             return on_result
 
-        queued = 0
-        try:
-            for position, step in enumerate(steps):
-                self.submit(step, collect(position))
-                queued += 1
-        except JournalUnavailable as error:
-            raise JournalUnavailable(str(error), sent=queued > 0) from error
-        with anyio.move_on_after(self.answer_limit_s) as scope:
+        for position, step in enumerate(steps):
+            on_result = collect(position)
+            try:
+                self.submit(step, on_result)
+            except JournalUnavailable as error:
+                on_result(error)
+        with anyio.move_on_after(self.answer_limit_s):
             await done
-        if scope.cancelled_caught:
-            raise JournalUnavailable(f"no answer within {self.answer_limit_s:g} s", sent=True)
-        answers: list[Result] = []
-        for result in results:
-            if isinstance(result, JournalUnavailable):
-                raise result
-            assert result is not None
-            answers.append(result)
-        return BatchResult(answers, self.now_ms)
+        late = JournalUnavailable(f"no answer within {self.answer_limit_s:g} s", sent=True)
+        return [late if result is None else result for result in results]
 
     def forsake(self, partition: Target) -> None:
         """Send no step any more that was made by what is known of a partition that has lost history.
@@ -326,12 +336,16 @@ class GroupCommit:
         if not self._pending and not self._in_flight:
             self._tell_drained()
 
+    def _new_probe(self) -> Entry:
+        """Somebody has to find out that the store is back."""
+        return Entry(Audit(self.probe_partition), _ignore, False)
+
     def _drop_forsaken(self, batch: list[Entry]) -> None:
         for entry in [entry for entry in batch if entry.forsaken]:
             batch.remove(entry)
             entry.on_result(Stale("claim"))
         if not batch and not self.available:
-            batch.append(Entry(Audit(0), _ignore, False))  # somebody has to find out that the store is back
+            batch.append(self._new_probe())
 
     async def wait_drained(self) -> None:
         """Return once nothing is pending or in flight."""
@@ -526,14 +540,13 @@ class GroupCommit:
             for entry in batch:
                 entry.sent = True
         if self._failures == self.failure_threshold:
-            logger.warning("the store does not answer: %s", error)
+            self.warn(f"the store does not answer: {error}")
             if self.on_availability is not None:
                 self.on_availability(False)
         if self._failures >= self.failure_threshold:
             self._refuse_unsent(batch, error)
             if not batch:
-                # Somebody has to find out that the store is back.
-                batch.append(Entry(Audit(0), _ignore, False))
+                batch.append(self._new_probe())
 
     def _refuse_unsent(self, batch: list[Entry], error: JournalUnavailable) -> None:
         refusal = JournalUnavailable(str(error), sent=False)
@@ -546,7 +559,7 @@ class GroupCommit:
         was_available = self.available
         self._failures = 0
         if not was_available:
-            logger.warning("the store answers again")
+            self.warn("the store answers again")
             if self.on_availability is not None:
                 self.on_availability(True)
 
@@ -555,14 +568,34 @@ class GroupCommit:
         for cell in waiting:
             cell.set(None)
 
-    async def __aenter__(self) -> Self:
+    def begin(self, task_group: TaskGroup) -> None:
+        """Start to send, in tasks of `task_group`; the inner journal is entered already."""
         self._new_cell, self._clock = cell_factory(), clock_function()
         self._direct = self.inner if isinstance(self.inner, DirectJournal) else None
+        for _ in range(self.max_batches_in_flight):
+            task_group.start_soon(self._run_flusher)
+
+    def stop(self) -> None:
+        """Send nothing any more."""
+        self._closing = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    def abandon(self) -> None:
+        """Tell everybody who still waits that no answer will come."""
+        closed = JournalUnavailable("the system was left before the store answered", sent=True)
+        entries = [entry for batch in self._in_flight for entry in batch.entries]
+        entries += self._pending
+        self._in_flight.clear()
+        self._pending.clear()
+        for entry in entries:
+            entry.on_result(closed)
+
+    async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.inner)
             self._task_group = await stack.enter_async_context(anyio.create_task_group())
-            for _ in range(self.max_batches_in_flight):
-                self._task_group.start_soon(self._run_flusher)
+            self.begin(self._task_group)
             self._stack = stack.pop_all()
         return self
 
@@ -573,17 +606,9 @@ class GroupCommit:
         traceback: TracebackType | None,
     ) -> None:
         assert self._task_group is not None
-        self._closing = True
-        for scope in self._scopes:
-            scope.cancel()
+        self.stop()
         self._task_group.cancel_scope.cancel()
         try:
             await self._stack.__aexit__(exc_type, exc_value, traceback)
         finally:
-            closed = JournalUnavailable("the system was left before the store answered", sent=True)
-            entries = [entry for batch in self._in_flight for entry in batch.entries]
-            entries += self._pending
-            self._in_flight.clear()
-            self._pending.clear()
-            for entry in entries:
-                entry.on_result(closed)
+            self.abandon()

@@ -535,6 +535,8 @@ class MemoryJournal:
     def _relay_in(self, partition: Partition, step: RelayIn, now_ms: int) -> Relayed | Rejected:
         stream = (step.source, step.incarnation)
         last = reached = partition.numbers_in.get(stream, 0)
+        if step.after_loss and step.entries:
+            last = reached = max(last, step.entries[0].number - 1)
         for entry in step.entries:
             if entry.number > reached + 1:
                 return Rejected("stream_gap", f"{entry.number} came where {reached + 1} was next")

@@ -30,7 +30,7 @@ from atomic_actors.journal._redis_library import COMMIT, is_missing, load_librar
 from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain, request_all
 from atomic_actors.journal._redis_wire import Call, Wire
 
-__all__ = ("RedisJournal", "check_store_safety")
+__all__ = ("RedisJournal", "check_names", "check_store_safety", "check_version")
 
 VERSION_MIN: Final = (7, 0)
 #: An answer that is late may have come while the loop was busy: the reader gets a last turn.
@@ -66,11 +66,7 @@ class RedisJournal:
         allow_no_persistence: bool = False,
         fixes_partitions: bool = True,
     ) -> None:
-        for name, text in (("namespace", settings.namespace), ("service", settings.service)):
-            if not text or any(letter in "{}" or letter < " " for letter in text):
-                raise InvalidConfig(
-                    f"{name}: {text!r} must not be empty, nor hold braces or control characters"
-                )
+        check_names(settings)
         connect = (
             connector(location, connect_timeout_s=connect_timeout_s)
             if isinstance(location, StoreLocation)
@@ -363,12 +359,7 @@ class RedisJournal:
     # A new connection.
 
     async def _greet(self, connection: BaseConnection) -> None:
-        version = connection.server_version or "0"
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if numbers < VERSION_MIN:
-            raise StoreIncompatible(
-                f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed"
-            )
+        check_version(connection)
         run_id = await _read_run_id(connection)
         if not run_id or run_id != self.run_id:
             await check_store_safety(
@@ -399,6 +390,29 @@ class RedisJournal:
             if isinstance(reply, Exception):
                 raise reply
         self._read_commits(question, calls, replies)
+
+
+def check_names(settings: JournalSettings) -> None:
+    """Refuse names that the store's keys cannot be made of.
+
+    Raises:
+        InvalidConfig: the namespace or the service is empty, or holds braces or control characters.
+    """
+    for name, text in (("namespace", settings.namespace), ("service", settings.service)):
+        if not text or any(letter in "{}" or letter < " " for letter in text):
+            raise InvalidConfig(f"{name}: {text!r} must not be empty, nor hold braces or control characters")
+
+
+def check_version(connection: BaseConnection) -> None:
+    """Refuse a store that is too old.
+
+    Raises:
+        StoreIncompatible: it is.
+    """
+    version = connection.server_version or "0"
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < VERSION_MIN:
+        raise StoreIncompatible(f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed")
 
 
 def _read_information(text: bytes) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 from coredis.connection import BaseConnection
 from coredis.exceptions import ResponseError
@@ -15,7 +16,18 @@ from atomic_actors._telemetry import logger
 from atomic_actors.journal._protocol import PROTOCOL_VERSION, JournalSettings
 from atomic_actors.journal._redis_link import ask
 
-__all__ = ("COMMIT", "LIBRARY", "RENEW", "is_missing", "library_source", "load_library", "register_service")
+__all__ = (
+    "COMMIT",
+    "LIBRARY",
+    "REGISTER",
+    "RENEW",
+    "check_registration",
+    "is_missing",
+    "library_source",
+    "load_library",
+    "register_service",
+    "registration",
+)
 
 #: The names carry the protocol's version, so that two versions can live in one store.
 LIBRARY: Final = f"atomic_actors_{PROTOCOL_VERSION}"
@@ -93,12 +105,24 @@ async def register_service(
         StoreIncompatible: the service has another number of partitions, or another protocol.
         RedisError: what the store answered, or that the connection is lost.
     """
-    meta = f"{{{settings.namespace}:meta}}"
+    key, arguments = registration(settings, fixes_partitions=fixes_partitions)
+    check_registration(settings, await ask(connection, b"FCALL", REGISTER, 1, key, *arguments))
+
+
+def registration(settings: JournalSettings, *, fixes_partitions: bool) -> tuple[bytes, tuple[bytes, ...]]:
+    """The key and the arguments of `REGISTER`."""
+    meta = f"{{{settings.namespace}:meta}}".encode()
+    arguments = (settings.service.encode(), b"%d" % settings.partitions, b"%d" % PROTOCOL_VERSION)
+    return meta, arguments if fixes_partitions else (*arguments, b"compare")
+
+
+def check_registration(settings: JournalSettings, answer: Sequence[Any]) -> None:
+    """Compare what the store holds of a service.
+
+    Raises:
+        StoreIncompatible: the service has another number of partitions, or another protocol.
+    """
     service = settings.service
-    arguments: list[str | int] = [service, settings.partitions, PROTOCOL_VERSION]
-    if not fixes_partitions:
-        arguments.append("compare")
-    answer = await ask(connection, b"FCALL", REGISTER, 1, meta, *arguments)
     partitions, protocol = int(answer[0]), int(answer[1])
     if protocol != PROTOCOL_VERSION:
         raise StoreIncompatible(

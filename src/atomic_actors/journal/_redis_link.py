@@ -15,6 +15,7 @@ from urllib.parse import quote
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from attrs import evolve
 from coredis.connection import (
     BaseConnection,
     BaseConnectionParams,
@@ -40,13 +41,26 @@ from atomic_actors._telemetry import logger
 from atomic_actors.journal._direct_connection import DirectTCPConnection, DirectUnixConnection
 from atomic_actors.journal._protocol import JournalUnavailable
 
-__all__ = ("ACL_RULES", "Connect", "Link", "ask", "connector", "explain", "redis_url", "request_all")
+__all__ = (
+    "ACL_RULES",
+    "CLUSTER_ACL_RULES",
+    "Connect",
+    "Link",
+    "ask",
+    "connector",
+    "explain",
+    "node_location",
+    "redis_url",
+    "request_all",
+)
 
 #: What a user of the store must be allowed, as words of `ACL SETUSER`; in this order, since later ones undo earlier ones.
 ACL_RULES: Final = (
     "~{<namespace>:* &{<namespace>:* &<namespace>:reply:* +@read +@write +@pubsub -@dangerous -@scripting "
     "+fcall +function|load +function|list +time +info +hello +ping +select"
 )
+#: What it needs besides in a cluster.
+CLUSTER_ACL_RULES: Final = "+cluster|slots +asking"
 #: How an answer says that a function ran into a missing right: Redis 7.0, and all others.
 _DENIED_IN_FUNCTION: Final = ("The user executing the script can't", "ACL failure in script")
 #: Begins answers by which the store refused a whole call, for now: nothing of it happened.
@@ -111,6 +125,13 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
         return DirectTCPConnection(address, **parameters)
 
     return connect_tcp
+
+
+def node_location(location: StoreLocation, address: tuple[str, int]) -> StoreLocation:
+    """Where one node of a cluster is; over TLS if the cluster's URL says anything of certificates."""
+    is_safe = any(name.startswith("ssl_") for name, _ in location.options)
+    scheme = StoreScheme.REDISS if is_safe else StoreScheme.REDIS
+    return evolve(location, scheme=scheme, hosts=(address,))
 
 
 def redis_url(location: StoreLocation) -> str:

@@ -478,7 +478,8 @@ def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index:
         name, record, log, _, _ = wire.entity(keys, entry.entity)
         own_keys += (record, log)
         own += (_number(entry.number), name, entry.unique.encode(), entry.body)
-    _sized(call, b"relay_in", index, own_keys, own)
+    opcode = b"relay_in_after_loss" if step.after_loss else b"relay_in"
+    _sized(call, opcode, index, own_keys, own)
 
 
 def _relay_ack(wire: Wire, call: Call, step: RelayAck, keys: PartitionKeys, index: bytes) -> None:

@@ -336,12 +336,16 @@ class RelayIn(Struct, frozen=True, gc=False):
     The target keeps the last number of every (source, incarnation) without end: entries at or below it
     are duplicates and are skipped; the first one above it must be the next number, else the step is
     rejected as `stream_gap`. Binds to no depth limit. Rings the target's doorbell.
+
+    A source forgets only what the target has taken, so a gap means that the target has lost history.
     """
 
     partition: int
     source: Target
     incarnation: int
     entries: tuple[RelayEntry, ...]
+    #: Go on with the first entry, whatever was taken last: a gap before it was found, and reported.
+    after_loss: bool = False
 
 
 class RelayAck(Struct, frozen=True, gc=False):

@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 17
+-- revision: 18
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -1707,11 +1707,15 @@ local function relay_read(P, k, a)
 end
 
 -- keys: i, e q an entry; source incarnation, then number entity unique body an entry
-local function relay_in(P, k, a, stop)
+local function relay_in(P, k, a, stop, after_loss)
   local field = A[a] .. ":" .. A[a + 1]
   local last = tonumber(call("HGET", K[k], field) or 0)
   local records, fresh, entities = {}, {}, {}
   local keys = k + 1
+  if after_loss and a + 2 <= stop then
+    -- What came before the first one was here, and is gone.
+    last = max(last, integer(A[a + 2], "number") - 1)
+  end
   for at = a + 2, stop, 4 do
     local number, entity, unique, body = integer(A[at], "number"), A[at + 1], A[at + 2], A[at + 3]
     local e, q = K[keys], K[keys + 1]
@@ -1745,6 +1749,15 @@ local function relay_in(P, k, a, stop)
     ring(P, entity)
   end
   return extend({ DONE, last }, entities)
+end
+
+local function relay_in_order(P, k, a, stop)
+  return relay_in(P, k, a, stop)
+end
+
+-- keys, arguments: as of relay_in
+local function relay_in_after_loss(P, k, a, stop)
+  return relay_in(P, k, a, stop, true)
 end
 
 -- keys: w x; claim target last
@@ -1912,7 +1925,8 @@ local STEPS = {
   sweep = { sweep_now, 1, 2 },
   sweep_ahead = { sweep_ahead, 1, 3 },
   relay_read = { relay_read, 2, 3 },
-  relay_in = { relay_in, -1 },
+  relay_in = { relay_in_order, -1 },
+  relay_in_after_loss = { relay_in_after_loss, -1 },
   relay_ack = { relay_ack_any, 2, 3 },
   relay_ack_of = { relay_ack_of, 2, 4 },
   claim = { claim_free, 0, 4 },

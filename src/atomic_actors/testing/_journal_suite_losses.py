@@ -16,6 +16,7 @@ from atomic_actors.journal._protocol import (
     RelayAck,
     RelayAcked,
     Relayed,
+    RelayEntry,
     RelayIn,
     RelayPage,
     RelayRead,
@@ -138,6 +139,28 @@ class Losses:
             assert arrived == sent
             assert (await probe.audit()).outbound == 0
             assert (await probe.audit(1)).counts["accepted"] == 7
+
+    async def test_a_target_that_lost_what_it_had_taken(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own("claim-t", 1)
+            entries = [RelayEntry(n, "account/t", probe.new_unique(), probe.body()) for n in range(1, 10)]
+            assert await probe.send(RelayIn(1, 0, 77, (), after_loss=True)) == Relayed(0, ())
+            # Of what it had taken, the first two are all it knows; the source has forgotten up to the fifth.
+            await probe.send(RelayIn(1, 0, 77, tuple(entries[:2])))
+            rest = tuple(entries[5:8])
+            assert expect(Rejected, await probe.send(RelayIn(1, 0, 77, rest))).code == "stream_gap"
+            assert await probe.send(RelayIn(1, 0, 77, ())) == Relayed(2, ())
+            step = RelayIn(1, 0, 77, rest, after_loss=True)
+            assert await probe.once(step) == Relayed(8, ("account/t",))
+            assert await probe.once(step) == Relayed(8, ())
+            # Only what is before the first: a gap behind it is one still, and the past stays away.
+            holes = (entries[0], entries[2])
+            assert await probe.send(RelayIn(1, 0, 77, holes, after_loss=True)) == Relayed(8, ())
+            later = RelayEntry(11, "account/t", probe.new_unique(), probe.body())
+            wrong = RelayIn(1, 0, 77, (entries[8], later), after_loss=True)
+            assert expect(Rejected, await probe.send(wrong)).code == "stream_gap"
+            assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, (entries[8],)))).last == 9
+            assert (await probe.audit(1)).counts["accepted"] == 6
 
     # Messages whose dispatch was lost.
 

@@ -1,0 +1,44 @@
+"""What the lease keeper publishes of a renewal whose outcome is known for some leases only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from atomic_actors._lease_keeper import NEVER, LeaseKeeper, instant_now
+
+
+class HalfAnswered:
+    """Renews the first lease, loses the second, and says nothing of the third."""
+
+    def __init__(self) -> None:
+        self.called = threading.Event()
+        self.calls = 0
+
+    def open(self) -> None:
+        pass
+
+    def renew(self, partitions: Sequence[int], claims: Sequence[str]) -> Sequence[bool | None]:
+        self.calls += 1
+        if self.calls == 2:  # what the first call said is published by now
+            self.called.set()
+        return [True, False, None]
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_not_known_keeps_its_instant() -> None:
+    client = HalfAnswered()
+    keeper = LeaseKeeper(client, 3, 0.01, 60.0)
+    before = instant_now()
+    keeper.claims[:] = ["a", "b", "c"]
+    keeper.renewed[:] = [before] * 3
+    keeper.start(lambda error: None)
+    try:
+        assert client.called.wait(10)
+    finally:
+        keeper.stop(5)
+    assert keeper.renewed[0] > before
+    assert keeper.renewed[1] == NEVER
+    assert keeper.renewed[2] == before
