@@ -29,6 +29,8 @@ from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
+from atomic_actors.journal._replication import Replication
+from atomic_actors.journal._sentinel import Primary
 
 __all__ = ("Exchange", "Store", "journal_settings", "open_store")
 
@@ -118,10 +120,16 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
         async with _redis_store(config, location) as store:
             yield store
+    elif location.scheme is StoreScheme.SENTINEL:
+        primary = Primary(
+            location, connect_timeout_s=CONNECT_TIMEOUT_S, warn_asynchronous=config.replication == "none"
+        )
+        async with primary, _redis_store(config, primary) as store:
+            yield store
     else:
         raise NotSupported(
-            f"url: {location.scheme} is understood, but Sentinel and Cluster are not supported yet; use redis://, "
-            "rediss:// or unix://"
+            f"url: {location.scheme} is understood, but Cluster is not supported yet; use redis://, rediss://, "
+            "unix:// or redis+sentinel://"
         )
 
 
@@ -135,25 +143,43 @@ async def _keep_running(server: EmbeddedLocation) -> None:
 
 @asynccontextmanager
 async def _redis_store(
-    config: Config, location: StoreLocation, before_connect: Callable[[], Awaitable[None]] | None = None
+    config: Config,
+    place: StoreLocation | Primary,
+    before_connect: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Store]:
-    connect = connector(location, connect_timeout_s=CONNECT_TIMEOUT_S)
-    if before_connect is not None:
-        connect = _after(before_connect, connect)
+    connect: Connect
+    url: str | Callable[[], str]
+    if isinstance(place, Primary):
+        connect, url = place.connect, place.url
+    else:
+        connect, url = connector(place, connect_timeout_s=CONNECT_TIMEOUT_S), redis_url(place)
+    # Only the journal brings a dead server back to life.
+    reconnect = connect if before_connect is None else _after(before_connect, connect)
+    replication = _replication(config)
     settings = journal_settings(config)
     journal = RedisJournal(
-        connect,
+        reconnect,
         settings,
         timeout_s=config.store_timeout_s,
         connect_timeout_s=CONNECT_TIMEOUT_S,
         allow_eviction=config.allow_eviction,
         allow_no_persistence=config.allow_no_persistence,
+        replication=replication,
     )
     lease_timeout_s = max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
-    lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
-    # Not the connect function above: only the journal brings a dead server back to life.
-    async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
+    lease_client = RedisLeaseClient(
+        url, journal.lease_key, timeout_s=lease_timeout_s, replication=replication
+    )
+    async with RedisChannels(connect, settings, answer_timeout_s=config.store_timeout_s) as channels:
         yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
+
+
+def _replication(config: Config) -> Replication | None:
+    if config.replication == "none":
+        return None
+    return Replication(
+        config.replicas_min, config.replication_timeout_s, on_disk=config.replication == "fsynced"
+    )
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

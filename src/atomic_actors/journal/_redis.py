@@ -16,7 +16,7 @@ from typing import Any, Final, Self, cast
 import anyio
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
-from coredis.exceptions import AuthorizationError, RedisError, ResponseError
+from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, ResponseError
 
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
@@ -28,6 +28,7 @@ from atomic_actors.journal._redis_answers import read_results
 from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
 from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain, request_all
 from atomic_actors.journal._redis_wire import Call, Wire
+from atomic_actors.journal._replication import Replication
 
 __all__ = ("RedisJournal", "check_store_safety")
 
@@ -47,6 +48,7 @@ class RedisJournal:
         connect_timeout_s: how long it may take to connect, sign in and check the store.
         allow_eviction: accept a store that may evict keys when its memory is full.
         allow_no_persistence: accept a store that writes no append-only file, or never forces it to the disk.
+        replication: what replicas must have before an answer counts; None for nothing.
 
     Raises:
         InvalidConfig: the location is no single server, or a name holds braces or control characters.
@@ -62,6 +64,7 @@ class RedisJournal:
         connect_timeout_s: float = 3.0,
         allow_eviction: bool = False,
         allow_no_persistence: bool = False,
+        replication: Replication | None = None,
     ) -> None:
         for name, text in (("namespace", settings.namespace), ("service", settings.service)):
             if not text or any(letter in "{}" or letter < " " for letter in text):
@@ -82,7 +85,9 @@ class RedisJournal:
         self._settings = settings
         self._wire = Wire(settings)
         self._merge_partitions = merge_partitions
-        self._timeout_s = timeout_s
+        self._replication = replication
+        # Two batches may be on their way, and the second one's answer waits for the first one's replicas.
+        self._timeout_s = timeout_s + (2 * replication.timeout_s if replication is not None else 0.0)
         self._allow_eviction = allow_eviction
         self._allow_no_persistence = allow_no_persistence
         self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
@@ -218,7 +223,12 @@ class RedisJournal:
         question = self.history.ask()
         self._sent_s.append(self._clock())
         command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
-        if not connection.send_nowait(command, on_reply):
+        replication = self._replication
+        if replication is None:
+            sent = connection.send_nowait(command, on_reply)
+        else:
+            sent = connection.send_nowait(command, *replication.between(self._ack_key([call]), on_reply))
+        if not sent:
             self._sent_s.pop()
             return False
         if self._resting is not None:
@@ -258,7 +268,10 @@ class RedisJournal:
             (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
         ]
         try:
-            return request_all(connection, commands, self._timeout_s)
+            pending = request_all(connection, commands, self._timeout_s)
+            if self._replication is not None:
+                pending.append(self._replication.request(connection, self._ack_key(calls), self._timeout_s))
+            return pending
         except RedisError as error:
             raise explain(error, sent=False) from error
 
@@ -273,7 +286,15 @@ class RedisJournal:
                     f"the store did not answer within {self._timeout_s:g} s", sent=True
                 ) from reply
             replies.append(reply)
+        if self._replication is not None:
+            refusal = self._replication.refusal(replies.pop())
+            if refusal is not None:
+                replies = [reply if isinstance(reply, Exception) else refusal for reply in replies]
         return replies
+
+    def _ack_key(self, calls: Sequence[Call]) -> bytes:
+        """What is written behind these calls, to wait for it."""
+        return self._wire.partition(next(reversed(calls[-1].partitions))).prefix + b":ack"
 
     async def _send_again(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
         """Load the library, which somebody flushed, and repeat the calls that missed it."""
@@ -297,6 +318,9 @@ class RedisJournal:
     ) -> BatchResult:
         errors = [reply for reply in replies if isinstance(reply, Exception)]
         if errors:
+            if any(isinstance(error, ReadOnlyError) for error in errors):
+                # Another server is the primary now: the next connection finds out which.
+                self._link.close("the store has become a replica")
             meanings = [explain(error, sent=True) for error in errors]
             refused = 0
             for meaning in meanings:
@@ -341,6 +365,8 @@ class RedisJournal:
             )
             await load_library(connection)
             await register_service(connection, self._settings)
+            if self._replication is not None:
+                await self._replication.check(connection)
             self.run_id = run_id
         await self._look_back(connection)
 
@@ -359,6 +385,8 @@ class RedisJournal:
         for reply in replies:
             if is_missing(reply):
                 return  # somebody flushed the library: the answers to come tell it, too
+            if isinstance(reply, JournalUnavailable):
+                raise JournalUnavailable(str(reply), sent=False)
             if isinstance(reply, Exception):
                 raise reply
         self._read_commits(question, calls, replies)
