@@ -245,6 +245,19 @@ class Config:
     store_failure_threshold: int = _count(
         3, "calls", "After so many failed calls in a row the store counts as unavailable and nothing is sent."
     )
+    replication: Literal["none", "acknowledged", "fsynced"] = _choice(
+        "none",
+        ("none", "acknowledged", "fsynced"),
+        "When an answer of the store counts: at once, when replicas have acknowledged what was written (`WAIT`), or "
+        "when they also have it on their disks (`WAITAOF`). Until then the same is sent again, and nobody is told "
+        "anything.",
+    )
+    replicas_min: int = _count(
+        1, "replicas", "How many replicas must have acknowledged, where `replication` is not `none`."
+    )
+    replication_timeout_s: float = _seconds(
+        0.5, "How long one call waits for the replicas before it is sent again."
+    )
     allow_eviction: bool = _flag(
         False,
         "Accept a store that may evict keys when its memory is full. Accepted messages can then be lost.",
@@ -270,7 +283,7 @@ class Config:
     def __attrs_post_init__(self) -> None:
         _check_backoff(self.backoff_initial_s, self.backoff_max_s, "")
         _check_times(self)
-        _ = self.location
+        _check_replication(self)
 
     @property
     def location(self) -> StoreLocation:
@@ -356,6 +369,22 @@ def _check_times(config: Config) -> None:
     ):
         if broken:
             raise InvalidConfig(text)
+
+
+def _check_replication(config: Config) -> None:
+    location = config.location
+    if config.replication == "none":
+        return
+    if location.scheme in (StoreScheme.EMBEDDED, StoreScheme.MEMORY):
+        raise InvalidConfig(
+            f"replication: {config.replication!r} has no use with url={_repr_url(config.url)}, which has no replicas"
+        )
+    wait, call = config.replication_timeout_s, config.store_timeout_s
+    if wait > call:
+        raise InvalidConfig(
+            f"replication_timeout_s: {wait:g} is more than store_timeout_s, which is {call:g}; lower it or "
+            f"raise store_timeout_s"
+        )
 
 
 # Per kind.

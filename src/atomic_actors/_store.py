@@ -11,7 +11,7 @@ from attrs import frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors._config import Config
-from atomic_actors._errors import EmbeddedServerError, NotSupported
+from atomic_actors._errors import EmbeddedServerError, InvalidConfig
 from atomic_actors._exchange import Exchange
 from atomic_actors._lease_keeper import LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
@@ -33,6 +33,8 @@ from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUna
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_cluster import ClusterJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
+from atomic_actors.journal._replication import Replication
+from atomic_actors.journal._sentinel import Primary
 
 __all__ = ("Store", "directory_of", "journal_settings", "open_store")
 
@@ -86,7 +88,7 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     """Start or reach the store.
 
     Raises:
-        NotSupported: the URL names a store that this version cannot use yet.
+        InvalidConfig: a setting does not fit the store.
         EmbeddedServerError: the private server cannot be started or joined.
     """
     location = config.location
@@ -106,10 +108,11 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
         async with _cluster_store(config, location) as store:
             yield store
     else:
-        raise NotSupported(
-            f"url: {location.scheme} is understood, but Sentinel is not supported yet; use redis://, rediss://, "
-            "unix:// or redis+cluster://"
+        primary = Primary(
+            location, connect_timeout_s=CONNECT_TIMEOUT_S, warn_asynchronous=config.replication == "none"
         )
+        async with primary, _redis_store(config, primary) as store:
+            yield store
 
 
 async def _keep_running(server: EmbeddedLocation) -> None:
@@ -122,36 +125,43 @@ async def _keep_running(server: EmbeddedLocation) -> None:
 
 @asynccontextmanager
 async def _redis_store(
-    config: Config, location: StoreLocation, before_connect: Callable[[], Awaitable[None]] | None = None
+    config: Config,
+    place: StoreLocation | Primary,
+    before_connect: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Store]:
-    connect = connector(location, connect_timeout_s=CONNECT_TIMEOUT_S)
-    if before_connect is not None:
-        connect = _after(before_connect, connect)
+    connect: Connect
+    url: str | Callable[[], str]
+    if isinstance(place, Primary):
+        connect, url = place.connect, place.url
+    else:
+        connect, url = connector(place, connect_timeout_s=CONNECT_TIMEOUT_S), redis_url(place)
+    # Only the journal brings a dead server back to life.
+    reconnect = connect if before_connect is None else _after(before_connect, connect)
+    replication = _replication(config)
     settings = journal_settings(config)
 
     def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
         return RedisJournal(
-            connect,
+            reconnect,
             settings,
             timeout_s=config.store_timeout_s,
             connect_timeout_s=CONNECT_TIMEOUT_S,
             allow_eviction=config.allow_eviction,
             allow_no_persistence=config.allow_no_persistence,
             fixes_partitions=offers_kinds,
+            replication=replication,
         )
 
     # Who only sends does not decide how many partitions a service has.
     journal = open_journal(settings, offers_kinds=bool(config.actors))
     lease_client = RedisLeaseClient(
-        redis_url(location), journal.lease_key, timeout_s=_lease_timeout_s(config)
+        url, journal.lease_key, timeout_s=_lease_timeout_s(config), replication=replication
     )
-    # Not the connect function above: only the journal brings a dead server back to life.
-    async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
-        exchange = Exchange(channels)
+    async with RedisChannels(connect, settings, answer_timeout_s=config.store_timeout_s) as channels:
         yield Store(
             journal,
             lease_client,
-            exchange,
+            Exchange(channels, commits_publish=replication is None),
             journal.history,
             journal.directory,
             RedisKindRegistry(journal.call, config.namespace),
@@ -166,6 +176,11 @@ def _lease_timeout_s(config: Config) -> float:
 
 @asynccontextmanager
 async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenerator[Store]:
+    if config.replication != "none":
+        raise InvalidConfig(
+            f"replication: {config.replication!r} is not supported with redis+cluster:// yet; use redis+sentinel:// or "
+            'replication="none"'
+        )
     settings = journal_settings(config)
 
     def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
@@ -193,6 +208,14 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
             RedisKindRegistry(journal.call, config.namespace),
             open_journal,
         )
+
+
+def _replication(config: Config) -> Replication | None:
+    if config.replication == "none":
+        return None
+    return Replication(
+        config.replicas_min, config.replication_timeout_s, on_disk=config.replication == "fsynced"
+    )
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

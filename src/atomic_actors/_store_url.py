@@ -32,6 +32,8 @@ URL_FORMS: Final = (
 _TLS_OPTIONS: Final = frozenset(
     {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 )
+#: Whether to use TLS, where the scheme does not say it.
+_TLS_CHOICE: Final = frozenset({"tls"})
 
 
 class StoreScheme(StrEnum):
@@ -185,7 +187,8 @@ def _parse_db(url: str, in_path: str, in_options: str, scheme: StoreScheme) -> t
 
 def _parse_options(url: str, parts: SplitResult, scheme: StoreScheme) -> dict[str, str]:
     plain = scheme in (StoreScheme.REDIS, StoreScheme.UNIX)
-    known = sorted({"db"} if plain else {"db", *_TLS_OPTIONS})
+    choice = _TLS_CHOICE if scheme is StoreScheme.SENTINEL else frozenset[str]()
+    known = sorted({"db"} if plain else {"db", *_TLS_OPTIONS, *choice})
     options: dict[str, str] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -33,7 +34,13 @@ from coredis.connection._request import BaseRequest
 from atomic_actors._cells import Cell, cell_factory
 from atomic_actors._telemetry import logger
 
-__all__ = ("DirectConnection", "DirectTCPConnection", "DirectUnixConnection")
+__all__ = (
+    "DirectConnection",
+    "DirectTCPConnection",
+    "DirectUnixConnection",
+    "connect_stream",
+    "pack_command",
+)
 
 #: Gets the reply as it was parsed, or the error by which the call or the connection ended. Must not raise.
 OnReply = Callable[[Any], None]
@@ -47,7 +54,7 @@ UNREAD_CHUNKS_MAX: Final = 16
 _HEADS: Final = [b"\r\n$%d\r\n" % size for size in range(1024)]
 
 
-def _pack(command: tuple[bytes, ...]) -> bytes:
+def pack_command(command: tuple[bytes, ...]) -> bytes:
     """The command in the Redis serialization protocol.
 
     A batch has a thousand small arguments: this takes a third of the time of the driver's packer.
@@ -292,12 +299,15 @@ class DirectConnection(BaseConnection):
         if isinstance(stream, _DirectStream) and stream.on_data is None and stream.is_drained:
             stream.on_data = self._feed
 
-    def send_nowait(self, command: tuple[bytes, ...], on_reply: OnReply) -> bool:
+    def send_nowait(
+        self, command: tuple[bytes, ...], on_reply: OnReply, *behind: tuple[tuple[bytes, ...], OnReply]
+    ) -> bool:
         """Send a command at once, if nothing that was queued for the writer task could be overtaken.
 
         Args:
             command: its name and arguments.
             on_reply: gets its reply, or its error; on asyncio it is not called in a task.
+            *behind: more of both, that go out right behind it.
 
         Returns:
             False if it was not sent: use `create_request`.
@@ -310,8 +320,11 @@ class DirectConnection(BaseConnection):
                 # Its bytes may still wait for the writer; replies come in the order of the bytes.
                 return False
         self._read_at_once()
-        data = _pack(command)
+        data = pack_command(command)
         requests.append(_DirectRequest(on_reply))
+        for command, on_reply in behind:
+            data += pack_command(command)
+            requests.append(_DirectRequest(on_reply))
         try:
             if not stream.write_nowait(data):
                 # Nothing to send but what the stream kept.
@@ -337,6 +350,23 @@ def _name_loop() -> None:
     # asyncio calls a protocol outside of any task, where anyio finds out the loop by this variable alone; `anyio.run`
     # sets it, `asyncio.run` does not. The callbacks run in the context in which the transport is made.
     sniffio.current_async_library_cvar.set("asyncio")
+
+
+async def connect_stream(host: str, port: int, tls: ssl.SSLContext | None) -> ByteStream:
+    """A stream to a server, that the caller closes; leaves nothing open where it is cancelled.
+
+    Raises:
+        OSError: nobody answers there, or the certificates do not fit.
+    """
+    if sniffio.current_async_library() != "asyncio":
+        if tls is None:
+            return await anyio.connect_tcp(host, port)
+        return await anyio.connect_tcp(host, port, ssl_context=tls, tls_standard_compatible=False)
+    _name_loop()
+    # anyio's own forgets a stream if it is cancelled right after that was connected.
+    loop = asyncio.get_running_loop()
+    _, stream = await loop.create_connection(_AsyncioStream, host, port, ssl=tls)
+    return stream
 
 
 class DirectTCPConnection(TCPConnection, DirectConnection):

@@ -20,9 +20,8 @@ from attrs import define, field
 from atomic_actors._cells import clock_function
 from atomic_actors.journal._batches import OnResult
 from atomic_actors.journal._group_commit import GroupCommit, GroupCommitStatistics
-from atomic_actors.journal._protocol import Journal, JournalUnavailable, Step
+from atomic_actors.journal._protocol import Journal, JournalUnavailable, Step, Target
 from atomic_actors.journal._redis_cluster import ClusterJournal
-from atomic_actors.journal._steps import Target
 
 __all__ = ("LanedCommit", "commit_class")
 

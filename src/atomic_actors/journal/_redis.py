@@ -16,7 +16,7 @@ from typing import Any, Final, Self, cast
 import anyio
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
-from coredis.exceptions import AuthorizationError, RedisError, ResponseError
+from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, ResponseError
 
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
@@ -29,6 +29,7 @@ from atomic_actors.journal._redis_directory import RedisDirectory
 from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
 from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain, request_all
 from atomic_actors.journal._redis_wire import Call, Wire
+from atomic_actors.journal._replication import Replication
 
 __all__ = ("RedisJournal", "check_names", "check_store_safety", "check_version")
 
@@ -49,6 +50,7 @@ class RedisJournal:
         allow_eviction: accept a store that may evict keys when its memory is full.
         allow_no_persistence: accept a store that writes no append-only file, or never forces it to the disk.
         fixes_partitions: whether this decides how many partitions the service has, where nothing did before.
+        replication: what replicas must have before an answer counts; None for nothing.
 
     Raises:
         InvalidConfig: the location is no single server, or a name holds braces or control characters.
@@ -65,6 +67,7 @@ class RedisJournal:
         allow_eviction: bool = False,
         allow_no_persistence: bool = False,
         fixes_partitions: bool = True,
+        replication: Replication | None = None,
     ) -> None:
         check_names(settings)
         connect = (
@@ -83,7 +86,9 @@ class RedisJournal:
         self._settings = settings
         self._wire = Wire(settings)
         self._merge_partitions = merge_partitions
-        self._timeout_s = timeout_s
+        self._replication = replication
+        # Two batches may be on their way, and the second one's answer waits for the first one's replicas.
+        self._timeout_s = timeout_s + (2 * replication.timeout_s if replication is not None else 0.0)
         self._allow_eviction = allow_eviction
         self._allow_no_persistence = allow_no_persistence
         self._fixes_partitions = fixes_partitions
@@ -188,7 +193,7 @@ class RedisJournal:
         return self._read(calls, positions, replies, len(steps))
 
     async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Call a function of the library that is no step, and return what it answers.
+        """Call a function of the library that is no step, with at least one key, and return what it answers.
 
         Raises:
             JournalUnavailable: no usable answer; it may have been called unless `sent` is False.
@@ -199,7 +204,7 @@ class RedisJournal:
         command: list[Sequence[bytes | int]] = [(function, len(keys), *keys, *arguments)]
         async with self._lock:
             connection = await self._link.open(self._task_group)
-            pending = self._request(connection, command)
+            pending = self._request(connection, command, keys[0] + b":ack")
         replies = await self._receive(connection, pending)
         if is_missing(replies[0]):
             async with self._lock:
@@ -209,7 +214,7 @@ class RedisJournal:
                         await load_library(connection)
                 except (RedisError, TimeoutError) as error:
                     raise explain(error, sent=False) from error
-                pending = self._request(connection, command)
+                pending = self._request(connection, command, keys[0] + b":ack")
             replies = await self._receive(connection, pending)
         if isinstance(replies[0], Exception):
             raise explain(replies[0], sent=True) from replies[0]
@@ -248,7 +253,12 @@ class RedisJournal:
         question = self.history.ask()
         self._sent_s.append(self._clock())
         command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
-        if not connection.send_nowait(command, on_reply):
+        replication = self._replication
+        if replication is None:
+            sent = connection.send_nowait(command, on_reply)
+        else:
+            sent = connection.send_nowait(command, *replication.between(self._ack_key([call]), on_reply))
+        if not sent:
             self._sent_s.pop()
             return False
         if self._resting is not None:
@@ -287,11 +297,16 @@ class RedisJournal:
         commands: list[Sequence[bytes | int]] = [
             (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
         ]
-        return self._request(connection, commands)
+        return self._request(connection, commands, self._ack_key(calls))
 
-    def _request(self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]]) -> list[Any]:
+    def _request(
+        self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]], ack_key: bytes
+    ) -> list[Any]:
         try:
-            return request_all(connection, commands, self._timeout_s)
+            pending = request_all(connection, commands, self._timeout_s)
+            if self._replication is not None:
+                pending.append(self._replication.request(connection, ack_key, self._timeout_s))
+            return pending
         except RedisError as error:
             raise explain(error, sent=False) from error
 
@@ -306,7 +321,15 @@ class RedisJournal:
                     f"the store did not answer within {self._timeout_s:g} s", sent=True
                 ) from reply
             replies.append(reply)
+        if self._replication is not None:
+            refusal = self._replication.refusal(replies.pop())
+            if refusal is not None:
+                replies = [reply if isinstance(reply, Exception) else refusal for reply in replies]
         return replies
+
+    def _ack_key(self, calls: Sequence[Call]) -> bytes:
+        """What is written behind these calls, to wait for it."""
+        return self._wire.partition(next(reversed(calls[-1].partitions))).prefix + b":ack"
 
     async def _send_again(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
         """Load the library, which somebody flushed, and repeat the calls that missed it."""
@@ -330,6 +353,9 @@ class RedisJournal:
     ) -> BatchResult:
         errors = [reply for reply in replies if isinstance(reply, Exception)]
         if errors:
+            if any(isinstance(error, ReadOnlyError) for error in errors):
+                # Another server is the primary now: the next connection finds out which.
+                self._link.close("the store has become a replica")
             meanings = [explain(error, sent=True) for error in errors]
             refused = 0
             for meaning in meanings:
@@ -369,6 +395,8 @@ class RedisJournal:
             )
             await load_library(connection)
             await register_service(connection, self._settings, fixes_partitions=self._fixes_partitions)
+            if self._replication is not None:
+                await self._replication.check(connection)
             self.run_id = run_id
         await self._look_back(connection)
 
@@ -387,6 +415,8 @@ class RedisJournal:
         for reply in replies:
             if is_missing(reply):
                 return  # somebody flushed the library: the answers to come tell it, too
+            if isinstance(reply, JournalUnavailable):
+                raise JournalUnavailable(str(reply), sent=False)
             if isinstance(reply, Exception):
                 raise reply
         self._read_commits(question, calls, replies)

@@ -52,6 +52,7 @@ __all__ = (
     "node_location",
     "redis_url",
     "request_all",
+    "tls_context",
 )
 
 #: What a user of the store must be allowed, as words of `ACL SETUSER`; in this order, since later ones undo earlier ones.
@@ -77,11 +78,19 @@ Connect = Callable[[], Awaitable[BaseConnection]]
 Argument = bytes | str | int
 
 
-def _tls_context(location: StoreLocation) -> ssl.SSLContext:
+def tls_context(location: StoreLocation) -> ssl.SSLContext:
+    """What the options of a location say about certificates.
+
+    Raises:
+        InvalidConfig: an option is wrong, or a certificate cannot be read.
+    """
     options = dict(location.options)
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if "ssl_certfile" in options:
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if "ssl_certfile" in options:
+            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    except OSError as error:
+        raise InvalidConfig(f"url: the certificates of {location} cannot be read: {error}") from error
     needed = options.get("ssl_cert_reqs", "required")
     if needed not in _CERTIFICATES:
         raise InvalidConfig(f"url: ssl_cert_reqs={needed!r}; it is none, optional or required")
@@ -115,10 +124,7 @@ def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
     if location.scheme not in (StoreScheme.REDIS, StoreScheme.REDISS):
         raise InvalidConfig(f"url: {location} is no single Redis or Valkey server")
     if location.scheme is StoreScheme.REDISS:
-        try:
-            parameters["ssl_context"] = _tls_context(location)
-        except OSError as error:
-            raise InvalidConfig(f"url: the certificates of {location} cannot be read: {error}") from error
+        parameters["ssl_context"] = tls_context(location)
     address = TCPLocation(location.host, location.port)
 
     async def connect_tcp() -> BaseConnection:
@@ -163,6 +169,8 @@ def explain(error: Exception, *, sent: bool) -> JournalUnavailable | StoreIncomp
         error: what the driver raised, or the store answered.
         sent: whether the store may have seen the steps, where the error does not say.
     """
+    if isinstance(error, JournalUnavailable | StoreIncompatible):
+        return error
     if isinstance(error, AuthenticationError):
         return StoreIncompatible(
             f"the store needs another user or password: {error}; set username and password in Config, "
