@@ -13,30 +13,28 @@ whose time is up and looks after those whose answer is late.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import anyio
 from attrs import define, field
 
 from atomic_actors._cells import Cell
-from atomic_actors._envelope import Failure, make_unique, plain_of
+from atomic_actors._envelope import make_unique
 from atomic_actors._errors import (
     AcceptanceUnknown,
-    AskTimeout,
     AtomicActorsError,
-    Expired,
-    HandlerFailed,
-    Interrupted,
-    KeyReused,
     OutcomeUnknown,
-    QueueDepthExceeded,
-    ResultExpired,
     StoreUnavailable,
     SystemFailed,
-    UnknownMessage,
-    Withdrawn,
-    error_from_code,
+)
+from atomic_actors._outcomes import (
+    RefusalDecoder,
+    Waiting,
+    error_of_outcome,
+    refusal_of_append,
+    silence_error,
+    unknown_error,
 )
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
@@ -48,7 +46,6 @@ from atomic_actors.journal._protocol import (
     Offer,
     OutcomeRead,
     ReadOutcome,
-    Rejected,
     Result,
     Withdraw,
     WithdrawAnswer,
@@ -65,13 +62,8 @@ WITHDRAW_LIMIT_S: Final = 1.0
 POLL_FIRST_S: Final = 0.5
 POLL_FIRST_REMOTE_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
-#: How much later it is asked about answers of other nodes for each that is waited for: many wait longer, and a
-#: question for each of them would take the store's time from the answers.
-POLL_LATER_S: Final = 0.005
 
-Waiting = Literal["ask", "tell", "result"]
 Decode = Callable[[bytes], Any]
-RefusalDecoder = Callable[[bytes], AtomicActorsError]
 
 
 class _RandomPool:
@@ -112,12 +104,17 @@ class Admission(Protocol):
 class Remote(Protocol):
     """Pushes answers to other nodes; a lost push costs the asker a poll."""
 
-    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
-        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
+    @property
+    def is_heard(self) -> bool:
+        """Whether what others push to this node arrives now."""
         ...
 
-    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
-        """Queue an answer for a node."""
+    def packed(self, node_id: str, frame: Sequence[Any]) -> tuple[bytes, bytes] | None:
+        """A frame for a node as channel and payload, for the commit to publish; None where it may not."""
+        ...
+
+    def push(self, node_id: str, frame: Sequence[Any]) -> None:
+        """Queue a frame for a node."""
         ...
 
 
@@ -171,7 +168,7 @@ class Pending:
         self.is_joined = False
         #: Called once if the message was accepted now; set only where somebody listens.
         self.on_accepted: Callable[[], None] | None = None
-        self.poll_delay_s = POLL_FIRST_S if admission is not None else router.first_poll_s()
+        self.poll_delay_s = router.first_poll_s(pending_here=admission is not None)
 
     @property
     def full_message_id(self) -> str:
@@ -208,7 +205,7 @@ class Pending:
             if not result.sent:
                 self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
             return
-        self.resolve(self.router.refusal_of_append(self, result))
+        self.resolve(refusal_of_append(result, self.entity, self.full_message_id))
 
 
 @define(eq=False)
@@ -246,6 +243,11 @@ class Router:
 
     def __attrs_post_init__(self) -> None:
         self._next_bucket = int(self.clock() / BUCKET_S)
+
+    def first_poll_s(self, *, pending_here: bool) -> float:
+        """How soon the store is asked for an outcome: at once where its push could not arrive."""
+        is_told = pending_here or (self.remote is not None and self.remote.is_heard)
+        return POLL_FIRST_S if is_told else POLL_FIRST_REMOTE_S
 
     # Time and ids.
 
@@ -323,33 +325,7 @@ class Router:
         word, rest = split_outcome(outcome)
         if word == "completed":
             return pending.decode(rest)
-        raise self.error_of(word, rest, pending.full_message_id)
-
-    def error_of(self, word: str, rest: bytes, message_id: str) -> AtomicActorsError:
-        """The exception that an outcome other than `completed` stands for."""
-        if word == "refused":
-            error = self.decode_refusal(rest)
-            error.message_id = message_id
-            return error
-        if word == "failed":
-            plain: dict[str, Any] = plain_of(rest) if rest else {}
-            failure = Failure(plain.get("error_type", ""), plain.get("text", ""))
-            return HandlerFailed(
-                f"{failure.error_type}: {failure.text} (dead letter {message_id})",
-                message_id=message_id,
-                error_type=failure.error_type,
-            )
-        if word == "interrupted":
-            return Interrupted(
-                f"{message_id} was interrupted: it may have run wholly, partly or not at all; it is a dead "
-                "letter now",
-                message_id=message_id,
-            )
-        if word == "withdrawn":
-            return Withdrawn(f"{message_id} was withdrawn before it ran", message_id=message_id)
-        if word == "expired":
-            return Expired(f"{message_id}: its deadline passed before it ran", message_id=message_id)
-        return error_from_code(word, "unknown outcome", message_id=message_id)
+        raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
 
     async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer."""
@@ -384,7 +360,7 @@ class Router:
         if self.answered(entity, unique, outcome) or not sender or sender == self.node_id:
             return
         if self.remote is not None:
-            self.remote.push(sender, entity, unique, outcome)
+            self.remote.push(sender, ("reply", entity, unique, outcome))
 
     def packed_reply(
         self, sender: str, entity: str, unique: str, outcome: bytes
@@ -392,7 +368,7 @@ class Router:
         """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
         if not sender or sender == self.node_id or self.remote is None:
             return None
-        return self.remote.packed(sender, entity, unique, outcome)
+        return self.remote.packed(sender, ("reply", entity, unique, outcome))
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""
@@ -406,24 +382,8 @@ class Router:
         if result.outcome is not None:
             self.answered(pending.entity, pending.unique, result.outcome)
         else:
+            pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to whoever sent it first
             self._look_up(pending)
-
-    def refusal_of_append(self, pending: Pending, result: Result) -> BaseException:
-        """The exception for an append that the store refused."""
-        message_id = pending.full_message_id
-        if not isinstance(result, Rejected):
-            return SystemFailed(f"the journal answered an append with {result!r}")
-        if result.code == "queue_depth_exceeded":
-            return QueueDepthExceeded(f"{pending.entity}: {result.text}", message_id=message_id)
-        if result.code == "key_reused":
-            return KeyReused(
-                f"{pending.entity}: the key was used before with other content", message_id=message_id
-            )
-        if result.code == "unknown_message":
-            return UnknownMessage(
-                f"{message_id} is too old to be accepted: it may have run already", message_id=message_id
-            )
-        return error_from_code(result.code, result.text, message_id=message_id)
 
     def _register(self, pending: Pending) -> None:
         self._pending.setdefault(pending.unique, []).append(pending)
@@ -461,10 +421,6 @@ class Router:
 
     # What the sweeper does for those who wait.
 
-    def first_poll_s(self) -> float:
-        """When the store is first asked about the answer of another node, which may have been lost."""
-        return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
-
     def end_at(self, pending: Pending, timeout_s: float) -> None:
         """Resolve `pending` as timed out after `timeout_s` (0: never)."""
         if timeout_s > 0:
@@ -481,7 +437,7 @@ class Router:
         while self._next_bucket <= bucket:
             for pending in self._ends.pop(self._next_bucket, ()):
                 if not pending.done:
-                    pending.resolve(self._timed_out(pending))
+                    pending.resolve(silence_error(pending.waiting, pending.full_message_id))
             for pending in self._polls.pop(self._next_bucket, ()):
                 if not pending.done:
                     self._look_up(pending)
@@ -503,39 +459,15 @@ class Router:
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)
             elif result.state == "unknown" and was_sent_before:
-                pending.resolve(self._unknown(pending))
+                now_ms, ttl_ms = self.store_now_ms(), self.journal.settings.result_ttl_ms
+                pending.resolve(
+                    unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
+                )
 
         try:
             self.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
-
-    def _unknown(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        age_ms = self.store_now_ms() - int(pending.unique[:12], 16)
-        if 0 < self.journal.settings.result_ttl_ms <= age_ms:
-            return ResultExpired(
-                f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
-            )
-        if pending.accepted:
-            return Interrupted(
-                f"the store has lost history, and {message_id} with it: it may have run wholly, partly or not "
-                "at all; it is no dead letter",
-                message_id=message_id,
-            )
-        return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)
-
-    def _timed_out(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        if pending.waiting == "tell":
-            return AcceptanceUnknown(
-                f"no answer whether {message_id} was accepted; ask again with result(message_id)",
-                message_id=message_id,
-            )
-        return AskTimeout(
-            f"no reply to {message_id} in time; it may still run: result(message_id) re-attaches",
-            message_id=message_id,
-        )
 
     def abandon_all(self) -> None:
         """Resolve everybody who still waits, because the system is left: their messages may still run."""

@@ -8,55 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
-from attrs import define, field, frozen
+from attrs import define, field
 
+from atomic_actors._calls import (
+    ForeignClass,
+    ForeignMessages,
+    OnCancel,
+    check_on_cancel,
+    check_seconds,
+    check_size,
+    locate_message,
+    resolve_target,
+    split_pair,
+)
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._envelope import digest_of, encode_envelope
 from atomic_actors._errors import (
     ActorLimitExceeded,
     AskCycle,
+    AskLimitExceeded,
     AskTimeout,
     AtomicActorsError,
     InvalidConfig,
-    InvalidEntityId,
-    InvalidMessageId,
     NotSupported,
     OutcomeUnknown,
-    PayloadTooLarge,
+    OwnerUnavailable,
     SystemNotRunning,
     TooManyHops,
     UnknownKind,
     UnknownMessageType,
 )
 from atomic_actors._kinds import Kind
-from atomic_actors._messages import Message, RawMessage, message_spec, target_of
-from atomic_actors._records import EntityRef, Receipt, check_key, partition_of, split_message_id
+from atomic_actors._messages import Message, RawMessage
+from atomic_actors._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors._router import Admission, Pending, Router
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors._turn import TurnContext, current_activation
 from atomic_actors._volatile import VolatileKinds
+from atomic_actors._volatile_routes import VolatileRoutes
 from atomic_actors.journal._protocol import Append, Appended, pack_body
 
 __all__ = ("Sender",)
 
 #: Appends of one `tell_many` that may be under way at once.
 TELL_MANY_WINDOW: Final = 2_000
-
-OnCancel = Literal["withdraw", "detach"]
-
-
-@frozen(eq=False, slots=True)
-class _Foreign:
-    """What is known of a message class whose kind is not here."""
-
-    name: str
-    encode: Callable[[Any], bytes]
-    decode_reply: Callable[[bytes], Any]
-    reply_type: Any
 
 
 @define(eq=False, slots=True)
@@ -81,6 +80,8 @@ class Sender:
         config: time limits and sizes.
         supervisor: gives the activations that take messages as they are appended.
         volatile: runs the kinds that have no journal.
+        routes: sends messages of such kinds to the nodes that own them; None where there can be no other node.
+        knows_volatile: whether a kind that has no handlers here is known to be volatile.
     """
 
     config: Config
@@ -91,13 +92,18 @@ class Sender:
     listeners: Listeners
     kinds: dict[str, Kind]
     partitions: int
+    routes: VolatileRoutes | None = None
+    knows_volatile: Callable[[str], bool] = lambda kind: False
     running: bool = True
     accepted: int = 0
+    #: Asks that wait for their replies now.
+    inflight_asks: int = 0
     _headers: dict[str, Any] = field(init=False)
-    _foreign: dict[type[Any], _Foreign] = field(factory=dict[type[Any], _Foreign], init=False)
+    _foreign: ForeignMessages = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._headers = {"s": self.router.node_id}
+        self._foreign = ForeignMessages(self.codec)
 
     # Checking a call.
 
@@ -108,18 +114,12 @@ class Sender:
             UsageError: the kind, the message or its content is wrong.
         """
         call = self._check(entity, message)
-        if call.kind is not None and not call.kind.durable:
-            raise NotSupported(f"outbox: kind {call.kind.name!r} is volatile; an outbox is for durable kinds")
+        if self._is_volatile(call):
+            raise NotSupported(f"outbox: kind {call.ref.kind!r} is volatile; an outbox is for durable kinds")
         return call.name, encode_envelope({}, call.payload)
 
     def _check(self, target: object, message: object) -> _Call:
-        if message is None and isinstance(target, Message):
-            named = cast("Message[object]", target)
-            message, target = named, target_of(named)
-        if not isinstance(target, EntityRef):
-            raise InvalidEntityId(
-                f"entity: expected an EntityRef such as Account.ref('a-42'), got {type(target).__name__}"
-            )
+        target, message = resolve_target(target, message)
         kind = self.kinds.get(target.kind)
         if kind is None and self.kinds:
             raise UnknownKind(
@@ -137,12 +137,7 @@ class Sender:
                 foreign = self._foreign_message(kind, message)
                 name, reply_type = foreign.name, foreign.reply_type
                 payload, decode_reply = foreign.encode(message), foreign.decode_reply
-        limit = self.config.max_payload_bytes
-        if limit and len(payload) > limit:
-            raise PayloadTooLarge(
-                f"{name} for {target}: {len(payload)} bytes are more than max_payload_bytes={limit}; send a "
-                "reference to where the data is, or raise the limit"
-            )
+        check_size(name, target, payload, self.config.max_payload_bytes)
         entity = str(target)
         return _Call(
             target,
@@ -162,19 +157,8 @@ class Sender:
             raise self._no_handler(kind, message.name)
         return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
 
-    def _foreign_message(self, kind: Kind | None, message: object) -> _Foreign:
-        cls: type[Any] = type(message)
-        if not isinstance(message, Message):
-            raise UnknownMessageType(
-                f"{message!r} is no message: expected an instance of a Command, a Query or a RawMessage"
-            )
-        foreign = self._foreign.get(cls)
-        if foreign is None:
-            spec = message_spec(cls)
-            foreign = _Foreign(
-                spec.name, self.codec.encoder(cls), self.codec.decoder(spec.reply_type), spec.reply_type
-            )
-            self._foreign[cls] = foreign
+    def _foreign_message(self, kind: Kind | None, message: object) -> ForeignClass:
+        foreign = self._foreign.class_of(message)
         if kind is not None and kind.handler_for(foreign.name) is None:
             raise self._no_handler(kind, foreign.name)
         return foreign
@@ -205,22 +189,20 @@ class Sender:
     ) -> Any:
         """See `ActorSystem.ask`."""
         self._check_running()
-        if on_cancel not in ("withdraw", "detach"):
-            raise InvalidConfig(f"on_cancel: expected 'withdraw' or 'detach', got {on_cancel!r}")
+        check_on_cancel(on_cancel)
         if key is not None:
             check_key(key)
         call = self._check(target, message)
-        timeout_s = self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s)
+        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
             activation.context.refuse_in_transaction()
             headers, timeout_s = self._inherit(activation.context, call, timeout_s)
-        if call.kind is not None and not call.kind.durable:
+        if self._is_volatile(call):
             if key is not None:
-                raise NotSupported(f"key: kind {call.kind.name!r} is volatile; it keeps no keys")
-            path = tuple(headers.get("p", ()))
-            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
+                raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
+            return await self._ask_volatile(call, message, timeout_s, headers)
         return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
 
     async def ask_from_turn(
@@ -230,9 +212,8 @@ class Sender:
         self._check_running()
         call = self._check(entity, message)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
-        if call.kind is not None and not call.kind.durable:
-            path = tuple(headers["p"])
-            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
+        if self._is_volatile(call):
+            return await self._ask_volatile(call, message, timeout_s, headers)
         return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
 
     def _inherit(self, context: TurnContext, call: _Call, timeout_s: float) -> tuple[dict[str, Any], float]:
@@ -256,6 +237,61 @@ class Sender:
             timeout_s = min(timeout_s, left_s) if timeout_s else left_s
         return {**self._headers, "p": list(path)}, timeout_s
 
+    def _is_volatile(self, call: _Call) -> bool:
+        kind = call.kind
+        return not kind.durable if kind is not None else self.knows_volatile(call.ref.kind)
+
+    def _count_ask(self, call: _Call) -> None:
+        """Count an ask that begins; it is sent right after.
+
+        Raises:
+            AskLimitExceeded: as many wait already as may.
+        """
+        limit = self.config.max_inflight_asks
+        if limit and self.inflight_asks >= limit:
+            raise AskLimitExceeded(
+                f"{call.name} for {call.entity} was not sent: {limit} asks of this node wait for their replies "
+                "already (max_inflight_asks); ask less at once, or tell"
+            )
+        self.inflight_asks += 1
+
+    async def _ask_volatile(
+        self, call: _Call, message: object, timeout_s: float, headers: dict[str, Any]
+    ) -> Any:
+        """Hand a message over where its partition is ours, or send it to whoever owns it."""
+        self._count_ask(call)
+        try:
+            kind, path = call.kind, tuple(headers.get("p", ()))
+            if kind is not None and self.routes is None:
+                return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+            if kind is not None and self._is_here(call):
+                deadline_s = self.router.clock() + timeout_s
+                try:
+                    return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+                except OwnerUnavailable as error:
+                    # It did not begin: the next owner may still run it in time.
+                    logger.debug("%s goes to the next owner: %s", call.name, error)
+                timeout_s = max(deadline_s - self.router.clock(), 0.001) if timeout_s else 0
+            reply = await self._routes_to(call).ask(
+                self.router.journal, call.partition, call.entity, call.name, call.payload, timeout_s, path
+            )
+            return call.decode_reply(reply)
+        finally:
+            self.inflight_asks -= 1
+
+    def _is_here(self, call: _Call) -> bool:
+        """Whether a volatile message is for this node, and nothing that was sent before it waits for the owner."""
+        routes = self.routes
+        if routes is None:
+            return True
+        here = self.volatile.owns(call.partition)
+        return here and not routes.waits_for(self.router.journal, call.partition)
+
+    def _routes_to(self, call: _Call) -> VolatileRoutes:
+        if self.routes is None:
+            raise UnknownKind(f"kind {call.ref.kind!r} has no handlers here, and no other node can have any")
+        return self.routes
+
     async def _ask(
         self,
         call: _Call,
@@ -265,6 +301,23 @@ class Sender:
         headers: dict[str, Any],
         unique: str,
     ) -> Any:
+        self._count_ask(call)
+        try:
+            outcome, pending = await self._send_ask(call, timeout_s, key, on_cancel, headers, unique)
+        finally:
+            self.inflight_asks -= 1
+        self.accepted += 1
+        return self.router.value_of(pending, outcome)
+
+    async def _send_ask(
+        self,
+        call: _Call,
+        timeout_s: float,
+        key: str | None,
+        on_cancel: OnCancel,
+        headers: dict[str, Any],
+        unique: str,
+    ) -> tuple[bytes, Pending]:
         router = self.router
         admission = self._admit(call)
         pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
@@ -274,9 +327,7 @@ class Sender:
         router.send(
             pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s
         )
-        outcome = await router.wait(pending, on_cancel, key or "")
-        self.accepted += 1
-        return router.value_of(pending, outcome)
+        return await router.wait(pending, on_cancel, key or ""), pending
 
     def _admit(self, call: _Call) -> Admission | None:
         if call.kind is None:
@@ -321,17 +372,31 @@ class Sender:
         self._check_running()
         if key is not None:
             check_key(key)
-        if expires_in_s is not None and not self._timeout("expires_in_s", expires_in_s, 0):
+        if expires_in_s is not None and not check_seconds("expires_in_s", expires_in_s, 0):
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
         call = self._check(target, message)
-        if call.kind is not None and not call.kind.durable:
+        if self._is_volatile(call):
             if key is not None or expires_in_s is not None:
-                raise NotSupported(f"kind {call.kind.name!r} is volatile; it takes no key and no expiry")
-            return self.volatile.tell(call.kind, call.ref, call.partition, message)
+                raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
+            return await self._tell_volatile(call, message)
         pending = self._send_tell(call, key, expires_in_s)
         return self._receipt(call, pending, await pending.cell)
+
+    async def _tell_volatile(self, call: _Call, message: object) -> Receipt[Any]:
+        if call.kind is not None and self._is_here(call):
+            try:
+                return self.volatile.tell(call.kind, call.ref, call.partition, message)
+            except OwnerUnavailable:
+                if self.routes is None:
+                    raise
+        answer = await self._routes_to(call).tell(
+            self.router.journal, call.partition, call.entity, call.name, call.payload
+        )
+        if isinstance(answer, BaseException):
+            raise answer
+        return Receipt(f"{call.ref}/{answer:032x}", call.ref)
 
     def _send_tell(self, call: _Call, key: str | None, expires_in_s: float | None) -> Pending:
         router = self.router
@@ -360,10 +425,10 @@ class Sender:
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
         self._check_running()
-        calls = [self._check(*self._pair(pair)) for pair in messages]
+        calls = [self._check(*split_pair(pair)) for pair in messages]
         for call in calls:
-            if call.kind is not None and not call.kind.durable:
-                raise NotSupported(f"tell_many: kind {call.kind.name!r} is volatile; tell one by one")
+            if self._is_volatile(call):
+                raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
         receipts: list[Receipt[Any]] = []
         failures: list[tuple[int, AtomicActorsError]] = []
         for start in range(0, len(calls), TELL_MANY_WINDOW):
@@ -411,48 +476,27 @@ class Sender:
                     raise
                 await self.supervisor.wait_for_room(left_s)
 
-    def _pair(self, pair: object) -> tuple[object, object]:
-        if isinstance(pair, Message):
-            return cast("object", pair), None
-        if isinstance(pair, tuple):
-            parts = cast("tuple[object, ...]", pair)
-            if len(parts) == 2:
-                return parts[0], parts[1]
-        raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
-
-    def _timeout(self, name: str, value: float | None, default: float) -> float:
-        if value is None:
-            return default
-        if isinstance(cast("object", value), bool) or not isinstance(cast("object", value), (int, float)):
-            raise InvalidConfig(f"{name}: expected seconds, got {value!r}")
-        if not 0 <= value < float("inf"):
-            raise InvalidConfig(f"{name}: expected 0 (unbounded) or more seconds, got {value!r}")
-        return float(value)
-
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
         call = self._check(entity, message)
-        if call.kind is not None and not call.kind.durable:
-            self.volatile.tell(call.kind, call.ref, call.partition, message)
-            return
         try:
-            self._send_tell(call, None, None)
+            if not self._is_volatile(call):
+                self._send_tell(call, None, None)
+            elif call.kind is not None and self._is_here(call):
+                self.volatile.tell(call.kind, call.ref, call.partition, message)
+            else:
+                _ = self._routes_to(call).tell(
+                    self.router.journal, call.partition, call.entity, call.name, call.payload
+                )
         except AtomicActorsError as error:
             logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
 
     # Afterwards.
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
-        if isinstance(message, Receipt):
-            receipt = cast("Receipt[object]", message)
-            ref, unique = split_message_id(receipt.message_id)
-            reply_type = receipt.reply_type
-        elif isinstance(message, str):
-            (ref, unique), reply_type = split_message_id(message), Any
-        else:
-            raise InvalidMessageId(f"expected a Receipt or a message id, got {type(message).__name__}")
+        ref, unique, reply_type = locate_message(message)
         kind = self.kinds.get(ref.kind)
-        if kind is not None and not kind.durable:
+        if not kind.durable if kind is not None else self.knows_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
         return ref, unique, reply_type
 
@@ -473,7 +517,7 @@ class Sender:
         decode = self.codec.decoder(reply_type)
         partition = partition_of(entity, self.partitions)
         pending = Pending(self.router, "result", partition, entity, unique, decode, None)
-        self.router.attach(pending, self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s))
+        self.router.attach(pending, check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s))
         outcome = await self.router.wait(pending, "detach", "")
         return self.router.value_of(pending, outcome)
 

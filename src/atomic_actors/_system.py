@@ -10,6 +10,8 @@ What it is made of (wired together in `_parts`), from the bottom up:
     ├─ Supervisor     partitions and activations: start, wake, passivate                 (_supervisor)
     │  └─ Activation  one entity: its state and its turns                                (_activation)
     ├─ VolatileKinds  entities without a journal                                         (_volatile)
+    │  ├─ Host        their messages from other nodes                                    (_volatile_host)
+    │  └─ Routes      their messages to other nodes                                      (_volatile_routes)
     ├─ Sender         the verbs: checks a call and sends it                              (_sender)
     ├─ DeadLetters    list, show, replay, purge                                          (_dead_letters)
     └─ Sweeper        the one task that watches the clock                                (_timers)
@@ -28,19 +30,18 @@ from typing import Any, Literal, Self, TypeVar, overload
 import anyio
 from anyio.abc import TaskGroup
 
+from atomic_actors._calls import OnCancel
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._envelope import plain_of
-from atomic_actors._errors import InvalidConfig, Refused, StoreUnavailable, SystemFailed, SystemNotRunning
+from atomic_actors._errors import InvalidConfig, StoreUnavailable, SystemFailed, SystemNotRunning
 from atomic_actors._handover import NodeInfo, PartitionInfo
 from atomic_actors._kinds import Kind, bind_kinds
 from atomic_actors._messages import Message
 from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
+from atomic_actors._outcomes import RefusalReader
 from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
-from atomic_actors._refusals import RefusalClasses
-from atomic_actors._sender import OnCancel
 from atomic_actors._store import Store, directory_of, open_store
 from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listener, Listeners, logger
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
@@ -86,7 +87,7 @@ class ActorSystem:
         self._codec = Codec()
         self._kinds: dict[str, Kind] = bind_kinds(self.config, self._codec)
         self._listeners = Listeners()
-        self._refusals = RefusalClasses()
+        self._refusals = RefusalReader(self._codec)
         self._parts: Parts | None = None
         self._entered = False
         self._crash: BaseException | None = None
@@ -143,8 +144,8 @@ class ActorSystem:
             The handler's reply, of the type that the message declares.
 
         Raises:
-            NotExecuted: it never ran (`QueueDepthExceeded`, `ActorLimitExceeded`, `StoreUnavailable`,
-                `Withdrawn`, `Expired`); sending it again is safe.
+            NotExecuted: it never ran (`QueueDepthExceeded`, `ActorLimitExceeded`, `AskLimitExceeded`,
+                `StoreUnavailable`, `OwnerUnavailable`, `Withdrawn`, `Expired`); sending it again is safe.
             AskTimeout: not known yet; `result(error.message_id)` re-attaches.
             Refused: the handler said no; the same class as it raised.
             HandlerFailed, Interrupted: it ran, wholly or partly; it is a dead letter now.
@@ -176,6 +177,8 @@ class ActorSystem:
         expires_in_s: float | None = None,
     ) -> Receipt[Any]:
         """Send a message; it is accepted, durably, when this returns.
+
+        For a volatile kind (`durable=False`) it has been handed to the owner, or is on its way to it.
 
         Args:
             entity: who gets it; or, alone, a message that names its entity with `EntityId`.
@@ -374,7 +377,7 @@ class ActorSystem:
             self._kinds,
             self._codec,
             self._listeners,
-            decode_refusal=self._decode_refusal,
+            decode_refusal=self._refusals.read,
             on_crash=self._crashed,
             on_signal=self._stop_body,
         )
@@ -418,15 +421,6 @@ class ActorSystem:
     def _stop_body(self) -> None:
         if self._body_scope is not None:
             self._body_scope.cancel()
-
-    def _decode_refusal(self, data: bytes) -> Refused:
-        plain = plain_of(data)
-        cls = self._refusals.find(plain["name"], plain.get("home", ""))
-        classes = {} if cls is None else {plain["name"]: cls}
-        error = self._codec.decode_refusal(plain["name"], plain["details"], classes)
-        if type(error) is Refused and plain.get("text") and not error.args[0]:
-            return Refused(plain["text"], name=plain["name"], details=error.details)
-        return error
 
 
 class EntityHandle:
