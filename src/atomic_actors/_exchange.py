@@ -46,11 +46,12 @@ class Exchange:
         #: Whether what others send to this node arrives now.
         self.is_heard = False
 
-    def packed(self, node_id: str, frame: Sequence[Any]) -> tuple[bytes, bytes] | None:
-        """A frame for a node as channel and payload, for the commit to publish; None where it may not."""
+    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
+        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
         if not self._commits_publish:
             return None
-        return self._channels.reply_channel(node_id), encode_plain(list(frame))
+        frame = encode_plain(["reply", entity, unique, outcome])
+        return self._channels.reply_channel(node_id), frame
 
     def push(self, node_id: str, frame: Sequence[Any], on_sent: OnSent | None = None) -> None:
         """Queue a frame for a node; frames leave in order. One for this very node is handled at once.

@@ -62,6 +62,9 @@ WITHDRAW_LIMIT_S: Final = 1.0
 POLL_FIRST_S: Final = 0.5
 POLL_FIRST_REMOTE_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
+#: How much later it is asked about answers of other nodes for each that is waited for: many wait longer, and a
+#: question for each of them would take the store's time from the answers.
+POLL_LATER_S: Final = 0.005
 
 Decode = Callable[[bytes], Any]
 
@@ -109,8 +112,8 @@ class Remote(Protocol):
         """Whether what others push to this node arrives now."""
         ...
 
-    def packed(self, node_id: str, frame: Sequence[Any]) -> tuple[bytes, bytes] | None:
-        """A frame for a node as channel and payload, for the commit to publish; None where it may not."""
+    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
+        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
         ...
 
     def push(self, node_id: str, frame: Sequence[Any]) -> None:
@@ -245,9 +248,10 @@ class Router:
         self._next_bucket = int(self.clock() / BUCKET_S)
 
     def first_poll_s(self, *, pending_here: bool) -> float:
-        """How soon the store is asked for an outcome: at once where its push could not arrive."""
-        is_told = pending_here or (self.remote is not None and self.remote.is_heard)
-        return POLL_FIRST_S if is_told else POLL_FIRST_REMOTE_S
+        """How soon the store is first asked for an outcome: soon where its push could not arrive."""
+        if pending_here or (self.remote is not None and self.remote.is_heard):
+            return POLL_FIRST_S
+        return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
 
     # Time and ids.
 
@@ -368,7 +372,7 @@ class Router:
         """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
         if not sender or sender == self.node_id or self.remote is None:
             return None
-        return self.remote.packed(sender, ("reply", entity, unique, outcome))
+        return self.remote.packed(sender, entity, unique, outcome)
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""

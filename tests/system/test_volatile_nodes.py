@@ -425,7 +425,7 @@ async def test_nobody_owns_the_partition(new_system: NewSystem, stage: Stage) ->
                 async with anyio.create_task_group() as inner:
                     inner.start_soon(ask, "e")
                 assert await owner.ask(EAR, Heard()) == list("bcde")
-        assert replies == [1, 2, 3, 4]
+        assert sorted(replies) == [1, 2, 3, 4]  # tasks that are woken together go on in any order
 
 
 async def test_a_partition_that_moves(new_system: NewSystem, stage: Stage, table: Table) -> None:
