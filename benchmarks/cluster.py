@@ -189,14 +189,21 @@ async def asks_of_workers(settings: Settings, *, workers: int) -> Sample:
             samples[number] = json.loads(await asker.hear(settings.warmup_s + settings.window_s + PATIENCE_S))
 
         async with askers(settings, SENDERS, CLIENTS) as senders:
+            used_s = some.cpu_seconds()
             for sender in senders:
                 sender.say("go")
             async with anyio.create_task_group() as group:
                 for number, sender in enumerate(senders):
                     group.start_soon(hear, number, sender)
+            asks = sum(sample["finished"] for sample in samples.values())
+            used_s = {
+                name: (after_s - used_s[name]) / asks * 1e6 for name, after_s in some.cpu_seconds().items()
+            }
+            # This process only waits; what the senders use is not among them.
+            del used_s["sender"]
         async with ActorSystem(Config(url=settings.url)) as system:
-            await _check_balances(system, refs, sum(sample["finished"] for sample in samples.values()))
-    more = {"partitions_of_each_worker": sorted(shares.values())}
+            await _check_balances(system, refs, asks)
+    more = {"partitions_of_each_worker": sorted(shares.values()), "cpu_us_per_ask": used_s}
     return Sample(sum(sample["value"] for sample in samples.values()), {"senders": samples, **more})
 
 
