@@ -199,9 +199,17 @@ class Membership:
         while True:
             if self.keeper is not None:
                 self.keeper.beat = time.monotonic()
-                for partition in self.owned():
-                    if elapsed_s(self._renewed[partition]) >= self._usable_s:
-                        self.lose(partition, "its lease was not renewed in time")
+                if self.keeper.crash is not None:
+                    raise self.keeper.crash
+                ended = [
+                    partition
+                    for partition in self.owned()
+                    if elapsed_s(self._renewed[partition]) >= self._usable_s
+                ]
+                for partition in ended:
+                    self.lose(partition, "its lease was not renewed in time")
+                if ended:
+                    logger.warning("the leases of %d partitions were not renewed in time", len(ended))
             await anyio.sleep(WATCH_INTERVAL_S)
 
     def _expected(self, partition: int) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,10 +27,11 @@ from atomic_actors._router import Router
 from atomic_actors._sender import Sender
 from atomic_actors._store import Store
 from atomic_actors._supervisor import Supervisor
-from atomic_actors._telemetry import Listeners, logger
+from atomic_actors._telemetry import Listeners, StoreHealth, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._health import HealthWatch
 from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import JournalUnavailable
 
@@ -64,6 +65,7 @@ class Parts:
         self.config = config
         self.store = store
         self.kinds = kinds
+        self._listeners = listeners
         self._on_crash = on_crash
         self._on_signal = on_signal
         self._hurry = anyio.CancelScope()
@@ -147,6 +149,7 @@ class Parts:
         self.volatile.services = self.node
         self.volatile.send_other = self.sender.send_soon
         self.journal.on_answer = self.router.on_answer
+        self.journal.on_availability = self._store_health
         if self.store.history is not None:
             self.store.history.on_loss = self._history_lost
 
@@ -166,6 +169,11 @@ class Parts:
         self.membership.lose_history(loss.partition, "the store has lost history")
         self.journal.forsake(loss.partition)
 
+    def _store_health(self, available: bool, reason: str) -> None:
+        name: Literal["store-lost", "store-back"] = "store-back" if available else "store-lost"
+        if self._listeners.wants(name):
+            self._listeners.emit(StoreHealth(name, reason))
+
     def _tick_supervisor(self, now_s: float) -> None:
         self.supervisor.tick(now_s, self.router.store_now_ms())
 
@@ -184,6 +192,7 @@ class Parts:
         self._run(self.sweeper.run)
         exchange = self.store.exchange
         if exchange is not None:
+            self._run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
             self._run(partial(exchange.listen_replies, self.identity.node_id, self.router.answered))
             if self.kinds:
                 self._run(partial(exchange.listen_bells, self.supervisor.rung))
@@ -206,8 +215,8 @@ class Parts:
             self._on_crash(error)
 
     def _keeper_crashed(self, error: BaseException) -> None:
-        """Called in the keeper's thread: leases run out by themselves, and the watchdog sees it."""
-        logger.error("the lease keeper crashed; leases are not renewed any more", exc_info=error)
+        """Called in the keeper's thread. The watchdog finds the error and ends the system with it."""
+        logger.error("leases are not renewed any more: %s: %s", type(error).__name__, error)
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -32,7 +32,9 @@ from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
 __all__ = ("Exchange", "Store", "journal_settings", "open_store")
 
-CONNECT_TIMEOUT_S: Final = 3.0
+#: How many calls' time it may take to connect, sign in and look at the store; and no less than this.
+CONNECT_CALLS: Final = 2
+CONNECT_TIMEOUT_MIN_S: Final = 1.0
 
 
 class Exchange:
@@ -137,7 +139,8 @@ async def _keep_running(server: EmbeddedLocation) -> None:
 async def _redis_store(
     config: Config, location: StoreLocation, before_connect: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncGenerator[Store]:
-    connect = connector(location, connect_timeout_s=CONNECT_TIMEOUT_S)
+    connect_timeout_s = max(CONNECT_CALLS * config.store_timeout_s, CONNECT_TIMEOUT_MIN_S)
+    connect = connector(location, connect_timeout_s=connect_timeout_s)
     if before_connect is not None:
         connect = _after(before_connect, connect)
     settings = journal_settings(config)
@@ -145,14 +148,19 @@ async def _redis_store(
         connect,
         settings,
         timeout_s=config.store_timeout_s,
-        connect_timeout_s=CONNECT_TIMEOUT_S,
+        connect_timeout_s=connect_timeout_s,
         allow_eviction=config.allow_eviction,
         allow_no_persistence=config.allow_no_persistence,
     )
     lease_timeout_s = max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
     lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
     # Not the connect function above: only the journal brings a dead server back to life.
-    async with RedisChannels(location, settings, answer_timeout_s=config.store_timeout_s) as channels:
+    async with RedisChannels(
+        location,
+        settings,
+        connect_timeout_s=connect_timeout_s,
+        answer_timeout_s=config.store_timeout_s,
+    ) as channels:
         yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
 
 

@@ -163,7 +163,7 @@ class Supervisor:
     def lost(self, number: int, why: str) -> None:
         """A partition is not this node's any more: end everything in it."""
         partition = self._partitions.get(number)
-        logger.warning("partition %d is not owned any more: %s", number, why)
+        logger.info("partition %d is not owned any more: %s", number, why)
         if partition is None:
             return
         for activation in self._by_entity.values():

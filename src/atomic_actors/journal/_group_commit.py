@@ -132,9 +132,9 @@ class GroupCommit:
     _retries: int = field(default=0, init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     _stack: AsyncExitStack = field(factory=AsyncExitStack, init=False)
-    #: Called with each answer's time and round trip, and on each change of `available`.
+    #: Called with each answer's time; and on each change of `available`, with the reason where it is False now.
     on_answer: Callable[[int], None] | None = field(default=None, init=False)
-    on_availability: Callable[[bool], None] | None = field(default=None, init=False)
+    on_availability: Callable[[bool, str], None] | None = field(default=None, init=False)
     #: Called if a flusher ends by an error of ours, or the store turns out to be another one; without
     #: it such an error leaves through the task group.
     on_crash: Callable[[BaseException], None] | None = field(default=None, init=False)
@@ -504,7 +504,7 @@ class GroupCommit:
         if self._failures == self.failure_threshold:
             logger.warning("the store does not answer: %s", error)
             if self.on_availability is not None:
-                self.on_availability(False)
+                self.on_availability(False, str(error))
         if self._failures >= self.failure_threshold:
             self._refuse_unsent(batch, error)
             if not batch:
@@ -524,7 +524,7 @@ class GroupCommit:
         if not was_available:
             logger.warning("the store answers again")
             if self.on_availability is not None:
-                self.on_availability(True)
+                self.on_availability(True, "")
 
     def _tell_drained(self) -> None:
         waiting, self._drained = self._drained, []

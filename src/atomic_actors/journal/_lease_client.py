@@ -13,6 +13,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from atomic_actors._errors import StoreIncompatible
+
 __all__ = ("RedisLeaseClient",)
 
 
@@ -44,10 +46,14 @@ class RedisLeaseClient:
         """Renew; False for each claim that is not the current one.
 
         Raises:
+            StoreIncompatible: it wants another user or password, or this one may not renew.
             redis.RedisError: the store gave no usable answer.
         """
         keys = [self._lease_key(partition) for partition in partitions]
-        answers: Sequence[int] = self._client.fcall("aa1_renew", len(keys), *keys, *claims)
+        try:
+            answers: Sequence[int] = self._client.fcall("aa1_renew", len(keys), *keys, *claims)
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+            raise StoreIncompatible(f"the store does not let this user renew leases: {error}") from error
         return [int(answer) >= 0 for answer in answers]
 
     def close(self) -> None:
