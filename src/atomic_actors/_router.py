@@ -282,8 +282,17 @@ class Router:
         pending.poll_delay_s = POLL_FIRST_REMOTE_S
         self._look_up(pending)
 
-    async def wait(self, pending: Pending, on_cancel: Literal["withdraw", "detach"], key: str) -> bytes:
+    async def wait(
+        self, pending: Pending, on_cancel: Literal["withdraw", "detach"], key: str, *, in_turn: bool = False
+    ) -> bytes:
         """Wait for a pending ask's outcome bytes.
+
+        Args:
+            pending: the ask.
+            on_cancel: what becomes of its message if this is cancelled.
+            key: its idempotency key.
+            in_turn: a turn waits. Cancelled, it has to end at once, since its lease may be about to: the store is
+                not waited for.
 
         Raises:
             AtomicActorsError: what the outcome, or the lack of one, says.
@@ -297,7 +306,11 @@ class Router:
                 self.forget_key(pending)
             if on_cancel == "detach":
                 self.keep(pending.unique)
-            elif pending.waiting == "ask" and not self._is_shared(pending):
+            elif pending.waiting != "ask" or self._is_shared(pending):
+                pass
+            elif in_turn:
+                self._withdraw_soon(Withdraw(pending.partition, pending.entity, pending.unique, key))
+            else:
                 with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
                     await self.withdraw(pending.partition, pending.entity, pending.unique, key)
             raise
@@ -343,6 +356,20 @@ class Router:
         if word == "expired":
             return Expired(f"{message_id}: its deadline passed before it ran", message_id=message_id)
         return error_from_code(word, "unknown outcome", message_id=message_id)
+
+    def _withdraw_soon(self, step: Withdraw) -> None:
+        def on_result(answer: Result | JournalUnavailable) -> None:
+            if not isinstance(answer, WithdrawAnswer):
+                logger.info("%s/%s could not be withdrawn: %s", step.entity, step.unique, answer)
+            elif answer.state == "needs_key":
+                self._withdraw_soon(Withdraw(step.partition, step.entity, step.unique, answer.key))
+            elif answer.state == "withdrawn":
+                self.answered(step.entity, step.unique, b"withdrawn\n")
+
+        try:
+            self.journal.submit(step, on_result)
+        except JournalUnavailable as error:
+            on_result(error)
 
     async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer."""

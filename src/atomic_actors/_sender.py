@@ -274,7 +274,8 @@ class Sender:
         router.send(
             pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s
         )
-        outcome = await router.wait(pending, on_cancel, key or "")
+        in_turn = current_activation.get() is not None
+        outcome = await router.wait(pending, on_cancel, key or "", in_turn=in_turn)
         self.accepted += 1
         return router.value_of(pending, outcome)
 
