@@ -11,6 +11,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
 from atomic_actors._errors import StoreIncompatible
@@ -52,7 +53,7 @@ class RedisLeaseClient:
         keys = [self._lease_key(partition) for partition in partitions]
         try:
             answers: Sequence[int] = self._client.fcall("aa1_renew", len(keys), *keys, *claims)
-        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+        except (AuthenticationError, NoPermissionError) as error:
             raise StoreIncompatible(f"the store does not let this user renew leases: {error}") from error
         return [int(answer) >= 0 for answer in answers]
 
