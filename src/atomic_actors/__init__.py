@@ -10,6 +10,7 @@ from atomic_actors._errors import (
     AskCycle,
     AskTimeout,
     AtomicActorsError,
+    DrainTimeout,
     EmbeddedServerError,
     Expired,
     HandlerFailed,
@@ -41,9 +42,11 @@ from atomic_actors._errors import (
     UnknownKind,
     UnknownMessage,
     UnknownMessageType,
+    UnknownNode,
     UsageError,
     Withdrawn,
 )
+from atomic_actors._handover import ALL, NodeInfo, PartitionInfo
 from atomic_actors._messages import Command, EntityId, Message, Query, RawMessage
 from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
 from atomic_actors._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
@@ -51,6 +54,7 @@ from atomic_actors._system import ActorSystem, EntityHandle
 from atomic_actors._telemetry import HistoryLost, LifecycleEvent, StoreHealth
 
 __all__ = [
+    "ALL",
     "AcceptanceUnknown",
     "Actor",
     "ActorLimitExceeded",
@@ -64,6 +68,7 @@ __all__ = [
     "Config",
     "Context",
     "DeadLetter",
+    "DrainTimeout",
     "EmbeddedServerError",
     "EntityHandle",
     "EntityId",
@@ -87,12 +92,14 @@ __all__ = [
     "LifecycleEvent",
     "Location",
     "Message",
+    "NodeInfo",
     "NotExecuted",
     "NotSupported",
     "Outbox",
     "OutboxLimitExceeded",
     "OutcomeUnknown",
     "Park",
+    "PartitionInfo",
     "PayloadTooLarge",
     "Query",
     "QueryChangedState",
@@ -113,6 +120,7 @@ __all__ = [
     "UnknownKind",
     "UnknownMessage",
     "UnknownMessageType",
+    "UnknownNode",
     "UsageError",
     "Withdrawn",
     "handler",

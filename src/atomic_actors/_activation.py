@@ -83,8 +83,7 @@ class Services(RunnerServices, Protocol):
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int]
 
-    @property
-    def draining(self) -> bool: ...
+    def is_leaving(self, partition: int) -> bool: ...
     def is_valid(self, partition: int) -> bool: ...
     def commit(
         self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None], backlog: int
@@ -200,7 +199,7 @@ class Activation:
         self.admitted -= 1
         self._backlog += offer.more
         self.accept(offer)
-        if not self.admitted and (self._is_closing() or self.services.draining):
+        if not self.admitted and (self._is_closing() or self.services.is_leaving(self.partition)):
             self._wake()  # it stayed only for this answer
         self._heed_bell()
 
@@ -328,7 +327,7 @@ class Activation:
 
     async def _next_offer(self) -> Offer | None:
         while self._offer is None:
-            if (self._is_closing() or self.services.draining) and not self.admitted:
+            if (self._is_closing() or self.services.is_leaving(self.partition)) and not self.admitted:
                 return None
             cell = self._waiting = self.services.new_cell()
             self.services.went_idle()  # may close this very activation, and set the cell
@@ -446,7 +445,7 @@ class Activation:
             tuple(turn.outbox),
             turn.park,
             self.policy,
-            0 if self.services.draining else self.kind.settings.max_run_length,
+            0 if self.services.is_leaving(self.partition) else self.kind.settings.max_run_length,
         )
         turn.committing = True
         self.services.commit(step, lambda result: self._on_committed(turn, step, result), self._backlog)
@@ -463,15 +462,15 @@ class Activation:
             dispatch = result.offer.dispatch
             self._backlog = max(0, self._backlog - len(dispatch.messages)) if dispatch is not None else 0
             if result.offer.more:
-                # Nothing runs that would take it. A node that drains asks for no more.
-                self.rung = self.rung or not self.services.draining
+                # Nothing runs that would take it. Who gives the partition up asks for no more.
+                self.rung = self.rung or not self.services.is_leaving(self.partition)
             elif result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.services.clock()
         if (
             self._offer is not None
             or self.status != "active"
-            or self.services.draining
+            or self.services.is_leaving(self.partition)
             or not isinstance(result, Finished)
         ):
             self._finished = result

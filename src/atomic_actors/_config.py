@@ -9,15 +9,23 @@ with a text that names the field, what it got and what it accepts.
 from __future__ import annotations
 
 import difflib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, cast
 
 import attrs
-from attrs import Converter, field, frozen
+from attrs import frozen
 
 from atomic_actors._errors import InvalidConfig
+from atomic_actors._settings import FrozenMapping, parse_setting
+from atomic_actors._settings import Rule as _Rule
+from atomic_actors._settings import choice as _choice
+from atomic_actors._settings import count as _count
+from atomic_actors._settings import flag as _flag
+from atomic_actors._settings import name as _name
+from atomic_actors._settings import seconds as _seconds
+from atomic_actors._settings import setting as _setting
+from atomic_actors._settings import text as _text
 from atomic_actors._store_url import (
     URL_FORMS,
     StoreLocation,
@@ -34,88 +42,7 @@ __all__ = (
     "settings_for",
 )
 
-_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _DEFAULT_URL: Final = "embedded:"
-_FLAGS: Final = {
-    **dict.fromkeys(("1", "true", "yes", "on"), True),
-    **dict.fromkeys(("0", "false", "no", "off"), False),
-}
-
-
-# What a value must be.
-
-
-@frozen
-class _Rule:
-    kind: Literal["number", "whole", "flag", "text", "name", "choice", "actors", "kinds"]
-    minimum: float = 0
-    #: Whether the value must be greater than `minimum`, not only equal to it.
-    above: bool = False
-    maximum: float = math.inf
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-    secret: bool = False
-    unit: str = ""
-    zero: str = ""
-
-    def describe(self) -> str:
-        """What a good value looks like, for error texts."""
-        if self.kind == "choice":
-            text = "one of " + ", ".join(map(repr, self.choices))
-        elif self.kind == "flag":
-            text = "True or False"
-        elif self.kind == "name":
-            text = "1 to 64 letters, digits, '_', '.' or '-'"
-        elif self.kind == "text":
-            text = "a str that is not empty"
-        else:
-            text = "a whole number" if self.kind == "whole" else "a number"
-            text += f" of {self.unit}" if self.unit and self.unit not in ("ratio", "port") else ""
-            text += f" {'above' if self.above else 'of at least'} {self.minimum:g}"
-            text += f" and at most {self.maximum:g}" if self.maximum != math.inf else ""
-            text += f" (0 means {self.zero})" if self.zero else ""
-        return text + (" or None" if self.optional else "")
-
-    def accept(self, value: Any) -> Any:
-        """The value in its final type; raises ValueError when it breaks the rule."""
-        if value is None and self.optional:
-            return None
-        if self.kind in ("number", "whole"):
-            return self._accept_number(value)
-        if self.kind == "flag":
-            good = value is True or value is False
-        elif self.kind == "choice":
-            good = isinstance(value, str) and value in self.choices
-        elif self.kind == "name":
-            good = isinstance(value, str) and 1 <= len(value) <= 64 and _NAME_CHARACTERS.issuperset(value)
-        else:
-            good = isinstance(value, str) and value != "" and value.isprintable()
-        if not good:
-            raise ValueError
-        return value
-
-    def _accept_number(self, value: Any) -> int | float:
-        whole = self.kind == "whole"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise ValueError
-        if not math.isfinite(value) or value < self.minimum or value > self.maximum:
-            raise ValueError
-        if self.above and value <= self.minimum:
-            raise ValueError
-        return int(value) if whole else float(value)
-
-
-def _convert(value: Any, attribute: attrs.Attribute[Any]) -> Any:
-    rule: _Rule = attribute.metadata["rule"]
-    if rule.kind == "actors":
-        return _accept_actors(value)
-    if rule.kind == "kinds":
-        return _accept_kinds(value)
-    try:
-        return rule.accept(value)
-    except (ValueError, OverflowError):
-        got = type(value).__name__ if rule.secret else f"{type(value).__name__} {value!r}"
-        raise InvalidConfig(f"{attribute.name}: expected {rule.describe()}, got {got}") from None
 
 
 def _accept_actors(value: object) -> tuple[Any, ...]:
@@ -138,62 +65,7 @@ def _accept_kinds(value: object) -> Mapping[str, KindConfig]:
                 f"kinds[{kind!r}]: expected a KindConfig, got {type(override).__name__} {override!r}; "
                 f"write kinds={{{kind!r}: KindConfig(...)}}"
             )
-    return _FrozenMapping(by_kind)
-
-
-def _setting(default: Any, doc: str, rule: _Rule, **arguments: Any) -> Any:
-    return field(
-        default=default,
-        converter=Converter(_convert, takes_field=True),  # type: ignore[misc, unused-ignore]
-        metadata={"doc": doc, "rule": rule},
-        **arguments,
-    )
-
-
-def _seconds(default: float, doc: str, *, zero: str = "") -> Any:
-    return _setting(default, doc, _Rule("number", above=not zero, unit="seconds", zero=zero))
-
-
-def _count(default: int, unit: str, doc: str, *, zero: str = "") -> Any:
-    return _setting(default, doc, _Rule("whole", minimum=0 if zero else 1, unit=unit, zero=zero))
-
-
-def _flag(default: bool, doc: str) -> Any:
-    return _setting(default, doc, _Rule("flag"))
-
-
-def _text(default: str | None, doc: str, *, secret: bool = False, repr: Any = True) -> Any:
-    return _setting(default, doc, _Rule("text", optional=default is None, secret=secret), repr=repr)
-
-
-def _name(doc: str) -> Any:
-    return _setting("default", doc, _Rule("name"))
-
-
-def _choice(default: str, choices: tuple[str, ...], doc: str) -> Any:
-    return _setting(default, doc, _Rule("choice", choices=choices))
-
-
-V = TypeVar("V")
-
-
-@frozen(repr=False, eq=False)
-class _FrozenMapping(Mapping[str, V], Generic[V]):
-    """A read-only mapping that, unlike `MappingProxyType`, can be pickled to another process."""
-
-    _items: dict[str, V]
-
-    def __getitem__(self, key: str) -> V:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __repr__(self) -> str:
-        return repr(self._items)
+    return FrozenMapping(by_kind)
 
 
 def _repr_url(url: str) -> str:
@@ -239,12 +111,17 @@ class Config:
 
     # What runs here.
     actors: Sequence[Any] = _setting(
-        (), "Actor classes, `EntityKind`s, or modules to scan.", _Rule("actors"), hash=False
+        (),
+        "Actor classes, `EntityKind`s, or modules to scan.",
+        _Rule("actors"),
+        accept=_accept_actors,
+        hash=False,
     )
     kinds: Mapping[str, KindConfig] = _setting(
-        _FrozenMapping({}),
+        FrozenMapping({}),
         "Overrides per kind; they win over what the class says.",
         _Rule("kinds"),
+        accept=_accept_kinds,
         hash=False,
     )
     partitions: int = _setting(
@@ -378,6 +255,11 @@ class Config:
     )
 
     # The process.
+    node_weight: float = _setting(
+        1.0,
+        "The share of the partitions that this node takes, relative to the other nodes of the service.",
+        _Rule("number", above=True, maximum=1_000, unit="ratio"),
+    )
     handle_signals: bool = _flag(
         False, "Whether the system stops in good order on SIGTERM and SIGINT by itself."
     )
@@ -422,32 +304,13 @@ class Config:
                 hint = f"; did you mean {environment_variable(close[0], prefix)}?" if close else ""
                 raise InvalidConfig(f"{variable}: there is no such setting{hint}")
             if text and attribute.name not in overrides:
-                values[attribute.name] = _parse(variable, text, attribute.metadata["rule"])
+                values[attribute.name] = parse_setting(variable, text, attribute.metadata["rule"])
         return cls(**{**values, **overrides})
 
 
 def environment_variable(name: str, prefix: str = "ATOMIC_ACTORS_") -> str:
     """The environment variable of a setting."""
     return prefix + name.upper()
-
-
-def _parse(variable: str, text: str, rule: _Rule) -> Any:
-    try:
-        if rule.kind == "whole":
-            return rule.accept(int(text))
-        if rule.kind == "number":
-            return rule.accept(float(text))
-        if rule.kind == "flag":
-            return _FLAGS[text.lower()]
-        if rule.kind in ("actors", "kinds"):
-            raise InvalidConfig(f"{variable}: cannot come from the environment; pass it as an argument")
-        return rule.accept(text)
-    except InvalidConfig:
-        raise
-    except (ValueError, KeyError, OverflowError):
-        what = "one of 1, 0, true, false, yes, no, on, off" if rule.kind == "flag" else rule.describe()
-        got = "another value" if rule.secret else repr(text)
-        raise InvalidConfig(f"{variable}: expected {what.removesuffix(' or None')}, got {got}") from None
 
 
 def _check_backoff(initial_s: float, maximum_s: float, where: str) -> None:

@@ -344,7 +344,19 @@ class NotSupported(UsageError):
     code = "not_supported"
 
 
+class UnknownNode(UsageError):
+    """There is no node of this name."""
+
+    code = "unknown_node"
+
+
 # The store or the system itself.
+
+
+class DrainTimeout(AtomicActorsError, TimeoutError):
+    """Nodes that were asked to drain still own partitions; they go on giving them up."""
+
+    code = "drain_timeout"
 
 
 class StoreIncompatible(AtomicActorsError):

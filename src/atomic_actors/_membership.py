@@ -12,6 +12,9 @@ sent, so that its own idea of the lease always ends first:
 The claim id fences every step in the store whatever the clocks do; the lease only keeps two owners'
 handlers from running at the same time.
 
+Which free partitions to claim, and which of its own to hand over, the placement says (`_nodes`, `_placement`).
+Nobody but the owner gives a partition up: it hands it over, and the next owner finds the lease free.
+
 A partition that has lost history is given up at once and claimed again, with a new incarnation, as soon as
 that can be. What this node had under way is settled, before anybody takes it for a message that never ran.
 Then nothing runs until a lease has passed since the loss was noticed: somebody who owned the partition in
@@ -36,6 +39,7 @@ from atomic_actors._lease_keeper import (
     elapsed_s,
     instant_now,
 )
+from atomic_actors._nodes import Nodes
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
@@ -43,13 +47,26 @@ from atomic_actors.journal._protocol import (
     ClaimPartition,
     JournalUnavailable,
     LeaseHeld,
+    LeaseState,
+    ReadLease,
+    Rejected,
     Release,
     Released,
+    Renew,
+    Stale,
+    Sweep,
+    Swept,
 )
 
 __all__ = ("Membership",)
 
 WATCH_INTERVAL_S: Final = 0.05
+#: How often the nodes and the leases are looked at, as a part of a lease.
+LOOKS_A_LEASE: Final = 4
+#: The shortest time between two looks, however often one is asked for.
+LOOK_PAUSE_S: Final = 0.01
+#: How often a release is tried that still finds turns to settle.
+RELEASE_TRIES: Final = 5
 
 
 @define(eq=False)
@@ -59,7 +76,9 @@ class _Seen:
     claim: str
     renewals: int
     since: Instant
-    dead: bool
+    holder: NodeIdentity | None
+    #: An earlier claim of this very node, under which nothing runs any more.
+    is_ours: bool
 
 
 @define(eq=False)
@@ -67,6 +86,8 @@ class _Loss:
     """A partition that has lost history, until it is this node's again."""
 
     since: Instant
+    #: Nobody else knows what ran: it is claimed anew whatever the placement says.
+    was_owned: bool
     #: The claim by which it is held already, while nothing runs in it yet; "" where it is not.
     claim: str = ""
     epoch: int = 0
@@ -80,28 +101,28 @@ class Membership:
 
     Args:
         journal: where claims are made.
-        identity: this process.
+        nodes: who else is there.
         partitions: how many the service has.
         keeper: renews the leases; None for a store that lives in this process, where no lease ends.
         lease_ttl_s: how long others must see no renewal before they take over.
         lease_margin_s: how much earlier this node believes its leases to end.
-        same_host_takeover: whether to take over at once from a dead process of this host.
         on_claimed: called with a partition that is this node's now.
         on_lost: called with a partition that is not any more, and why.
         settle_lost: called with a partition that has lost history and its new claim, before anything runs
             in it; returns whether everything is settled.
+        hand_over: called with a partition that another node should own: ends what runs in it and releases it.
     """
 
     journal: GroupCommit
-    identity: NodeIdentity
+    nodes: Nodes
     partitions: int
     keeper: LeaseKeeper | None
     lease_ttl_s: float
     lease_margin_s: float
-    same_host_takeover: bool
     on_claimed: Callable[[int], None]
     on_lost: Callable[[int, str], None]
     settle_lost: Callable[[int, str], Awaitable[bool]]
+    hand_over: Callable[[int], Awaitable[None]]
     #: The claim id for each owned partition; "" where this node is not the owner. Read on the hot path.
     claims: list[str] = field(init=False)
     #: Epochs of the owned partitions: the fencing tokens.
@@ -111,6 +132,9 @@ class Membership:
     _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
     _losses: dict[int, _Loss] = field(factory=dict[int, _Loss], init=False)
     _leaving: bool = field(default=False, init=False)
+    #: Partitions that are being handed over.
+    _handing: set[int] = field(factory=set[int], init=False)
+    _look_now: anyio.Event = field(factory=anyio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.claims = [""] * self.partitions
@@ -128,33 +152,58 @@ class Membership:
         """The partitions that this node owns."""
         return [partition for partition, claim in enumerate(self.claims) if claim]
 
-    async def claim_free(self) -> int:
-        """Claim every partition that is free or may be taken over; returns how many others hold.
+    # Looking: who is there, what to claim, what to hand over.
+
+    async def look(self) -> tuple[str, ...]:
+        """See who is there, and claim what is free or may be taken over and should be ours.
+
+        Returns:
+            The node that should own each partition.
 
         Raises:
             JournalUnavailable: the store gave no answer.
         """
-        wanted = [partition for partition, held in enumerate(self.claims) if not held]
+        await self.nodes.announce()
+        for seen in self._seen.values():
+            if seen.holder is not None and elapsed_s(seen.since) >= self.lease_ttl_s:
+                self.nodes.suspect(seen.holder.node_id)
+        table = await self.nodes.placement(self.partitions)
         claim = os.urandom(8).hex()
-        steps = [
-            self._claim_step(partition, claim) for partition in wanted if not self._claimed_anew(partition)
+        steps: list[ClaimPartition | ReadLease | Renew] = [
+            self._claim_step(partition, claim) if self._is_wanted(partition, table) else ReadLease(partition)
+            for partition, held in enumerate(self.claims)
+            if not held and not self._claimed_anew(partition)
         ]
-        sent = instant_now()
-        answer = await self.journal.execute(steps)
-        held = 0
-        for step, result in zip(steps, answer.results, strict=True):
-            if isinstance(result, Claimed):
-                self._on_claimed(step, result, sent)
-            elif isinstance(result, LeaseHeld):
-                held += 1
-                self._observe(step.partition, result)
-        return held
+        if self.keeper is None:
+            # A store in this process has no thread for that; several systems may share it all the same.
+            steps += [Renew(partition, held) for partition, held in enumerate(self.claims) if held]
+        if steps:
+            sent = instant_now()
+            answer = await self.journal.execute(steps)
+            for step, result in zip(steps, answer.results, strict=True):
+                if isinstance(result, LeaseHeld | LeaseState):
+                    self._observe(step.partition, result)
+                elif isinstance(result, Claimed) and isinstance(step, ClaimPartition):
+                    self._on_claimed(step, result, sent)
+                elif isinstance(step, Renew) and isinstance(result, Stale):
+                    self._not_renewed(step)
+        return table
+
+    def _not_renewed(self, step: Renew) -> None:
+        if self.claims[step.partition] == step.claim:
+            self.lose(step.partition, "another owner has it")
+
+    def _is_wanted(self, partition: int, table: tuple[str, ...]) -> bool:
+        if self._leaving:
+            return False
+        loss = self._losses.get(partition)
+        return table[partition] == self.nodes.node_id or (loss is not None and loss.was_owned)
 
     def _claim_step(self, partition: int, claim: str) -> ClaimPartition:
         return ClaimPartition(
             partition,
             claim,
-            self.identity.encode(),
+            self.nodes.record.identity.encode(),
             *self._expected(partition),
             new_incarnation=partition in self._losses,
             epoch_above=self.epochs[partition],
@@ -171,28 +220,69 @@ class Membership:
         # Else the loss came to light by this very claim: the next one replaces it (`_observe`).
 
     async def claim_at_start(self) -> None:
-        """Claim what is free, then at once what dead processes of this host left behind."""
-        if await self.claim_free() and any(seen.dead for seen in self._seen.values()):
-            await self.claim_free()
+        """Claim what is free, then at once what dead processes of this host left behind.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        table = await self.look()
+        if any(self._may_take_over(partition, table) for partition in self._seen):
+            await self.look()
+
+    def _may_take_over(self, partition: int, table: tuple[str, ...]) -> bool:
+        return bool(self._is_wanted(partition, table) and self._expected(partition)[0])
+
+    def look_soon(self) -> None:
+        """Something has changed: look at once, not when it is time."""
+        self._look_now.set()
 
     async def run(self) -> None:
-        """Watch the leases, and keep claiming what this node does not own. Runs until cancelled."""
+        """Watch the leases, claim what this node should own, hand over the rest. Runs until cancelled."""
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._watch)
-            task_group.start_soon(self._keep_claiming)
+            while True:
+                await self._wait_for_look()
+                if not self.journal.available:
+                    continue
+                try:
+                    table = await self.look()
+                    if any(self._may_take_over(partition, table) for partition in self._seen):
+                        table = await self.look()  # over the claims that were found
+                    await self._end_losses()
+                except JournalUnavailable as error:
+                    logger.info("cannot look at the partitions now: %s", error)
+                    continue
+                for partition in self._to_hand_over(table):
+                    self._handing.add(partition)
+                    task_group.start_soon(self._hand_over, partition)
 
-    async def _keep_claiming(self) -> None:
-        while True:
-            await anyio.sleep(self.lease_ttl_s / 4)
-            if self._leaving or not self.journal.available or all(self.claims):
-                continue
-            try:
-                await self.claim_free()
-                if any(partition in self._losses and seen.dead for partition, seen in self._seen.items()):
-                    await self.claim_free()  # over the old claim that was found
-                await self._end_losses()
-            except JournalUnavailable as error:
-                logger.info("cannot claim partitions now: %s", error)
+    async def _wait_for_look(self) -> None:
+        """Return when it is time for the next look: soon where a lease ends, or somebody asks for it."""
+        wait_s = self.lease_ttl_s / LOOKS_A_LEASE
+        for seen in self._seen.values():
+            left_s = self.lease_ttl_s - elapsed_s(seen.since)
+            if left_s > 0:
+                wait_s = min(wait_s, left_s)
+        await anyio.sleep(LOOK_PAUSE_S)
+        with anyio.move_on_after(max(0.0, wait_s - LOOK_PAUSE_S)):
+            await self._look_now.wait()
+        self._look_now = anyio.Event()
+
+    def _to_hand_over(self, table: tuple[str, ...]) -> list[int]:
+        if self._leaving:
+            return []  # all of them are given up already
+        is_ours = self.nodes.node_id
+        return [
+            partition
+            for partition in self.owned()
+            if table[partition] != is_ours and partition not in self._handing
+        ]
+
+    async def _hand_over(self, partition: int) -> None:
+        try:
+            await self.hand_over(partition)
+        finally:
+            self._handing.discard(partition)
 
     async def _watch(self) -> None:
         """End what outlived its lease. Sleeps, *re-reads* what the keeper published, then decides."""
@@ -210,25 +300,29 @@ class Membership:
                     self.lose(partition, "its lease was not renewed in time")
                 if ended:
                     logger.warning("the leases of %d partitions were not renewed in time", len(ended))
+            if self.nodes.find_dead():
+                self.look_soon()
             await anyio.sleep(WATCH_INTERVAL_S)
 
     def _expected(self, partition: int) -> tuple[str, int]:
         """The lease that may be taken over, as `(claim, renewals)`; `("", 0)` for a free one only."""
         seen = self._seen.get(partition)
-        if seen is None or not (seen.dead or elapsed_s(seen.since) >= self.lease_ttl_s):
+        if seen is None:
             return "", 0
-        return seen.claim, seen.renewals
+        is_dead = seen.holder is not None and self.nodes.knows_dead(seen.holder)
+        may_be_taken = seen.is_ours or is_dead or elapsed_s(seen.since) >= self.lease_ttl_s
+        return (seen.claim, seen.renewals) if may_be_taken else ("", 0)
 
-    def _observe(self, partition: int, held: LeaseHeld) -> None:
-        holder = NodeIdentity.decode(held.node)
-        dead = self.same_host_takeover and holder is not None and self.identity.knows_dead(holder)
-        if partition in self._losses and holder is not None and holder.node_id == self.identity.node_id:
-            dead = True  # an earlier claim of this node, under which nothing runs any more
+    def _observe(self, partition: int, held: LeaseHeld | LeaseState) -> None:
+        if not held.claim:
+            self._seen.pop(partition, None)
+            return
         seen = self._seen.get(partition)
-        if seen is not None and (seen.claim, seen.renewals) == (held.claim, held.renewals):
-            seen.dead = dead  # it may have died since the last look, without another renewal
-        else:
-            self._seen[partition] = _Seen(held.claim, held.renewals, instant_now(), dead)
+        if seen is None or (seen.claim, seen.renewals) != (held.claim, held.renewals):
+            holder = NodeIdentity.decode(held.node)
+            is_ours = holder is not None and holder.node_id == self.nodes.node_id
+            seen = _Seen(held.claim, held.renewals, instant_now(), holder, is_ours)
+            self._seen[partition] = seen
 
     def _hold(self, partition: int, claim: str, sent: Instant) -> None:
         """Keep the lease of a partition alive."""
@@ -246,7 +340,9 @@ class Membership:
 
     def lose_history(self, partition: int, why: str) -> None:
         """Stop owning a partition whose store went back in time, and claim it anew when that can be."""
-        self._losses[partition] = _Loss(instant_now())
+        before = self._losses.get(partition)
+        was_owned = bool(self.claims[partition]) or (before is not None and before.was_owned)
+        self._losses[partition] = _Loss(instant_now(), was_owned)
         if self.claims[partition]:
             self.lose(partition, why)
         else:
@@ -293,13 +389,42 @@ class Membership:
         if self.keeper is not None:
             self.keeper.claims[partition] = ""
 
+    # Giving up.
+
+    def stop_claiming(self) -> None:
+        """This node is about to leave: claim nothing more."""
+        self._leaving = True
+
+    async def release(self, partition: int, settle: Callable[[int, Swept], None]) -> bool:
+        """Give a partition up, in which nothing runs any more; returns whether it is free now.
+
+        Args:
+            partition: which one.
+            settle: called with dispatches that are still to be settled.
+
+        Raises:
+            JournalUnavailable: the store gave no answer; the lease runs out by itself.
+        """
+        claim = self.claims[partition]
+        if not claim:
+            return True
+        for _ in range(RELEASE_TRIES):
+            result = await self.journal.request(Release(partition, claim))
+            if not isinstance(result, Rejected):
+                self._forget(partition)
+                return isinstance(result, Released)
+            left = await self.journal.request(Sweep(partition, claim))
+            if isinstance(left, Swept):
+                settle(partition, left)
+        return False
+
     async def release_all(self) -> int:
         """Give up every partition whose dispatches are settled; returns how many could not be released.
 
         Raises:
             JournalUnavailable: the store gave no answer; the leases run out by themselves.
         """
-        self._leaving = True
+        self.stop_claiming()
         held = {partition: self.claims[partition] for partition in self.owned()}
         for partition, loss in self._losses.items():
             if loss.claim and (loss.settled or await self.settle_lost(partition, loss.claim)):

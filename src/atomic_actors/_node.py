@@ -97,10 +97,9 @@ class Node:
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
-    @property
-    def draining(self) -> bool:
-        """Whether the node is about to leave."""
-        return self.supervisor.draining
+    def is_leaving(self, partition: int) -> bool:
+        """Whether nothing more is taken in a partition: it is about to be given up."""
+        return self.supervisor.leaving[partition]
 
     @property
     def listening(self) -> bool:

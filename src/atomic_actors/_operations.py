@@ -8,6 +8,8 @@ import anyio
 from attrs import define, field, frozen
 
 from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed, UnknownKind
+from atomic_actors._handover import Handover, NodeInfo, PartitionInfo
+from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
 from atomic_actors._records import EntityRef, partition_of
@@ -24,8 +26,10 @@ from atomic_actors.journal._protocol import (
     Inspect,
     JournalUnavailable,
     KindCount,
+    LeaseState,
     Park,
     Parked,
+    ReadLease,
     Result,
     Resume,
     Step,
@@ -69,6 +73,8 @@ class Location:
 
     entity: EntityRef
     partition: int
+    #: The id of the node that owns the partition; "" while nobody does.
+    node_id: str
     #: Whether this node owns the partition.
     is_here: bool
     #: Whether the entity is in memory here.
@@ -125,6 +131,7 @@ class Operations:
     membership: Membership
     node: Node
     sender: Sender
+    handover: Handover
 
     async def _request(self, step: Step) -> Result:
         try:
@@ -186,15 +193,41 @@ class Operations:
                 f"kind {kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(kinds))}"
             )
 
+    async def nodes(self) -> list[NodeInfo]:
+        """See `ActorSystem.nodes`."""
+        try:
+            return await self.handover.nodes()
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
+    async def owners(self) -> list[PartitionInfo]:
+        """See `ActorSystem.partitions`."""
+        try:
+            return await self.handover.partitions()
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
+    async def drain(self, node: str, timeout_s: float) -> None:
+        """See `ActorSystem.drain`."""
+        try:
+            await self.handover.drain(node, timeout_s)
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
     async def where(self, ref: EntityRef) -> Location:
         """See `ActorSystem.where`."""
         entity, partition = self._address(ref)
-        status = await self._request(Inspect(partition, entity))
-        if not isinstance(status, EntityStatus):
-            raise SystemFailed(f"the journal answered an inspection with {status!r}")
+        status, lease = (
+            await self._request(Inspect(partition, entity)),
+            await self._request(ReadLease(partition)),
+        )
+        if not isinstance(status, EntityStatus) or not isinstance(lease, LeaseState):
+            raise SystemFailed(f"the journal answered an inspection with {status!r} and {lease!r}")
+        holder = NodeIdentity.decode(lease.node) if lease.claim else None
         return Location(
             ref,
             partition,
+            holder.node_id if holder is not None else "",
             bool(self.membership.claims[partition]),
             self.supervisor.find(entity) is not None or self.volatile.find(ref),
             status.waiting,

@@ -18,10 +18,12 @@ from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._dead_letters import DeadLetters
 from atomic_actors._errors import AtomicActorsError
+from atomic_actors._handover import Handover
 from atomic_actors._kinds import Kind
 from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
+from atomic_actors._nodes import NodeRecord, Nodes
 from atomic_actors._operations import Operations
 from atomic_actors._router import Router
 from atomic_actors._sender import Sender
@@ -71,15 +73,7 @@ class Parts:
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
         self.identity = NodeIdentity.of_this_process()
-        self.journal = GroupCommit(
-            store.journal,
-            config.max_batch_steps,
-            config.max_batch_bytes,
-            config.max_pending_steps,
-            config.store_failure_threshold,
-            answer_limit_s=config.accept_timeout_s,
-            retry_delay_max_s=config.store_ping_interval_s,
-        )
+        self.journal = self._make_journal()
         self.keeper, self.membership = self._make_membership()
         self.router = Router(
             self.journal, self.identity.node_id, self.new_cell, self.clock, decode_refusal, store.exchange
@@ -109,13 +103,43 @@ class Parts:
             config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
         )
         self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
+        self.handover = self._make_handover()
         self.operations = Operations(
-            self.journal, self.supervisor, self.volatile, self.membership, self.node, self.sender
+            self.journal,
+            self.supervisor,
+            self.volatile,
+            self.membership,
+            self.node,
+            self.sender,
+            self.handover,
         )
         self.sweeper = Sweeper(
             self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self.volatile.tick)
         )
         self._wire()
+
+    def _make_journal(self) -> GroupCommit:
+        config = self.config
+        return GroupCommit(
+            self.store.journal,
+            config.max_batch_steps,
+            config.max_batch_bytes,
+            config.max_pending_steps,
+            config.store_failure_threshold,
+            answer_limit_s=config.accept_timeout_s,
+            retry_delay_max_s=config.store_ping_interval_s,
+        )
+
+    def _make_handover(self) -> Handover:
+        return Handover(
+            self.journal,
+            self.membership,
+            self.supervisor,
+            self.volatile,
+            self.store.exchange,
+            self.config.drain_timeout_s,
+            self.clock,
+        )
 
     def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
         config, keeper = self.config, None
@@ -126,17 +150,23 @@ class Parts:
                 config.lease_renew_interval_s,
                 config.loop_stall_limit_s,
             )
+        nodes = Nodes(
+            self.store.directory,
+            NodeRecord.of_this_node(self.identity, config.service, self.kinds, config.node_weight),
+            config.lease_ttl_s,
+            config.same_host_takeover,
+        )
         membership = Membership(
             self.journal,
-            self.identity,
+            nodes,
             config.partitions,
             keeper,
             config.lease_ttl_s,
             config.lease_margin_s,
-            config.same_host_takeover,
             self._claimed,
             self._lost,
             self._settle_lost,
+            self._hand_over,
         )
         return keeper, membership
 
@@ -158,6 +188,9 @@ class Parts:
 
     def _lost(self, partition: int, why: str) -> None:
         self.supervisor.lost(partition, why)
+
+    async def _hand_over(self, partition: int) -> None:
+        await self.handover.hand_over(partition)
 
     async def _settle_lost(self, partition: int, claim: str) -> bool:
         return await self.node.settle_lost(partition, claim)
@@ -193,16 +226,24 @@ class Parts:
         exchange = self.store.exchange
         if exchange is not None:
             self._run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
-            self._run(partial(exchange.listen_replies, self.identity.node_id, self.router.answered))
+            handlers: dict[str, Callable[..., object]] = {
+                "reply": self.router.answered,
+                "claim": self._may_claim,
+            }
+            self._run(partial(exchange.listen, self.identity.node_id, handlers))
             if self.kinds:
                 self._run(partial(exchange.listen_bells, self.supervisor.rung))
         if self.kinds:
             if self.keeper is not None:
                 self.keeper.start(self._keeper_crashed)
             await self.membership.claim_at_start()
-            self._run(self.membership.run)
+        self._run(self.membership.run)
         if self.config.handle_signals:
             self._run(self._watch_signals)
+
+    def _may_claim(self, partition: int) -> None:
+        """Another node says that a partition is free, or that something else has changed."""
+        self.membership.look_soon()
 
     def _run(self, function: Callable[[], Any]) -> None:
         self._task_group.start_soon(self._guard, function)
@@ -232,14 +273,18 @@ class Parts:
     async def leave(self, *, wait: bool) -> None:
         """Stop taking, let running turns finish, interrupt the rest, give the partitions up."""
         self.sender.running = False
+        self.membership.stop_claiming()
         if wait:
             with self._hurry:
                 if self.config.drain_timeout_s:
                     self._hurry.deadline = anyio.current_time() + self.config.drain_timeout_s
+                self.supervisor.stop_taking()
+                await self._say_that_it_leaves()
+                await self.handover.hand_over_all()
                 await self.volatile.drain()
                 await self.supervisor.drain()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_LIMIT_S) as settling:
-            self.supervisor.draining = True
+            self.supervisor.stop_taking()
             interrupted = self.supervisor.busy()
             if interrupted:
                 logger.warning("%d turns are interrupted by leaving", len(interrupted))
@@ -252,9 +297,22 @@ class Parts:
             logger.warning("the store did not answer in time; the leases run out by themselves")
         self.router.abandon_all()
 
+    async def _say_that_it_leaves(self) -> None:
+        """So that the others take over what is given up one by one."""
+        self.membership.nodes.drain()
+        if self.journal.available:
+            try:
+                await self.membership.nodes.announce()
+            except JournalUnavailable as error:
+                logger.info("the other nodes do not know that this one leaves: %s", error)
+
     async def _release(self) -> None:
         try:
+            freed = self.membership.owned()
             await self.membership.release_all()
+            await self.membership.nodes.leave()
+            for partition in freed:
+                await self.handover.tell_next(partition)
         except JournalUnavailable as error:
             logger.warning("the partitions could not be released, their leases run out: %s", error)
 

@@ -11,12 +11,12 @@ from attrs import frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors._config import Config
-from atomic_actors._envelope import encode_plain, plain_of
 from atomic_actors._errors import EmbeddedServerError, NotSupported
+from atomic_actors._exchange import Exchange
 from atomic_actors._lease_keeper import LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
-from atomic_actors._telemetry import logger
 from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.journal._directory import Directory, WithDirectory
 from atomic_actors.journal._embedded import (
     EmbeddedLocation,
     embedded_directory,
@@ -30,43 +30,11 @@ from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUna
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
-__all__ = ("Exchange", "Store", "journal_settings", "open_store")
+__all__ = ("Store", "directory_of", "journal_settings", "open_store")
 
 #: How many calls' time it may take to connect, sign in and look at the store; and no less than this.
 CONNECT_CALLS: Final = 2
 CONNECT_TIMEOUT_MIN_S: Final = 1.0
-
-
-class Exchange:
-    """Doorbells and replies between the processes that share a store (`Remote`).
-
-    All of it is hints: what is lost costs a sweep of the owner, or a look into the store by the asker.
-    """
-
-    def __init__(self, channels: RedisChannels, partitions: int) -> None:
-        self._channels = channels
-        self._partitions = partitions
-
-    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
-        """Queue an answer for a node."""
-        self._channels.publish(self._channels.reply_channel(node_id), encode_plain([entity, unique, outcome]))
-
-    async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
-        """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""
-        await self._channels.listen_doorbells(range(self._partitions), on_bell)
-
-    async def listen_replies(self, node_id: str, on_reply: Callable[[str, str, bytes], object]) -> None:
-        """Call `on_reply(entity, unique, outcome)` for what others push to this node, until cancelled."""
-
-        def on_payload(payload: bytes) -> None:
-            try:
-                entity, unique, outcome = plain_of(payload)
-            except (ValueError, TypeError) as error:
-                logger.warning("a pushed reply does not decode, the store will be asked: %s", error)
-                return
-            on_reply(entity, unique, outcome)
-
-        await self._channels.listen_replies(node_id, on_payload)
 
 
 @frozen(eq=False)
@@ -80,6 +48,8 @@ class Store:
     exchange: Exchange | None = None
     #: Notices that the store went back in time; None where it cannot.
     history: CommitHistory | None = None
+    #: The nodes that use it; None where a node is alone.
+    directory: Directory | None = None
 
 
 def journal_settings(config: Config) -> JournalSettings:
@@ -100,6 +70,11 @@ def journal_settings(config: Config) -> JournalSettings:
     )
 
 
+def directory_of(journal: Journal) -> Directory | None:
+    """The directory beside a journal of the user's own, if it has one."""
+    return journal.directory if isinstance(journal, WithDirectory) else None
+
+
 @asynccontextmanager
 async def open_store(config: Config) -> AsyncGenerator[Store]:
     """Start or reach the store.
@@ -110,7 +85,8 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     """
     location = config.location
     if location.scheme is StoreScheme.MEMORY:
-        yield Store(MemoryJournal(journal_settings(config)))
+        memory = MemoryJournal(journal_settings(config))
+        yield Store(memory, directory=memory.directory)
     elif location.scheme is StoreScheme.EMBEDDED:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
@@ -161,7 +137,8 @@ async def _redis_store(
         connect_timeout_s=connect_timeout_s,
         answer_timeout_s=config.store_timeout_s,
     ) as channels:
-        yield Store(journal, lease_client, Exchange(channels, config.partitions), journal.history)
+        exchange = Exchange(channels, config.partitions)
+        yield Store(journal, lease_client, exchange, journal.history, journal.directory)
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

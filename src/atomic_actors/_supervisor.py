@@ -24,13 +24,13 @@ from atomic_actors._cells import Cell
 from atomic_actors._errors import ActorLimitExceeded
 from atomic_actors._kinds import Kind
 from atomic_actors._membership import Membership
+from atomic_actors._owned_partition import OwnedPartition
 from atomic_actors._records import EntityRef
 from atomic_actors._relay import Relay
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     NOTHING,
-    Dispatch,
     Expire,
     Expired,
     Interrupt,
@@ -77,30 +77,6 @@ class Node(Services, Protocol):
 
 
 @define(eq=False)
-class _Partition:
-    """An owned partition. `task_group` is there once its task has begun."""
-
-    number: int
-    claim: str
-    task_group: TaskGroup | None = None
-    #: Its scope has ended: nothing starts in it any more.
-    is_closed: bool = False
-    #: Activations to start as soon as there is a task group.
-    waiting: list[Activation] = field(factory=list[Activation])
-    ended: anyio.Event = field(factory=anyio.Event)
-    next_sweep_s: float = 0.0
-    sweeping: bool = False
-    #: What handlers had begun when it was lost, by entity: the store may not know of it.
-    cut_off: dict[str, tuple[Activation, Dispatch]] = field(factory=dict[str, tuple[Activation, Dispatch]])
-
-    @property
-    def is_open(self) -> bool:
-        """Whether what starts in it may begin; in a scope that is cancelled it would only be cut off."""
-        group = self.task_group
-        return not self.is_closed and (group is None or not group.cancel_scope.cancel_called)
-
-
-@define(eq=False)
 class Supervisor:
     """Starts, wakes and passivates activations.
 
@@ -119,17 +95,24 @@ class Supervisor:
     max_activations: int
     new_cell: Callable[[], Cell[Any]]
     clock: Callable[[], float]
+    #: The node is about to leave: it takes nothing more.
     draining: bool = False
+    #: Whether nothing more is taken in a partition. Read on the hot path.
+    leaving: list[bool] = field(init=False)
     #: No partition's scope opens any more.
     _left: bool = field(default=False, init=False)
     relay: Relay = field(init=False)
     _by_entity: dict[str, Activation] = field(factory=dict[str, Activation], init=False)
+    #: The same activations by partition.
+    _population: list[dict[str, Activation]] = field(init=False)
+    #: Those who wait until nobody lives in a partition any more.
+    _emptied: dict[int, anyio.Event] = field(factory=dict[int, anyio.Event], init=False)
     #: The same activations by kind, least recently used first.
     _by_use: dict[str, OrderedDict[str, Activation]] = field(
         factory=dict[str, OrderedDict[str, Activation]], init=False
     )
     _closing: int = field(default=0, init=False)
-    _partitions: dict[int, _Partition] = field(factory=dict[int, _Partition], init=False)
+    _partitions: dict[int, OwnedPartition] = field(factory=dict[int, OwnedPartition], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     #: Heads that wait for their back-off: (store time, entity, partition).
     _due: list[tuple[int, str, int]] = field(factory=list[tuple[int, str, int]], init=False)
@@ -144,6 +127,8 @@ class Supervisor:
     def __attrs_post_init__(self) -> None:
         self.relay = Relay(self.journal, self.membership.claims, self.wake)
         self._by_use = {name: OrderedDict() for name in self.kinds}
+        self.leaving = [False] * self.membership.partitions
+        self._population = [{} for _ in self.leaving]
         self._next_bucket = int(self.clock() / BUCKET_S)
 
     # Partitions.
@@ -156,8 +141,9 @@ class Supervisor:
         """A partition is this node's: open its scope, settle what was left behind, find work."""
         assert self._task_group is not None
         before = self._partitions.get(number)
-        partition = _Partition(number, self.membership.claims[number])
+        partition = OwnedPartition(number, self.membership.claims[number])
         self._partitions[number] = partition
+        self.leaving[number] = self.draining
         self._task_group.start_soon(self._run_partition, partition, before)
 
     def lost(self, number: int, why: str) -> None:
@@ -166,8 +152,8 @@ class Supervisor:
         logger.info("partition %d is not owned any more: %s", number, why)
         if partition is None:
             return
-        for activation in self._by_entity.values():
-            begun = activation.begun if activation.partition == number else None
+        for activation in self._population[number].values():
+            begun = activation.begun
             if begun is not None:
                 partition.cut_off[activation.entity] = (activation, begun)
         if partition.task_group is not None:
@@ -197,11 +183,12 @@ class Supervisor:
         if partition is not None:
             partition.cut_off.pop(entity, None)
 
-    async def _run_partition(self, partition: _Partition, before: _Partition | None) -> None:
+    async def _run_partition(self, partition: OwnedPartition, before: OwnedPartition | None) -> None:
         if before is not None:
             await before.ended.wait()
         try:
-            if self._left or self.membership.claims[partition.number] != partition.claim:
+            is_ours = self.membership.claims[partition.number] == partition.claim
+            if self._left or partition.is_closed or not is_ours:
                 return
             async with anyio.create_task_group() as task_group:
                 partition.task_group = task_group
@@ -227,7 +214,7 @@ class Supervisor:
             if partition.task_group is not None:
                 partition.task_group.cancel_scope.cancel()
 
-    def sweep(self, partition: _Partition) -> None:
+    def sweep(self, partition: OwnedPartition) -> None:
         """Look for due entities, unsettled dispatches and streams at rest. One sweep at a time."""
         if partition.sweeping:
             return
@@ -236,7 +223,7 @@ class Supervisor:
         step = Sweep(partition.number, partition.claim, SWEEP_LIMIT)
         self.journal.enqueue(step, lambda result: self._swept(partition, result))
 
-    def _swept(self, partition: _Partition, result: Result | JournalUnavailable) -> None:
+    def _swept(self, partition: OwnedPartition, result: Result | JournalUnavailable) -> None:
         partition.sweeping = False
         if not isinstance(result, Swept):
             return
@@ -244,7 +231,7 @@ class Supervisor:
             self.settle_old(partition.number, unsettled)
         if len(result.unsettled) >= SWEEP_LIMIT:
             self.sweep(partition)
-        if self.draining:
+        if self.leaving[partition.number]:
             return
         for entity in result.due:
             self.wake(partition.number, entity)
@@ -269,7 +256,7 @@ class Supervisor:
         Raises:
             ActorLimitExceeded: too many activations are busy, and this entity is not active.
         """
-        if self.draining or not self.membership.claims[number]:
+        if self.leaving[number] or not self.membership.claims[number]:
             return None
         activation = self._by_entity.get(entity)
         if activation is None:
@@ -290,7 +277,7 @@ class Supervisor:
         activation = Activation(
             self.node, kind, ref, entity, number, self.membership.claims[number], used_at_s=self.clock()
         )
-        self._by_entity[entity] = activation
+        self._by_entity[entity] = self._population[number][entity] = activation
         self._by_use[kind.name][entity] = activation
         return activation
 
@@ -326,12 +313,15 @@ class Supervisor:
             self._closing -= 1
         if self._by_entity.get(activation.entity) is activation:
             del self._by_entity[activation.entity]
+            del self._population[activation.partition][activation.entity]
             del self._by_use[activation.kind.name][activation.entity]
         offer = activation.take_offer()
         if offer is not None and offer.dispatch is not None:
             self._succeed(activation, offer)
         elif activation.rung:
             self.wake(activation.partition, activation.entity)
+        if activation.partition in self._emptied and not self._population[activation.partition]:
+            self._emptied.pop(activation.partition).set()
         self.went_idle()
 
     def follow_up(self, activation: Activation, offer: Offer) -> None:
@@ -409,7 +399,7 @@ class Supervisor:
 
     def wake(self, number: int, entity: str) -> None:
         """Something waits for an entity: take it, unless a turn is on that will find it anyway."""
-        if self.draining or not self.membership.claims[number]:
+        if self.leaving[number] or not self.membership.claims[number]:
             return
         activation = self._by_entity.get(entity)
         if activation is not None and activation.is_busy:
@@ -559,16 +549,41 @@ class Supervisor:
         for partition in list(self._partitions.values()):
             await partition.ended.wait()
 
+    def stop_taking(self) -> None:
+        """The node is about to leave: nothing more is taken, in any partition."""
+        self.draining = True
+        for number in range(len(self.leaving)):
+            self.leaving[number] = True
+
     async def drain(self) -> None:
         """Stop taking, ask everybody to passivate, return once nobody is left."""
-        self.draining = True
-        for activation in list(self._by_entity.values()):
+        self.stop_taking()
+        for number in range(len(self.leaving)):
+            await self.drain_partition(number)
+
+    async def drain_partition(self, number: int) -> None:
+        """Stop taking in a partition, ask everybody in it to passivate, return once nobody is left."""
+        self.leaving[number] = True
+        population = self._population[number]
+        for activation in list(population.values()):
             if activation.status == "reserved" and not activation.is_busy:
                 activation.status = "ended"
                 self.ended(activation, was_closing=False)
             else:
                 self.close(activation)
-        while self._by_entity:
-            cell: Cell[None] = self.new_cell()
-            self._idle_waiters.append(cell)
-            await cell
+        while population:
+            await self._emptied.setdefault(number, anyio.Event()).wait()
+
+    async def end_partition(self, number: int) -> None:
+        """End a partition's scope; turns that are not on their way to the store are interrupted."""
+        partition = self._partitions.get(number)
+        if partition is not None:
+            partition.is_closed = True
+            if partition.task_group is not None:
+                partition.task_group.cancel_scope.cancel()
+            await partition.ended.wait()
+
+    def settle_swept(self, number: int, swept: Swept) -> None:
+        """Settle what a sweep found, in a partition that is about to be released."""
+        for unsettled in swept.unsettled:
+            self.settle_old(number, unsettled)

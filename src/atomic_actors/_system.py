@@ -33,6 +33,7 @@ from atomic_actors._config import Config
 from atomic_actors._dead_letters import DeadLetters
 from atomic_actors._envelope import plain_of
 from atomic_actors._errors import InvalidConfig, Refused, StoreUnavailable, SystemFailed, SystemNotRunning
+from atomic_actors._handover import NodeInfo, PartitionInfo
 from atomic_actors._kinds import Kind, bind_kinds
 from atomic_actors._messages import Message
 from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
@@ -40,7 +41,7 @@ from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._refusals import RefusalClasses
 from atomic_actors._sender import OnCancel
-from atomic_actors._store import Store, open_store
+from atomic_actors._store import Store, directory_of, open_store
 from atomic_actors._telemetry import (
     EventName,
     HistoryLost,
@@ -310,6 +311,40 @@ class ActorSystem:
         """Let a parked entity go on; returns whether it was parked."""
         return await self._running.operations.resume(ref)
 
+    async def nodes(self) -> list[NodeInfo]:
+        """The nodes of this namespace, of all services, as far as this one has seen them.
+
+        Raises:
+            StoreUnavailable: the store gave no answer.
+        """
+        return await self._running.operations.nodes()
+
+    async def partitions(self) -> list[PartitionInfo]:
+        """Who owns each partition of this system's service.
+
+        Raises:
+            StoreUnavailable: the store gave no answer.
+        """
+        return await self._running.operations.owners()
+
+    async def drain(self, node: str, timeout_s: float = 30.0) -> None:
+        """Ask a node to give up what it owns, and wait until it has: before it is stopped or replaced.
+
+        It stops taking, lets its running turns end, and its partitions go to the other nodes one by one. It
+        goes on sending, and takes nothing again; a new process, which is another node, does.
+
+        Args:
+            node: the id of a node, this one or another, as `nodes()` shows it; or `ALL` that are there now.
+                When all are drained, what is sent waits for the next node that comes.
+            timeout_s: how long to wait, in seconds; 0 without end.
+
+        Raises:
+            UnknownNode: there is no such node.
+            DrainTimeout: it still owns something; it goes on giving that up.
+            StoreUnavailable: the store gave no answer.
+        """
+        await self._running.operations.drain(node, timeout_s)
+
     # Life.
 
     @property
@@ -345,7 +380,7 @@ class ActorSystem:
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
         if self._journal is not None:
-            store = Store(self._journal)
+            store = Store(self._journal, directory=directory_of(self._journal))
         else:
             store = await stack.enter_async_context(open_store(self.config))
         parts = Parts(

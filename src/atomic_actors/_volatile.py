@@ -354,7 +354,8 @@ class VolatileKinds:
     _ends: dict[int, list[_Waiting]] = field(factory=dict[int, list[_Waiting]], init=False)
     _next_bucket: int = field(default=0, init=False)
     _told: int = field(default=0, init=False)
-    _all_gone: Cell[None] | None = field(default=None, init=False)
+    #: An activation has ended since somebody put it here.
+    _ended: anyio.Event = field(factory=anyio.Event, init=False)
 
     def start(self, task_group: TaskGroup) -> None:
         """Use `task_group` for the activations."""
@@ -466,8 +467,7 @@ class VolatileKinds:
             for waiting in activation.mailbox:
                 waiting.resolve(gone)
         activation.mailbox.clear()
-        if not self._by_ref and self._all_gone is not None:
-            self._all_gone.set(None)
+        self._ended.set()
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, cut handlers that run too long, passivate the idle."""
@@ -492,13 +492,24 @@ class VolatileKinds:
         self.close(activation)
         return True
 
+    async def drain_partition(self, number: int) -> None:
+        """Let the mailboxes of a partition run empty."""
+        while mine := [activation for activation in self._by_ref.values() if activation.partition == number]:
+            for activation in mine:
+                self.close(activation)
+            await self._next_end()
+
     async def drain(self) -> None:
         """Let every mailbox run empty."""
         for activation in list(self._by_ref.values()):
             self.close(activation)
         while self._by_ref:
-            self._all_gone = self.new_cell()
-            await self._all_gone
+            await self._next_end()
+
+    async def _next_end(self) -> None:
+        if self._ended.is_set():
+            self._ended = anyio.Event()
+        await self._ended.wait()
 
     def count(self, kind: str | None = None) -> int:
         """How many volatile entities are alive here."""

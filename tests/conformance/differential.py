@@ -35,6 +35,7 @@ from atomic_actors.journal._protocol import (
     Outgoing,
     Park,
     Purge,
+    ReadLease,
     ReadOutcome,
     Rejected,
     RelayAck,
@@ -306,8 +307,8 @@ class World:
     def _resume(self, partition: int, entity: str, *_: int) -> Step:
         return Resume(partition, entity)
 
-    def _inspect(self, partition: int, entity: str, *_: int) -> Step:
-        return Inspect(partition, entity)
+    def _inspect(self, partition: int, entity: str, a: int, *_: int) -> Step:
+        return Inspect(partition, entity) if a % 2 else ReadLease(partition)
 
     def _count(self, partition: int, entity: str, a: int, *_: int) -> Step:
         return CountKind(partition, ("a", "ab", "none")[a % 3])

@@ -293,7 +293,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
             "QueueDepthExceeded ActorLimitExceeded StoreUnavailable Withdrawn Expired SystemNotRunning NotExecuted",
         ),
         (OutcomeUnknown, "AcceptanceUnknown AskTimeout OutcomeUnknown"),
-        (TimeoutError, "AskTimeout"),
+        (TimeoutError, "AskTimeout DrainTimeout"),
     ],
 )
 def test_what_is_known_is_in_the_class(base: type[Exception], names: str) -> None:

@@ -119,7 +119,7 @@ def test_an_error_without_a_group_is_noticed(root: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(_pages, "_ERROR_GROUPS", _pages._ERROR_GROUPS[:-1])
     with pytest.raises(
-        UsageError, match="has no group for EmbeddedServerError, StoreIncompatible, StoreUnsafe, SystemFailed"
+        UsageError, match="has no group for DrainTimeout, EmbeddedServerError, StoreIncompatible, StoreUnsafe"
     ):
         generated_files(root)
 

@@ -11,6 +11,7 @@ from attrs import Factory, define, field
 
 from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
+from atomic_actors._nodes import NodeRecord, Nodes
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import (
@@ -48,15 +49,20 @@ class Node:
     def __attrs_post_init__(self) -> None:
         self.membership = Membership(
             self.journal,
-            NodeIdentity.of_this_process(),
+            Nodes(
+                None,
+                NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0),
+                LEASE_S,
+                False,
+            ),
             1,
             None,
             LEASE_S,
             LEASE_S / 4,
-            False,
             lambda partition: self._note("claimed"),
             lambda partition, why: self._note(f"lost: {why}"),
             self._settle,
+            self._hand_over,
         )
 
     def _note(self, text: str) -> None:
@@ -65,6 +71,9 @@ class Node:
         self.times_s.append(anyio.current_time())
         self._changed.set()
         self._changed = anyio.Event()
+
+    async def _hand_over(self, partition: int) -> None:
+        raise AssertionError("nobody else is there")
 
     async def _settle(self, partition: int, claim: str) -> bool:
         answer = self.answers.pop(0) if self.answers else True
@@ -118,8 +127,8 @@ async def test_nobody_else_gets_it_while_it_rests() -> None:
         first = node.membership.claims[0]
         node.membership.lose_history(0, "gone")
         # This node's own lease need not run out: nothing runs under it any more.
-        await node.membership.claim_free()
-        await node.membership.claim_free()
+        await node.membership.look()
+        await node.membership.look()
         stale, other = (
             await node.store.execute([Renew(0, first), ClaimPartition(0, "other", b"other", first, 0)])
         ).results
@@ -152,8 +161,8 @@ async def test_what_cannot_be_settled_is_claimed_once_more() -> None:
 async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
     async with owner() as node:
         node.membership.lose_history(0, "gone")
-        await node.membership.claim_free()
-        await node.membership.claim_free()
+        await node.membership.look()
+        await node.membership.look()
         assert await node.membership.release_all() == 0
         assert node.log[-1] == "settled: True"
         claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]

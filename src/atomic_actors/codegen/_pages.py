@@ -86,7 +86,13 @@ _ERROR_GROUPS: Final[tuple[tuple[str, str, tuple[type[AtomicActorsError], ...]],
     (
         "The store or the system",
         "Nothing is said about any one message.",
-        (errors.StoreIncompatible, errors.StoreUnsafe, errors.EmbeddedServerError, errors.SystemFailed),
+        (
+            errors.StoreIncompatible,
+            errors.StoreUnsafe,
+            errors.EmbeddedServerError,
+            errors.DrainTimeout,
+            errors.SystemFailed,
+        ),
     ),
 )  # fmt: skip
 

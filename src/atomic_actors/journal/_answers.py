@@ -24,6 +24,7 @@ __all__ = (
     "Finished",
     "KindCount",
     "LeaseHeld",
+    "LeaseState",
     "Offer",
     "OutcomeRead",
     "Parked",
@@ -297,6 +298,15 @@ class LeaseHeld(Struct, frozen=True, gc=False):
     renewals: int
 
 
+class LeaseState(Struct, frozen=True, gc=False):
+    """A partition's lease; `claim` is "" while nobody owns it."""
+
+    node: bytes
+    epoch: int
+    claim: str
+    renewals: int
+
+
 class Renewed(Struct, frozen=True, gc=False):
     """The lease goes on; how often it was renewed."""
 
@@ -345,6 +355,7 @@ Result = (
     | RelayAcked
     | Claimed
     | LeaseHeld
+    | LeaseState
     | Renewed
     | Released
     | Stale

@@ -16,6 +16,7 @@ import anyio.lowlevel
 
 from atomic_actors._records import message_id_of
 from atomic_actors._wal import Event, State, may_leave_unrun
+from atomic_actors.journal._directory import MemoryDirectory
 from atomic_actors.journal._memory_books import (
     Entity,
     Lease,
@@ -52,6 +53,7 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     KindCount,
     LeaseHeld,
+    LeaseState,
     ListDeadLetters,
     Offer,
     OutcomeRead,
@@ -59,6 +61,7 @@ from atomic_actors.journal._protocol import (
     Parked,
     Purge,
     Purged,
+    ReadLease,
     ReadOutcome,
     Rejected,
     RelayAck,
@@ -130,6 +133,8 @@ class MemoryJournal:
         self._entered = 0
         self._partitions: dict[int, Partition] = {}
         self._bells: list[tuple[int, str]] = []
+        #: The nodes that use this store.
+        self.directory = MemoryDirectory()
         self._owner_wrote: set[int] = set()
         self._purged = -1
         self._steps: dict[type[Any], Callable[[Partition, Any, int], Result]] = {
@@ -156,6 +161,7 @@ class MemoryJournal:
             ClaimPartition: self._claim,
             Renew: self._renew,
             Release: self._release,
+            ReadLease: self._read_lease,
         }
 
     def __repr__(self) -> str:
@@ -572,3 +578,7 @@ class MemoryJournal:
         elif partition.lease.claim:
             return Stale("claim")
         return Released()
+
+    def _read_lease(self, partition: Partition, step: ReadLease, now_ms: int) -> LeaseState:
+        lease = partition.lease
+        return LeaseState(lease.node, lease.epoch, lease.claim, lease.renewals)

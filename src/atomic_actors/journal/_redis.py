@@ -25,6 +25,7 @@ from atomic_actors.journal._direct_connection import DirectConnection
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal._redis_answers import read_results
+from atomic_actors.journal._redis_directory import RedisDirectory
 from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
 from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain, request_all
 from atomic_actors.journal._redis_wire import Call, Wire
@@ -79,6 +80,8 @@ class RedisJournal:
         self.history = CommitHistory()
         #: The highest commit number that is known of each partition.
         self.commits = self.history.numbers
+        #: The nodes that use the store.
+        self.directory = RedisDirectory(self.call_function, settings.namespace)
         self._settings = settings
         self._wire = Wire(settings)
         self._merge_partitions = merge_partitions
@@ -322,6 +325,27 @@ class RedisJournal:
             zip(call.partitions, reply[1], strict=True) for call, reply in zip(calls, replies, strict=True)
         ]
         self.history.read(question, chain.from_iterable(numbers))
+
+    async def call_function(self, function: bytes, key: bytes, *arguments: bytes | str | int) -> Any:
+        """Call another function of the library, on one key.
+
+        Raises:
+            JournalUnavailable: no usable answer.
+            StoreIncompatible: the store's library or its user does not allow it.
+        """
+        if self._task_group is None:
+            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+        for last in (False, True):
+            async with self._lock:
+                connection = await self._link.open(self._task_group)
+            try:
+                with anyio.fail_after(self._timeout_s):
+                    return await ask(connection, b"FCALL", function, 1, key, *arguments)
+            except (RedisError, TimeoutError) as error:
+                if last or not is_missing(error):
+                    raise explain(error, sent=True) from error
+                await load_library(connection)
+        raise AssertionError("unreachable")
 
     # A new connection.
 

@@ -32,6 +32,7 @@ from atomic_actors.journal._protocol import (
     Interrupt,
     KindCount,
     LeaseHeld,
+    LeaseState,
     ListDeadLetters,
     Offer,
     OutcomeRead,
@@ -39,6 +40,7 @@ from atomic_actors.journal._protocol import (
     Parked,
     Purge,
     Purged,
+    ReadLease,
     ReadOutcome,
     Rejected,
     RelayAck,
@@ -296,6 +298,11 @@ def _released(step: Release, reply: Reply) -> Result:
     return Released()
 
 
+def _lease_read(step: ReadLease, reply: Reply) -> Result:
+    _, node, epoch, claim, renewals = reply
+    return LeaseState(node, epoch, claim.decode(), renewals)
+
+
 _READERS: Final = cast(
     "dict[type[Any], Callable[[Any, Reply], Result]]",
     {
@@ -322,5 +329,6 @@ _READERS: Final = cast(
         ClaimPartition: _claimed,
         Renew: _renewed,
         Release: _released,
+        ReadLease: _lease_read,
     },
 )

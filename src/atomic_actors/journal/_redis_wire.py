@@ -30,6 +30,7 @@ from atomic_actors.journal._protocol import (
     Outgoing,
     Park,
     Purge,
+    ReadLease,
     ReadOutcome,
     RelayAck,
     RelayIn,
@@ -488,6 +489,10 @@ def _release(wire: Wire, call: Call, step: Release, keys: PartitionKeys, index: 
     call.arguments += (b"release", index, step.claim.encode())
 
 
+def _read_lease(wire: Wire, call: Call, step: ReadLease, keys: PartitionKeys, index: bytes) -> None:
+    call.arguments += (b"lease", index)
+
+
 _ENCODERS: Final = cast(
     "dict[type[Any], Callable[[Wire, Call, Any, PartitionKeys, bytes], None]]",
     {
@@ -514,5 +519,6 @@ _ENCODERS: Final = cast(
         ClaimPartition: _claim,
         Renew: _renew,
         Release: _release,
+        ReadLease: _read_lease,
     },
 )

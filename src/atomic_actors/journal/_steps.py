@@ -365,6 +365,12 @@ class Release(Struct, frozen=True, gc=False):
     claim: str
 
 
+class ReadLease(Struct, frozen=True, gc=False):
+    """Who owns the partition, for those who watch it and those who show it."""
+
+    partition: int
+
+
 Step = (
     Append
     | Take
@@ -389,4 +395,5 @@ Step = (
     | ClaimPartition
     | Renew
     | Release
+    | ReadLease
 )

@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 5
+-- revision: 6
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -1816,6 +1816,12 @@ local function release(P, _, a)
   return { DONE }
 end
 
+-- no keys and no arguments
+local function read_lease(P)
+  local values = call("HMGET", P.lease, "n", "e", "c", "r")
+  return { DONE, values[1] or "", tonumber(values[2] or 0), values[3] or "", tonumber(values[4] or 0) }
+end
+
 -- Calls.
 
 -- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so. `append_run`
@@ -1847,6 +1853,7 @@ local STEPS = {
   claim_anew = { claim_anew, 1, 5 },
   renew = { renew, 0, 1 },
   release = { release, 0, 1 },
+  lease = { read_lease, 0, 0 },
 }
 
 -- The numbers that nearly every call moves; the others are read where they are needed.
@@ -1982,6 +1989,58 @@ local function register(keys, arguments)
   return { arguments[2], arguments[3] }
 end
 
+-- The nodes of a namespace: r:<id> what a node says of itself, b:<id> how often it said so, d:<id> that it shall drain.
+local function list_nodes(key)
+  local fields, nodes, answer = redis.call("HGETALL", key), {}, {}
+  for j = 1, #fields, 2 do
+    nodes[fields[j]] = fields[j + 1]
+  end
+  for field, record in pairs(nodes) do
+    if string.sub(field, 1, 2) == "r:" then
+      local id = string.sub(field, 3)
+      answer[#answer + 1] = { id, tonumber(nodes["b:" .. id] or 0), record, nodes["d:" .. id] and 1 or 0 }
+    end
+  end
+  return answer
+end
+
+-- KEYS the nodes' key, ARGV node, record: all nodes.
+local function announce(keys, arguments)
+  redis.call("HINCRBY", keys[1], "b:" .. arguments[1], 1)
+  redis.call("HSET", keys[1], "r:" .. arguments[1], arguments[2])
+  return list_nodes(keys[1])
+end
+
+-- KEYS the nodes' key: all nodes.
+local function read_nodes(keys)
+  return list_nodes(keys[1])
+end
+
+-- KEYS the nodes' key, ARGV node, the beats that it must still have ("" for any): whether it was taken off.
+local function forget_node(keys, arguments)
+  local id, beats = arguments[1], redis.call("HGET", keys[1], "b:" .. arguments[1])
+  if not beats or (arguments[2] ~= "" and arguments[2] ~= beats) then
+    return 0
+  end
+  return redis.call("HDEL", keys[1], "r:" .. id, "b:" .. id, "d:" .. id) > 0 and 1 or 0
+end
+
+-- KEYS the nodes' key, ARGV nodes: those of them that are there, and that are now to drain.
+local function drain_nodes(keys, arguments)
+  local found = {}
+  for j = 1, #arguments do
+    if redis.call("HEXISTS", keys[1], "r:" .. arguments[j]) == 1 then
+      redis.call("HSET", keys[1], "d:" .. arguments[j], "1")
+      found[#found + 1] = arguments[j]
+    end
+  end
+  return found
+end
+
+redis.register_function("aa1_announce", announce)
+redis.register_function("aa1_nodes", read_nodes)
+redis.register_function("aa1_forget", forget_node)
+redis.register_function("aa1_drain", drain_nodes)
 redis.register_function("aa1_commit", commit)
 redis.register_function("aa1_renew", renew_leases)
 redis.register_function("aa1_register", register)

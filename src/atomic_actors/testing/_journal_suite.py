@@ -16,6 +16,7 @@ import pytest
 from atomic_actors.testing._journal_probe import MODES, OpenProbe, Subject, probe_opener
 from atomic_actors.testing._journal_suite_lives import Lives
 from atomic_actors.testing._journal_suite_losses import Losses
+from atomic_actors.testing._journal_suite_nodes import Nodes
 from atomic_actors.testing._journal_suite_owners import Owners
 from atomic_actors.testing._journal_suite_people import People
 from atomic_actors.testing._journal_suite_queues import Queues
@@ -24,7 +25,7 @@ from atomic_actors.testing._journal_suite_streams import Streams
 __all__ = ("JournalSuite",)
 
 
-class JournalSuite(Lives, Queues, Owners, Losses, People, Streams):
+class JournalSuite(Lives, Queues, Owners, Losses, Nodes, People, Streams):
     """Every promise of `journal._protocol`, as tests.
 
     Inherit from it in a class whose name begins with `Test`, and give it a fixture `subject`. The tests

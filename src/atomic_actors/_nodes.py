@@ -1,0 +1,236 @@
+"""The nodes of the service as this one sees them: who is there, who is gone, who should own what.
+
+It announces this node again and again, and watches how often the others do. One whose count stands still for a
+lease on this node's clock is taken for dead, one that was a process of this host and is gone at once. Views of
+two nodes may differ for a moment: then both believe that a partition should be theirs, or neither does. Claims
+settle the first, and the next look the second.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import anyio.to_thread
+from attrs import define, evolve, field, frozen
+
+from atomic_actors._lease_keeper import Instant, NodeIdentity, elapsed_s, instant_now
+from atomic_actors._placement import Candidate, place
+from atomic_actors._telemetry import logger
+from atomic_actors.journal._directory import Directory, NodeEntry
+from atomic_actors.journal._protocol import PROTOCOL_VERSION
+
+__all__ = ("NodeRecord", "Nodes", "Peer")
+
+#: An entry of a node that has been dead for so many leases is taken off.
+FORGET_AFTER_LEASES: Final = 10
+#: Pairs of a node and a partition above which the table is computed in a thread: that takes some 10 ms.
+PAIRS_INLINE_MAX: Final = 5_000
+
+
+@frozen
+class NodeRecord:
+    """What a node says of itself."""
+
+    identity: NodeIdentity
+    host: str
+    service: str
+    kinds: frozenset[str]
+    weight: float = 1.0
+    protocol: int = PROTOCOL_VERSION
+    release: str = ""
+    #: It gives up what it owns, and takes nothing new.
+    is_draining: bool = False
+
+    @classmethod
+    def of_this_node(
+        cls, identity: NodeIdentity, service: str, kinds: Iterable[str], weight: float
+    ) -> NodeRecord:
+        """The record of a node of this process."""
+        try:
+            release = version("atomic_actors")
+        except PackageNotFoundError:
+            release = ""
+        return cls(identity, socket.gethostname(), service, frozenset(kinds), weight, release=release)
+
+    def encode(self) -> bytes:
+        """The stored form."""
+        plain = {
+            "identity": json.loads(self.identity.encode()),
+            "host": self.host,
+            "service": self.service,
+            "kinds": sorted(self.kinds),
+            "weight": self.weight,
+            "protocol": self.protocol,
+            "release": self.release,
+            "draining": self.is_draining,
+        }
+        return json.dumps(plain, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> NodeRecord | None:
+        """Read a stored form; None where it is not one (written by another version)."""
+        try:
+            plain: dict[str, Any] = json.loads(data)
+            identity = NodeIdentity.decode(json.dumps(plain["identity"]).encode())
+            if identity is None:
+                return None
+            record = cls(
+                identity,
+                str(plain["host"]),
+                str(plain["service"]),
+                frozenset(map(str, plain["kinds"])),
+                float(plain["weight"]),
+                int(plain["protocol"]),
+                str(plain["release"]),
+                bool(plain["draining"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+        return record if record.weight > 0 else None
+
+
+@define(eq=False)
+class Peer:
+    """Another node, and since when its count stands still."""
+
+    node_id: str
+    #: None where it is of a version that cannot be read here.
+    record: NodeRecord | None
+    beats: int
+    since: Instant
+    is_draining: bool
+    #: It was a process of this host and is gone, or its lease ran out; until it is heard of again.
+    is_dead: bool = False
+
+
+@define(eq=False)
+class Nodes:
+    """What this node knows of the others, and shows of itself.
+
+    Args:
+        directory: where nodes announce themselves; None for a store that has none, where this node is alone.
+        record: what this node says of itself.
+        lease_ttl_s: how long a node's count must stand still until it is taken for dead.
+        same_host_takeover: whether a process of this host that is gone is dead at once.
+    """
+
+    directory: Directory | None
+    record: NodeRecord
+    lease_ttl_s: float
+    same_host_takeover: bool
+    _peers: dict[str, Peer] = field(factory=dict[str, Peer], init=False)
+    _table: tuple[tuple[Candidate, ...], int, tuple[str, ...]] = field(default=((), 0, ()), init=False)
+
+    @property
+    def node_id(self) -> str:
+        """This node."""
+        return self.record.identity.node_id
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether this node gives up what it owns."""
+        return self.record.is_draining
+
+    def drain(self) -> None:
+        """Take nothing new from now on, and say so with the next announcement."""
+        self.record = evolve(self.record, is_draining=True)
+
+    # Seeing each other.
+
+    async def announce(self) -> None:
+        """Show that this node is alive, and see who else is.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        if self.directory is None:
+            return
+        self._observe(await self.directory.announce(self.node_id, self.record.encode()))
+        for peer in list(self._peers.values()):
+            if elapsed_s(peer.since) >= FORGET_AFTER_LEASES * self.lease_ttl_s:
+                await self.directory.forget(peer.node_id, peer.beats)
+
+    async def leave(self) -> None:
+        """Take this node off.
+
+        Raises:
+            JournalUnavailable: the store gave no answer; the others see by themselves that it is gone.
+        """
+        if self.directory is not None:
+            await self.directory.forget(self.node_id)
+
+    def _observe(self, entries: Iterable[NodeEntry]) -> None:
+        before, self._peers = self._peers, {}
+        for entry in entries:
+            if entry.node_id == self.node_id:
+                if entry.is_draining and not self.is_draining:
+                    logger.warning("this node was asked to drain: it gives up what it owns")
+                    self.drain()
+                continue
+            peer = before.get(entry.node_id)
+            if peer is None or peer.beats != entry.beats:
+                record = NodeRecord.decode(entry.record)
+                peer = Peer(entry.node_id, record, entry.beats, instant_now(), entry.is_draining)
+            peer.is_draining = entry.is_draining
+            self._peers[entry.node_id] = peer
+        self.find_dead()
+
+    def find_dead(self) -> bool:
+        """Look whether processes of this host are gone; returns whether one was found that was not known."""
+        found = False
+        if self.same_host_takeover:
+            for peer in self._peers.values():
+                if not peer.is_dead and peer.record is not None and self.knows_dead(peer.record.identity):
+                    peer.is_dead = found = True
+        return found
+
+    def knows_dead(self, identity: NodeIdentity) -> bool:
+        """Whether somebody was a process of this very host, is certainly gone, and may be succeeded at once."""
+        return self.same_host_takeover and self.record.identity.knows_dead(identity)
+
+    def suspect(self, node_id: str) -> None:
+        """A lease of a node has run out: it is dead until it is heard of again."""
+        peer = self._peers.get(node_id)
+        if peer is not None:
+            peer.is_dead = True
+
+    def is_live(self, peer: Peer) -> bool:
+        """Whether a node has announced itself within a lease."""
+        return not peer.is_dead and elapsed_s(peer.since) < self.lease_ttl_s
+
+    def peers(self) -> list[Peer]:
+        """The other nodes of the namespace, dead ones among them."""
+        return list(self._peers.values())
+
+    # Placement.
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        records = [
+            peer.record
+            for peer in self._peers.values()
+            if peer.record is not None and not peer.is_draining and self.is_live(peer)
+        ]
+        candidates = [
+            Candidate(record.identity.node_id, record.weight, record.kinds)
+            for record in (self.record, *records)
+            if record.service == self.record.service
+            and record.protocol == self.record.protocol
+            and not record.is_draining
+        ]
+        return tuple(sorted(candidates, key=lambda candidate: candidate.node_id))
+
+    async def placement(self, partitions: int) -> tuple[str, ...]:
+        """The id of the node that should own each partition; "" where nobody can."""
+        candidates = self._candidates()
+        known_for, known_partitions, table = self._table
+        if candidates != known_for or partitions != known_partitions:
+            if len(candidates) * partitions > PAIRS_INLINE_MAX:
+                table = await anyio.to_thread.run_sync(place, candidates, partitions)
+            else:
+                table = place(candidates, partitions)
+            self._table = (candidates, partitions, table)
+        return table

@@ -1,0 +1,110 @@
+"""The nodes of a namespace, as they show themselves to each other.
+
+Every node announces itself again and again. Nobody removes itself in a crash, and no clock is trusted: a node
+counts how often each other one has announced itself, and takes one for dead whose count stands still for a
+lease on its own clock, as with leases. What the entries say decides only who *should* own what; who owns it is
+settled by claims, so that an old or a missing entry costs time and never safety.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import anyio.lowlevel
+from attrs import define, field
+from msgspec import Struct
+
+__all__ = ("Directory", "MemoryDirectory", "NodeEntry", "WithDirectory")
+
+
+class NodeEntry(Struct, frozen=True, gc=False):
+    """What the store knows of a node."""
+
+    node_id: str
+    #: How often it has announced itself.
+    beats: int
+    #: What it says of itself; opaque to the store.
+    record: bytes
+    #: Somebody asked it to give up what it owns.
+    is_draining: bool
+
+
+class Directory(Protocol):
+    """The nodes of one namespace. Each call is atomic; all of them may be repeated.
+
+    Raises:
+        JournalUnavailable: the store gave no usable answer.
+        StoreIncompatible: the store's library or its user does not allow it.
+    """
+
+    async def announce(self, node_id: str, record: bytes) -> Sequence[NodeEntry]:
+        """Show that a node is alive, and what it offers; returns all nodes, itself among them."""
+        ...
+
+    async def read(self) -> Sequence[NodeEntry]:
+        """All nodes."""
+        ...
+
+    async def forget(self, node_id: str, beats: int | None = None) -> bool:
+        """Take a node off that has left, or that is dead.
+
+        Args:
+            node_id: which one.
+            beats: only if it has not announced itself since it had so many.
+
+        Returns:
+            Whether it was there and is not any more.
+        """
+        ...
+
+    async def drain(self, node_ids: Sequence[str]) -> Sequence[str]:
+        """Ask nodes to give up what they own; returns those that are there."""
+        ...
+
+
+@runtime_checkable
+class WithDirectory(Protocol):
+    """A journal that has a directory beside it."""
+
+    @property
+    def directory(self) -> Directory:
+        """The nodes that use the store."""
+        ...
+
+
+@define(eq=False)
+class MemoryDirectory:
+    """The directory of a store in memory: the reference model."""
+
+    _nodes: dict[str, NodeEntry] = field(factory=dict[str, NodeEntry], init=False)
+
+    async def announce(self, node_id: str, record: bytes) -> Sequence[NodeEntry]:
+        """See `Directory.announce`."""
+        before = self._nodes.get(node_id)
+        beats, draining = (before.beats, before.is_draining) if before is not None else (0, False)
+        self._nodes[node_id] = NodeEntry(node_id, beats + 1, record, draining)
+        return await self.read()
+
+    async def read(self) -> Sequence[NodeEntry]:
+        """See `Directory.read`."""
+        await anyio.lowlevel.checkpoint()
+        return tuple(self._nodes.values())
+
+    async def forget(self, node_id: str, beats: int | None = None) -> bool:
+        """See `Directory.forget`."""
+        await anyio.lowlevel.checkpoint()
+        entry = self._nodes.get(node_id)
+        if entry is None or (beats is not None and entry.beats != beats):
+            return False
+        del self._nodes[node_id]
+        return True
+
+    async def drain(self, node_ids: Sequence[str]) -> Sequence[str]:
+        """See `Directory.drain`."""
+        await anyio.lowlevel.checkpoint()
+        found = [node_id for node_id in node_ids if node_id in self._nodes]
+        for node_id in found:
+            entry = self._nodes[node_id]
+            self._nodes[node_id] = NodeEntry(node_id, entry.beats, entry.record, True)
+        return found

@@ -1,0 +1,57 @@
+"""The nodes of a namespace, in a Redis or Valkey server: one hash, and the functions `aa1_announce` and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from atomic_actors.journal._directory import NodeEntry
+from atomic_actors.journal._protocol import PROTOCOL_VERSION
+
+__all__ = ("CallFunction", "RedisDirectory")
+
+#: Calls a function of the library: its name, its only key, its arguments.
+CallFunction = Callable[..., Awaitable[Any]]
+
+_ANNOUNCE: Final = b"aa%d_announce" % PROTOCOL_VERSION
+_NODES: Final = b"aa%d_nodes" % PROTOCOL_VERSION
+_FORGET: Final = b"aa%d_forget" % PROTOCOL_VERSION
+_DRAIN: Final = b"aa%d_drain" % PROTOCOL_VERSION
+
+
+class RedisDirectory:
+    """A directory in a store.
+
+    Args:
+        call: calls a function of the store's library.
+        namespace: whose nodes.
+    """
+
+    def __init__(self, call: CallFunction, namespace: str) -> None:
+        self._call = call
+        self._key = f"{{{namespace}:meta}}:nodes".encode()
+
+    async def announce(self, node_id: str, record: bytes) -> Sequence[NodeEntry]:
+        """See `Directory.announce`."""
+        return _read_entries(await self._call(_ANNOUNCE, self._key, node_id, record))
+
+    async def read(self) -> Sequence[NodeEntry]:
+        """See `Directory.read`."""
+        return _read_entries(await self._call(_NODES, self._key))
+
+    async def forget(self, node_id: str, beats: int | None = None) -> bool:
+        """See `Directory.forget`."""
+        expected = "" if beats is None else str(beats)
+        return bool(await self._call(_FORGET, self._key, node_id, expected))
+
+    async def drain(self, node_ids: Sequence[str]) -> Sequence[str]:
+        """See `Directory.drain`."""
+        found: list[bytes] = await self._call(_DRAIN, self._key, *node_ids)
+        return [node_id.decode() for node_id in found]
+
+
+def _read_entries(answer: list[Any]) -> list[NodeEntry]:
+    return [
+        NodeEntry(node_id.decode(), int(beats), record, bool(draining))
+        for node_id, beats, record, draining in answer
+    ]

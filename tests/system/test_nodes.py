@@ -1,0 +1,165 @@
+"""Several nodes over one store: they share the partitions, and give them to each other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from atomic_actors import ALL, ActorSystem, AskTimeout, DrainTimeout, UnknownNode
+from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
+
+pytestmark = pytest.mark.anyio
+
+PARTITIONS = 8
+ENTITIES = [f"e{number}" for number in range(20)]
+#: Nodes look at each other four times a lease; several looks may be needed.
+SETTLE_S = 12.0
+
+
+@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.redis)])
+def store_url(request: pytest.FixtureRequest) -> str:
+    return "memory:" if request.param == "memory" else str(request.getfixturevalue("valkey_server").url)
+
+
+@asynccontextmanager
+async def node(new_system: NewSystem, stage: Stage, **settings: Any) -> AsyncGenerator[ActorSystem]:
+    settings = {"partitions": PARTITIONS, **settings}
+    async with new_system(Desk.using(stage=stage), **settings) as system:
+        yield system
+
+
+async def owns(system: ActorSystem, count: int) -> None:
+    """Return once a node owns so many partitions."""
+
+    async def is_so() -> bool:
+        return system.statistics().owned_partitions == count
+
+    await until(is_so, SETTLE_S)
+
+
+async def ask_all(*systems: ActorSystem) -> None:
+    for system in systems:
+        for name in ENTITIES:
+            await system.ask(desk(name), Work(name))
+
+
+class AskingAlong:
+    """Asks all the time, and keeps what was answered."""
+
+    def __init__(self, system: ActorSystem, stage: Stage) -> None:
+        self.system = system
+        self.answered = 0
+        self._stop = False
+
+    async def run(self) -> None:
+        while not self._stop:
+            for name in ENTITIES:
+                await self.system.ask(desk(name), Work(name))
+                self.answered += 1
+
+    async def some_more(self) -> None:
+        wanted = self.answered + len(ENTITIES)
+
+        async def are_there() -> bool:
+            return self.answered >= wanted
+
+        await until(are_there, SETTLE_S)
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+async def test_who_joins_gets_its_share_and_gives_it_back(new_system: NewSystem, stage: Stage) -> None:
+    async with node(new_system, stage) as first:
+        await owns(first, PARTITIONS)
+        async with anyio.create_task_group() as task_group:
+            asking = AskingAlong(first, stage)
+            task_group.start_soon(asking.run)
+            async with node(new_system, stage) as second:
+                await owns(first, PARTITIONS // 2)
+                await owns(second, PARTITIONS // 2)
+                await asking.some_more()
+                await ask_all(second)
+                shown = await first.nodes()
+                assert [(info.partitions, info.is_live, info.kinds) for info in shown] == [
+                    (PARTITIONS // 2, True, ("desk",))
+                ] * 2
+                assert sum(info.is_here for info in shown) == 1
+                owners = {owner.node_id for owner in await second.partitions()}
+                assert owners == {info.node_id for info in shown}
+                here = await first.where(desk("e1"))
+                there = await second.where(desk("e1"))
+                assert here.node_id == there.node_id
+                assert here.is_here != there.is_here
+            await owns(first, PARTITIONS)
+            await asking.some_more()
+            asking.stop()
+        assert [info.is_here for info in await first.nodes()] == [True]
+        assert (await first.audit()).is_balanced
+        assert len(stage.log) == (await first.audit()).completed
+
+
+async def test_weights_set_the_shares(new_system: NewSystem, stage: Stage) -> None:
+    async with node(new_system, stage) as light, node(new_system, stage, node_weight=3.0) as heavy:
+        await owns(heavy, 6)
+        await owns(light, 2)
+
+
+async def test_a_node_is_drained_and_goes_on_sending(new_system: NewSystem, stage: Stage) -> None:
+    async with node(new_system, stage) as first, node(new_system, stage) as second:
+        await owns(second, PARTITIONS // 2)
+        target = next(info.node_id for info in await first.nodes() if not info.is_here)
+        await first.drain(target, timeout_s=SETTLE_S)
+        assert second.statistics().owned_partitions == 0
+        await owns(first, PARTITIONS)
+        assert {info.node_id: info.is_draining for info in await second.nodes()}[target]
+        await ask_all(first, second)
+
+
+async def test_when_all_are_drained_messages_wait_for_the_next(new_system: NewSystem, stage: Stage) -> None:
+    async with node(new_system, stage) as first:
+        async with node(new_system, stage) as second:
+            await owns(second, PARTITIONS // 2)
+            await second.drain(ALL, timeout_s=SETTLE_S)
+            assert {owner.node_id for owner in await first.partitions()} == {""}
+            receipt = await first.tell(desk(), Work("waits"))
+            with pytest.raises(AskTimeout):
+                await second.ask(desk(), Read(), timeout_s=0.3)
+            async with node(new_system, stage) as third:
+                await first.result(receipt, timeout_s=SETTLE_S)
+                assert third.statistics().turns == 1
+                assert stage.log == ["waits"]
+
+
+async def test_a_turn_that_does_not_end_holds_up_a_drain(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("long")
+    async with node(new_system, stage, drain_timeout_s=30.0) as system:
+        receipt = await system.tell(desk(), Work("long"))
+        await stage.wait_for("long")
+        (info,) = await system.nodes()
+        with pytest.raises(DrainTimeout):
+            await system.drain(info.node_id, timeout_s=0.2)
+        stage.release("long")
+        await owns(system, 0)
+        await system.result(receipt)
+
+
+async def test_what_does_not_end_in_time_is_interrupted(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("long")
+    async with node(new_system, stage, drain_timeout_s=0.1) as system:
+        await system.tell(desk(), Work("long"))
+        await stage.wait_for("long")
+        await system.drain(ALL, timeout_s=SETTLE_S)
+        (letter,) = await system.dead_letters.list()
+        assert letter.reason == "interrupted"
+
+
+async def test_there_is_no_such_node(new_system: NewSystem, stage: Stage) -> None:
+    async with node(new_system, stage) as system:
+        with pytest.raises(UnknownNode, match="nobody"):
+            await system.drain("nobody")
+        assert system.statistics().owned_partitions == PARTITIONS
