@@ -63,6 +63,12 @@ class Cluster:
     def kill(self, number: int) -> None:
         self.workers[number].kill()
 
+    def leave(self, number: int) -> Counter[str]:
+        """Let a worker leave in good order, whatever is going on; what its asks were told."""
+        worker = self.workers[number]
+        worker.stop()
+        return Counter(self.events(worker)[-1]["told"])
+
     def replace(self, number: int) -> None:
         """Start the successor of a worker that is gone."""
         self.workers[number] = self._start(number)
@@ -156,9 +162,8 @@ class Cluster:
         """Let every worker leave in good order, with nothing to do any more; what their asks were told."""
         self.wait_quiet()
         told: Counter[str] = Counter()
-        for worker in self.workers:
-            worker.stop()
-            told += Counter(self.events(worker)[-1]["told"])
+        for number in range(self.size):
+            told += self.leave(number)
         return told
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import cast
@@ -69,6 +70,25 @@ def test_kills(same_host: bool, server: Server, template: Template, namespace: s
 
 
 @pytest.mark.timeout(120 + 30 * ROUNDS)
+def test_a_rolling_restart(server: Server, template: Template, namespace: str, tmp_path: Path) -> None:
+    """Each worker leaves in good order, under load, and another one comes: no message fails."""
+    plan = new_plan(server.url, namespace, tmp_path, SEED)
+    cluster = Cluster(template, plan, outages=False)
+    cluster.start()
+    cluster.wait_progress()
+    told: Counter[str] = Counter()
+    for number in list(range(cluster.size)) * ROUNDS:
+        told += cluster.leave(number)
+        cluster.replace(number)
+        cluster.wait_progress()
+    told += cluster.stop()
+    print(f"\ntold {told}")
+    assert set(told) <= {"replied", "declined"}
+    verdict = judge(cluster)
+    assert verdict.again == verdict.dead_letters == 0
+
+
+@pytest.mark.timeout(120 + 30 * ROUNDS)
 def test_a_paused_worker(server: Server, template: Template, namespace: str, tmp_path: Path) -> None:
     """It wakes up as a zombie: its turns are cancelled, and nothing of them is committed."""
     plan = new_plan(server.url, namespace, tmp_path, SEED, pace_s=0.2, same_host_takeover=False)
@@ -120,6 +140,7 @@ def test_one_is_cut_off(
             tried = (network.opened - before) / (time.monotonic() - began_s)
             network.change("fair")
             wait_until(lambda: len(cluster.heard(0, "store-back")) == lost, 20, "coming back")  # noqa: B023
+            wait_until(lambda: cluster.owned(0) > 0, 20, "getting its share again")
             cluster.wait_progress()
             print(
                 f"\n{weather}: noticed after {noticed_s:.1f} s, the others went on after {took_s:.1f} s more; "
