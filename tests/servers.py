@@ -80,7 +80,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"redis://{self.credentials}127.0.0.1:{self.port}/0" if self.tcp else f"unix://{self.socket_path}"
+        return (
+            f"redis://{self.credentials}127.0.0.1:{self.port}/0" if self.tcp else f"unix://{self.socket_path}"
+        )
 
     @property
     def pid(self) -> int:

@@ -97,9 +97,9 @@ class Node:
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
-    def is_leaving(self, partition: int) -> bool:
+    def is_leaving(self, partition: int, entity: str) -> bool:
         """Whether nothing more is taken in a partition: it is about to be given up."""
-        return self.supervisor.leaving[partition]
+        return self.supervisor.is_leaving(partition, entity)
 
     @property
     def listening(self) -> bool:

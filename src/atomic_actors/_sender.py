@@ -6,7 +6,8 @@ its content, the key, the size, a cycle of asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Literal, cast
 
@@ -233,7 +234,20 @@ class Sender:
         if call.kind is not None and not call.kind.durable:
             path = tuple(headers["p"])
             return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
-        return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+        with self._awaiting(call):
+            return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+
+    @contextmanager
+    def _awaiting(self, call: _Call) -> Generator[None]:
+        awaited, entity = self.supervisor.awaited, call.entity
+        awaited[entity] = awaited.get(entity, 0) + 1
+        try:
+            yield
+        finally:
+            awaited[entity] -= 1
+            if not awaited[entity]:
+                del awaited[entity]
+                self.supervisor.let_go(call.partition, entity)
 
     def _inherit(self, context: TurnContext, call: _Call, timeout_s: float) -> tuple[dict[str, Any], float]:
         """Path and deadline of an ask inside a turn."""

@@ -99,6 +99,8 @@ class Supervisor:
     draining: bool = False
     #: Whether nothing more is taken in a partition. Read on the hot path.
     leaving: list[bool] = field(init=False)
+    #: How many turns of this node wait for each entity: until then it goes on, or they could not end.
+    awaited: dict[str, int] = field(factory=dict[str, int], init=False)
     #: No partition's scope opens any more.
     _left: bool = field(default=False, init=False)
     relay: Relay = field(init=False)
@@ -250,13 +252,17 @@ class Supervisor:
 
     # Activations.
 
+    def is_leaving(self, number: int, entity: str) -> bool:
+        """Whether no more is taken for an entity: its partition is given up, and no turn here waits for it."""
+        return self.leaving[number] and entity not in self.awaited
+
     def admit(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
         """The activation that takes a message with its append; None where this node is not to take it.
 
         Raises:
             ActorLimitExceeded: too many activations are busy, and this entity is not active.
         """
-        if self.leaving[number] or not self.membership.claims[number]:
+        if self.is_leaving(number, entity) or not self.membership.claims[number]:
             return None
         activation = self._by_entity.get(entity)
         if activation is None:
@@ -300,6 +306,11 @@ class Supervisor:
         if activation.status == "active":
             self._closing += 1
             activation.close()
+
+    def let_go(self, number: int, entity: str) -> None:
+        """No turn waits for an entity any more."""
+        if self.leaving[number] and (activation := self._by_entity.get(entity)) is not None:
+            self.close(activation)
 
     def used(self, activation: Activation) -> None:
         """An activation ended a turn: it is the most recently used one of its kind."""
@@ -399,7 +410,7 @@ class Supervisor:
 
     def wake(self, number: int, entity: str) -> None:
         """Something waits for an entity: take it, unless a turn is on that will find it anyway."""
-        if self.leaving[number] or not self.membership.claims[number]:
+        if self.is_leaving(number, entity) or not self.membership.claims[number]:
             return
         activation = self._by_entity.get(entity)
         if activation is not None and activation.is_busy:
