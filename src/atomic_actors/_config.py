@@ -139,10 +139,7 @@ class Config:
         10_000, "activations", "How many entities may be active on one node at once.", zero="unbounded"
     )
     max_total_depth: int = _count(
-        100_000,
-        "messages",
-        "How many may wait in all, as an equal quota per partition.",
-        zero="unbounded",
+        100_000, "messages", "How many may wait in all, as an equal quota per partition.", zero="unbounded"
     )
     max_depth: int = _count(0, "messages", "How many messages may wait for one entity.", zero="unbounded")
 
@@ -155,6 +152,9 @@ class Config:
         5.0, "How long `tell` keeps sending the same message id until it raises `AcceptanceUnknown`."
     )
     max_hops: int = _count(3, "asks", "How long a chain of asks inside turns may grow.", zero="unbounded")
+    max_inflight_asks: int = _count(
+        10_000, "asks", "How many asks of one node may wait for their replies at once.", zero="unbounded"
+    )
     max_payload_bytes: int = _count(
         1_048_576, "bytes", "The largest message, reply or state, as encoded.", zero="unbounded"
     )

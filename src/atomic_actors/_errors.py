@@ -18,6 +18,7 @@ __all__ = (
     "AcceptanceUnknown",
     "ActorLimitExceeded",
     "AskCycle",
+    "AskLimitExceeded",
     "AskTimeout",
     "AtomicActorsError",
     "EmbeddedServerError",
@@ -37,6 +38,7 @@ __all__ = (
     "NotSupported",
     "OutboxLimitExceeded",
     "OutcomeUnknown",
+    "OwnerUnavailable",
     "PayloadTooLarge",
     "QueryChangedState",
     "QueueDepthExceeded",
@@ -91,6 +93,18 @@ class ActorLimitExceeded(NotExecuted):
     """The node already has as many busy activations as it may have; no idle one could make room."""
 
     code = "actor_limit_exceeded"
+
+
+class AskLimitExceeded(NotExecuted):
+    """As many asks of this node wait for their replies as may at once (`max_inflight_asks`); nothing was sent."""
+
+    code = "ask_limit_exceeded"
+
+
+class OwnerUnavailable(NotExecuted):
+    """A message for a volatile kind found nobody who owns its entity's partition, or lost it before it began."""
+
+    code = "owner_unavailable"
 
 
 class StoreUnavailable(NotExecuted):
@@ -199,8 +213,8 @@ class HandlerFailed(AtomicActorsError):
 class Interrupted(AtomicActorsError):
     """The handler's process died or lost its lease: it may have run wholly, partly or not at all.
 
-    The message is a dead letter; a person can look and replay it. Only where the store itself lost the
-    message together with its latest history, there is none; the text says so.
+    The message is a dead letter; a person can look and replay it. There is none where the store itself lost
+    the message together with its latest history, and none of a volatile kind; the text says so.
     """
 
     code = "interrupted"

@@ -1,57 +1,114 @@
-"""Doorbells and frames between the processes that share a store.
+"""Frames between nodes: each has a channel of its own in the store, and hears there what others send it.
 
-All of it is hints: a lost doorbell costs a sweep of the owner, a lost reply a look into the store by the asker,
-a lost word that a partition is free the time until the next look.
+A frame is a list of plain data, msgpack on the wire. Its first item says what it is; the rest are the
+arguments of whoever handles such frames:
 
-A frame is a list whose first item says what it is:
+    reply    entity, unique, outcome                   a message that the node waits for has ended
+    claim    partition                                 it is free, or something else changed (_membership)
+    ask      partition, claim, entity, name, ...       a volatile message and its asker     (_volatile_routes)
+    tell     partition, claim, entity, name, ...       the same, nobody waits for its reply (_volatile_routes)
+    forget   sender, stream, number                    the asker of an ask is gone          (_volatile_routes)
+    told     stream, number, word, data                what became of an ask or a tell      (_volatile_host)
 
-    reply   entity, unique, outcome     a message that this node asked for has ended
-    claim   partition                   a partition may be claimed; -1: look what has changed
+A frame is sent once and may be lost. What is said of one by the store comes from the log in any case, but a
+volatile message is only a frame: its sender can learn whether anybody heard it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from atomic_actors._envelope import encode_plain, plain_of
 from atomic_actors._telemetry import logger
-from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.journal._channels import OnSent, RedisChannels
 
 __all__ = ("Exchange",)
 
+Handlers = Mapping[str, Callable[..., object]]
+
 
 class Exchange:
-    """What this process and the others tell each other (`Remote`)."""
+    """Doorbells and frames between the processes that share a store (`Remote`).
+
+    Args:
+        channels: what carries them.
+        partitions: how many doorbells the service has.
+    """
 
     def __init__(self, channels: RedisChannels, partitions: int) -> None:
         self._channels = channels
         self._partitions = partitions
+        self._node_id = ""
+        self._handlers: Handlers = {}
+        self._strange: set[str] = set()
+        #: Whether what others send to this node arrives now.
+        self.is_heard = False
 
-    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
-        """Queue an answer for a node."""
-        self.send(node_id, ["reply", entity, unique, outcome])
+    def push(self, node_id: str, frame: Sequence[Any], on_sent: OnSent | None = None) -> None:
+        """Queue a frame for a node; frames leave in order. One for this very node is handled at once.
 
-    def send(self, node_id: str, frame: list[Any]) -> None:
-        """Queue a frame for a node."""
-        self._channels.publish(self._channels.reply_channel(node_id), encode_plain(frame))
+        Args:
+            node_id: whose channel it goes to.
+            frame: what it is, and the arguments.
+            on_sent: called once with how many nodes heard it: 0 means surely nobody, now or later; None that
+                this is not known. Must not raise.
+        """
+        if node_id == self._node_id:
+            if on_sent is not None:
+                on_sent(1)
+            self._handle(list(frame))
+            return
+        self._channels.publish(self._channels.reply_channel(node_id), encode_plain(list(frame)), on_sent)
 
     async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
         """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""
         await self._channels.listen_doorbells(range(self._partitions), on_bell)
 
-    async def listen(self, node_id: str, handlers: Mapping[str, Callable[..., object]]) -> None:
-        """Call the handler of each frame that comes for this node with the frame's items, until cancelled."""
+    async def listen(
+        self, node_id: str, handlers: Handlers, on_heard: Callable[[], None] | None = None
+    ) -> None:
+        """Handle what others push to this node, until cancelled.
 
-        def on_payload(payload: bytes) -> None:
-            try:
-                what, *items = plain_of(payload)
-                handler = handlers.get(what)
-                if handler is None:
-                    logger.info("a frame %r from another node is not known here", what)
-                else:
-                    handler(*items)
-            except (ValueError, TypeError) as error:
-                logger.warning("a frame from another node does not decode: %s", error)
+        Args:
+            node_id: this node.
+            handlers: what to call for each first item, with the others as arguments.
+            on_heard: called when the node's channel is heard, for the first time or again.
+        """
+        self._node_id, self._handlers = node_id, handlers
 
-        await self._channels.listen_replies(node_id, on_payload)
+        def on_change(is_heard: bool) -> None:
+            self.is_heard = is_heard
+            if is_heard and on_heard is not None:
+                on_heard()
+
+        await self._channels.listen_replies(node_id, self._on_payload, on_change)
+
+    async def leave(self) -> None:
+        """Hear nothing more, and let what was pushed get out; bounded by the store's time limit."""
+        await self._channels.end_replies()
+
+    def _on_payload(self, payload: bytes) -> None:
+        try:
+            frame = plain_of(payload)
+        except ValueError as error:
+            logger.warning("a frame from another node does not decode, and is dropped: %s", error)
+            return
+        self._handle(frame)
+
+    def _handle(self, frame: Any) -> None:
+        items = cast("list[object]", frame) if isinstance(frame, list) and frame else [None]
+        what, *arguments = items
+        handler = self._handlers.get(what) if isinstance(what, str) else None
+        if handler is None:
+            name = str(what)[:40]
+            if name not in self._strange:
+                self._strange.add(name)
+                logger.warning("frames of the kind %r, from another node, are not known here: dropped", name)
+            return
+        try:
+            handler(*arguments)
+        except Exception:
+            # It comes from outside: another version may mean something else by it. Whoever sent it sees that no
+            # answer comes; to end the listener, and the node with it, would hurt everybody.
+            logger.exception("a frame %r of another node could not be handled", what)

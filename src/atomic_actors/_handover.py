@@ -8,7 +8,7 @@ ever: it waits in the store until the next owner finds it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Final
 
 import anyio
@@ -22,7 +22,8 @@ from atomic_actors._nodes import NodeRecord
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import logger
 from atomic_actors._volatile import VolatileKinds
-from atomic_actors.journal._directory import Directory, NodeEntry
+from atomic_actors._volatile_host import VolatileHost
+from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
 
@@ -80,6 +81,7 @@ class Handover:
         membership: which partitions are owned.
         supervisor: what runs in them.
         volatile: what runs in them without a journal.
+        host: what other nodes send to that; None where nobody else can be there.
         exchange: how the next owner is told; None where nobody else can be there.
         drain_timeout_s: how long running turns may take to end; 0 means without end.
     """
@@ -88,6 +90,7 @@ class Handover:
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds
+    host: VolatileHost | None
     exchange: Exchange | None
     drain_timeout_s: float
     clock: Callable[[], float]
@@ -126,7 +129,13 @@ class Handover:
 
     async def _drain(self, partition: int) -> None:
         self.supervisor.leaving[partition] = True
-        await self.volatile.drain_partition(partition)
+        if self.host is not None:
+            self.host.closing.add(partition)
+        try:
+            await self.volatile.drain(partition)
+        finally:
+            if self.host is not None:
+                self.host.closing.discard(partition)
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
@@ -147,7 +156,7 @@ class Handover:
         nodes = self.membership.nodes
         owner = (await nodes.placement(self.membership.partitions))[partition]
         if self.exchange is not None and owner and owner != nodes.node_id:
-            self.exchange.send(owner, ["claim", partition])
+            self.exchange.push(owner, ["claim", partition])
 
     # Asking others.
 
@@ -177,7 +186,7 @@ class Handover:
             if node_id == self.membership.nodes.node_id:
                 self.membership.look_soon()
             elif self.exchange is not None:
-                self.exchange.send(node_id, ["claim", -1])
+                self.exchange.push(node_id, ["claim", -1])
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
         return sum(partition.node_id in node_ids for partition in await self.partitions())
@@ -197,10 +206,9 @@ class Handover:
 
     async def nodes(self) -> list[NodeInfo]:
         """See `ActorSystem.nodes`."""
-        directory = self._directory
-        entries: Sequence[NodeEntry] = await directory.read() if directory is not None else ()
-        owned = Counter(partition.node_id for partition in await self.partitions())
         nodes = self.membership.nodes
+        entries = await nodes.read()
+        owned = Counter(partition.node_id for partition in await self.partitions())
         live = {peer.node_id for peer in nodes.peers() if nodes.is_live(peer)} | {nodes.node_id}
         found: list[NodeInfo] = []
         for entry in entries:

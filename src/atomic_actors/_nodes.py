@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 from attrs import define, evolve, field, frozen
 
@@ -27,6 +28,8 @@ __all__ = ("NodeRecord", "Nodes", "Peer")
 
 #: An entry of a node that has been dead for so many leases is taken off.
 FORGET_AFTER_LEASES: Final = 10
+#: How long somebody who looks for the first time watches others: a little longer than they may keep silent.
+WATCHED_LEASES: Final = 1.05
 #: Pairs of a node and a partition above which the table is computed in a thread: that takes some 10 ms.
 PAIRS_INLINE_MAX: Final = 5_000
 
@@ -154,6 +157,30 @@ class Nodes:
             if elapsed_s(peer.since) >= FORGET_AFTER_LEASES * self.lease_ttl_s:
                 await self.directory.forget(peer.node_id, peer.beats)
 
+    async def read(self) -> Sequence[NodeEntry]:
+        """Every node in the directory.
+
+        A node that announces itself knows who lives. Any other watches now until it does, a lease at most.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        if self.directory is None:
+            return ()
+        entries = await self.directory.read()
+        if any(entry.node_id == self.node_id for entry in entries):
+            return entries
+        since, before = instant_now(), self._peers
+        self._observe(entries)
+        first = {**self._peers, **before}
+        while elapsed_s(since) < WATCHED_LEASES * self.lease_ttl_s and any(
+            peer is first.get(peer.node_id) and not peer.is_dead for peer in self._peers.values()
+        ):
+            await anyio.sleep(self.lease_ttl_s / 10)
+            entries = await self.directory.read()
+            self._observe(entries)
+        return entries
+
     async def leave(self) -> None:
         """Take this node off.
 
@@ -222,6 +249,10 @@ class Nodes:
             and not record.is_draining
         ]
         return tuple(sorted(candidates, key=lambda candidate: candidate.node_id))
+
+    def forget_placement(self) -> None:
+        """Compute the table anew when it is next asked for."""
+        self._table = ((), 0, ())
 
     async def placement(self, partitions: int) -> tuple[str, ...]:
         """The id of the node that should own each partition; "" where nobody can."""

@@ -32,6 +32,8 @@ from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import Listeners, StoreHealth, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
+from atomic_actors._volatile_host import VolatileHost
+from atomic_actors._volatile_routes import VolatileRoutes
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._health import HealthWatch
 from atomic_actors.journal._history import HistoryLoss
@@ -102,6 +104,8 @@ class Parts:
         self.sender = Sender(
             config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
         )
+        self.host, self.routes = self._volatile_ends(decode_refusal)
+        self.sender.routes = self.routes
         self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
         self.handover = self._make_handover()
         self.operations = Operations(
@@ -114,7 +118,7 @@ class Parts:
             self.handover,
         )
         self.sweeper = Sweeper(
-            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self.volatile.tick)
+            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self._tick_volatile)
         )
         self._wire()
 
@@ -136,6 +140,7 @@ class Parts:
             self.membership,
             self.supervisor,
             self.volatile,
+            self.host,
             self.store.exchange,
             self.config.drain_timeout_s,
             self.clock,
@@ -170,6 +175,41 @@ class Parts:
         )
         return keeper, membership
 
+    def _volatile_ends(
+        self, decode_refusal: Callable[[bytes], AtomicActorsError]
+    ) -> tuple[VolatileHost | None, VolatileRoutes | None]:
+        """Both ends of volatile messages between nodes, where there can be other nodes."""
+        exchange, membership = self.store.exchange, self.membership
+        if exchange is None:
+            return None, None
+
+        def claim_of(partition: int) -> str:
+            return membership.claims[partition] if membership.is_valid(partition) else ""
+
+        def node_of(owner: bytes) -> str:
+            identity = NodeIdentity.decode(owner)
+            return identity.node_id if identity is not None else ""
+
+        host = VolatileHost(
+            self.volatile,
+            self.kinds,
+            exchange,
+            claim_of,
+            self.clock,
+            self.node.encode_refusal,
+            self.config.max_payload_bytes,
+        )
+        routes = VolatileRoutes(
+            exchange,
+            self.identity.node_id,
+            node_of,
+            self.new_cell,
+            self.clock,
+            decode_refusal,
+            self.config.accept_timeout_s,
+        )
+        return host, routes
+
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
         self.node.supervisor = self.supervisor
@@ -188,6 +228,7 @@ class Parts:
 
     def _lost(self, partition: int, why: str) -> None:
         self.supervisor.lost(partition, why)
+        self.volatile.lost(partition)
 
     async def _hand_over(self, partition: int) -> None:
         await self.handover.hand_over(partition)
@@ -210,6 +251,11 @@ class Parts:
     def _tick_supervisor(self, now_s: float) -> None:
         self.supervisor.tick(now_s, self.router.store_now_ms())
 
+    def _tick_volatile(self, now_s: float) -> None:
+        self.volatile.tick(now_s)
+        if self.routes is not None:
+            self.routes.tick(now_s)
+
     # Life.
 
     async def start(self, task_group: TaskGroup) -> None:
@@ -223,16 +269,7 @@ class Parts:
         self._task_group = task_group
         await self.operations.check_store()
         self._run(self.sweeper.run)
-        exchange = self.store.exchange
-        if exchange is not None:
-            self._run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
-            handlers: dict[str, Callable[..., object]] = {
-                "reply": self.router.answered,
-                "claim": self._may_claim,
-            }
-            self._run(partial(exchange.listen, self.identity.node_id, handlers))
-            if self.kinds:
-                self._run(partial(exchange.listen_bells, self.supervisor.rung))
+        self._listen()
         if self.kinds:
             if self.keeper is not None:
                 self.keeper.start(self._keeper_crashed)
@@ -244,6 +281,23 @@ class Parts:
     def _may_claim(self, partition: int) -> None:
         """Another node says that a partition is free, or that something else has changed."""
         self.membership.look_soon()
+
+    def _listen(self) -> None:
+        exchange, host, routes = self.store.exchange, self.host, self.routes
+        if exchange is None or host is None or routes is None:
+            return
+        handlers: dict[str, Callable[..., object]] = {
+            "reply": self.router.answered,
+            "claim": self._may_claim,
+            "ask": host.on_ask,
+            "tell": host.on_tell,
+            "forget": host.on_forget,
+            "told": routes.on_told,
+        }
+        self._run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
+        self._run(partial(exchange.listen, self.identity.node_id, handlers, routes.heard))
+        if self.kinds:
+            self._run(partial(exchange.listen_bells, self.supervisor.rung))
 
     def _run(self, function: Callable[[], Any]) -> None:
         self._task_group.start_soon(self._guard, function)
@@ -274,6 +328,8 @@ class Parts:
         """Stop taking, let running turns finish, interrupt the rest, give the partitions up."""
         self.sender.running = False
         self.membership.stop_claiming()
+        if self.host is not None:
+            self.host.closed = True
         if wait:
             with self._hurry:
                 if self.config.drain_timeout_s:
@@ -289,13 +345,19 @@ class Parts:
             if interrupted:
                 logger.warning("%d turns are interrupted by leaving", len(interrupted))
             self.supervisor.cancel_partitions()
+            self.volatile.lost()
             await self.supervisor.wait_ended()
+            await self.volatile.wait_ended()
             if self.journal.available:
                 await self.journal.wait_drained()
                 await self._release()
+                if self.store.exchange is not None:
+                    await self.store.exchange.leave()
         if settling.cancelled_caught:
             logger.warning("the store did not answer in time; the leases run out by themselves")
         self.router.abandon_all()
+        if self.routes is not None:
+            self.routes.abandon_all()
 
     async def _say_that_it_leaves(self) -> None:
         """So that the others take over what is given up one by one."""

@@ -13,7 +13,7 @@ whose time is up and looks after those whose answer is late.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import anyio
@@ -109,8 +109,13 @@ class Admission(Protocol):
 class Remote(Protocol):
     """Pushes answers to other nodes; a lost push costs the asker a poll."""
 
-    def push(self, node_id: str, entity: str, unique: str, outcome: bytes) -> None:
-        """Queue an answer for a node."""
+    @property
+    def is_heard(self) -> bool:
+        """Whether what others push to this node arrives now."""
+        ...
+
+    def push(self, node_id: str, frame: Sequence[Any]) -> None:
+        """Queue a frame for a node."""
         ...
 
 
@@ -164,7 +169,7 @@ class Pending:
         self.is_joined = False
         #: Called once if the message was accepted now; set only where somebody listens.
         self.on_accepted: Callable[[], None] | None = None
-        self.poll_delay_s = POLL_FIRST_S if admission is not None else POLL_FIRST_REMOTE_S
+        self.poll_delay_s = router.first_poll_s(pending_here=admission is not None)
 
     @property
     def full_message_id(self) -> str:
@@ -239,6 +244,11 @@ class Router:
 
     def __attrs_post_init__(self) -> None:
         self._next_bucket = int(self.clock() / BUCKET_S)
+
+    def first_poll_s(self, *, pending_here: bool) -> float:
+        """How soon the store is asked for an outcome: at once where its push could not arrive."""
+        is_told = pending_here or (self.remote is not None and self.remote.is_heard)
+        return POLL_FIRST_S if is_told else POLL_FIRST_REMOTE_S
 
     # Time and ids.
 
@@ -404,7 +414,7 @@ class Router:
         if self.answered(entity, unique, outcome) or not sender or sender == self.node_id:
             return
         if self.remote is not None:
-            self.remote.push(sender, entity, unique, outcome)
+            self.remote.push(sender, ("reply", entity, unique, outcome))
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""
@@ -418,6 +428,7 @@ class Router:
         if result.outcome is not None:
             self.answered(pending.entity, pending.unique, result.outcome)
         else:
+            pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to whoever sent it first
             self._look_up(pending)
 
     def refusal_of_append(self, pending: Pending, result: Result) -> BaseException:

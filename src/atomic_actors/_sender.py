@@ -19,6 +19,7 @@ from atomic_actors._envelope import digest_of, encode_envelope
 from atomic_actors._errors import (
     ActorLimitExceeded,
     AskCycle,
+    AskLimitExceeded,
     AskTimeout,
     AtomicActorsError,
     InvalidConfig,
@@ -26,6 +27,7 @@ from atomic_actors._errors import (
     InvalidMessageId,
     NotSupported,
     OutcomeUnknown,
+    OwnerUnavailable,
     PayloadTooLarge,
     SystemNotRunning,
     TooManyHops,
@@ -40,6 +42,7 @@ from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors._turn import TurnContext, current_activation
 from atomic_actors._volatile import VolatileKinds
+from atomic_actors._volatile_routes import VolatileRoutes
 from atomic_actors.journal._protocol import Append, Appended, pack_body
 
 __all__ = ("Sender",)
@@ -82,6 +85,8 @@ class Sender:
         config: time limits and sizes.
         supervisor: gives the activations that take messages as they are appended.
         volatile: runs the kinds that have no journal.
+        routes: sends messages of such kinds to the nodes that own them; None where there can be no other node.
+        knows_volatile: whether a kind that has no handlers here is known to be volatile.
     """
 
     config: Config
@@ -92,8 +97,12 @@ class Sender:
     listeners: Listeners
     kinds: dict[str, Kind]
     partitions: int
+    routes: VolatileRoutes | None = None
+    knows_volatile: Callable[[str], bool] = lambda kind: False
     running: bool = True
     accepted: int = 0
+    #: Asks that wait for their replies now.
+    inflight_asks: int = 0
     _headers: dict[str, Any] = field(init=False)
     _foreign: dict[type[Any], _Foreign] = field(factory=dict[type[Any], _Foreign], init=False)
 
@@ -109,8 +118,8 @@ class Sender:
             UsageError: the kind, the message or its content is wrong.
         """
         call = self._check(entity, message)
-        if call.kind is not None and not call.kind.durable:
-            raise NotSupported(f"outbox: kind {call.kind.name!r} is volatile; an outbox is for durable kinds")
+        if self._is_volatile(call):
+            raise NotSupported(f"outbox: kind {call.ref.kind!r} is volatile; an outbox is for durable kinds")
         return call.name, encode_envelope({}, call.payload)
 
     def _check(self, target: object, message: object) -> _Call:
@@ -217,11 +226,10 @@ class Sender:
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
             activation.context.refuse_in_transaction()
             headers, timeout_s = self._inherit(activation.context, call, timeout_s)
-        if call.kind is not None and not call.kind.durable:
+        if self._is_volatile(call):
             if key is not None:
-                raise NotSupported(f"key: kind {call.kind.name!r} is volatile; it keeps no keys")
-            path = tuple(headers.get("p", ()))
-            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
+                raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
+            return await self._ask_volatile(call, message, timeout_s, headers)
         return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
 
     async def ask_from_turn(
@@ -231,14 +239,16 @@ class Sender:
         self._check_running()
         call = self._check(entity, message)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
-        if call.kind is not None and not call.kind.durable:
-            path = tuple(headers["p"])
-            return await self.volatile.ask(call.kind, call.ref, call.partition, message, timeout_s, path)
+        if self._is_volatile(call):
+            return await self._ask_volatile(call, message, timeout_s, headers)
         with self._awaiting(call):
             return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
 
     @contextmanager
     def _awaiting(self, call: _Call) -> Generator[None]:
+        if call.kind is None:
+            yield  # it does not live here
+            return
         awaited, entity = self.supervisor.awaited, call.entity
         awaited[entity] = awaited.get(entity, 0) + 1
         try:
@@ -270,6 +280,61 @@ class Sender:
             timeout_s = min(timeout_s, left_s) if timeout_s else left_s
         return {**self._headers, "p": list(path)}, timeout_s
 
+    def _is_volatile(self, call: _Call) -> bool:
+        kind = call.kind
+        return not kind.durable if kind is not None else self.knows_volatile(call.ref.kind)
+
+    def _count_ask(self, call: _Call) -> None:
+        """Count an ask that begins; it is sent right after.
+
+        Raises:
+            AskLimitExceeded: as many wait already as may.
+        """
+        limit = self.config.max_inflight_asks
+        if limit and self.inflight_asks >= limit:
+            raise AskLimitExceeded(
+                f"{call.name} for {call.entity} was not sent: {limit} asks of this node wait for their replies "
+                "already (max_inflight_asks); ask less at once, or tell"
+            )
+        self.inflight_asks += 1
+
+    async def _ask_volatile(
+        self, call: _Call, message: object, timeout_s: float, headers: dict[str, Any]
+    ) -> Any:
+        """Hand a message over where its partition is ours, or send it to whoever owns it."""
+        self._count_ask(call)
+        try:
+            kind, path = call.kind, tuple(headers.get("p", ()))
+            if kind is not None and self.routes is None:
+                return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+            if kind is not None and self._is_here(call):
+                deadline_s = self.router.clock() + timeout_s
+                try:
+                    return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+                except OwnerUnavailable as error:
+                    # It did not begin: the next owner may still run it in time.
+                    logger.debug("%s goes to the next owner: %s", call.name, error)
+                timeout_s = max(deadline_s - self.router.clock(), 0.001) if timeout_s else 0
+            reply = await self._routes_to(call).ask(
+                self.router.journal, call.partition, call.entity, call.name, call.payload, timeout_s, path
+            )
+            return call.decode_reply(reply)
+        finally:
+            self.inflight_asks -= 1
+
+    def _is_here(self, call: _Call) -> bool:
+        """Whether a volatile message is for this node, and nothing that was sent before it waits for the owner."""
+        routes = self.routes
+        if routes is None:
+            return True
+        here = self.volatile.owns(call.partition)
+        return here and not routes.waits_for(self.router.journal, call.partition)
+
+    def _routes_to(self, call: _Call) -> VolatileRoutes:
+        if self.routes is None:
+            raise UnknownKind(f"kind {call.ref.kind!r} has no handlers here, and no other node can have any")
+        return self.routes
+
     async def _ask(
         self,
         call: _Call,
@@ -279,6 +344,23 @@ class Sender:
         headers: dict[str, Any],
         unique: str,
     ) -> Any:
+        self._count_ask(call)
+        try:
+            outcome, pending = await self._send_ask(call, timeout_s, key, on_cancel, headers, unique)
+        finally:
+            self.inflight_asks -= 1
+        self.accepted += 1
+        return self.router.value_of(pending, outcome)
+
+    async def _send_ask(
+        self,
+        call: _Call,
+        timeout_s: float,
+        key: str | None,
+        on_cancel: OnCancel,
+        headers: dict[str, Any],
+        unique: str,
+    ) -> tuple[bytes, Pending]:
         router = self.router
         admission = self._admit(call)
         pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
@@ -289,9 +371,7 @@ class Sender:
             pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s
         )
         in_turn = current_activation.get() is not None
-        outcome = await router.wait(pending, on_cancel, key or "", in_turn=in_turn)
-        self.accepted += 1
-        return router.value_of(pending, outcome)
+        return await router.wait(pending, on_cancel, key or "", in_turn=in_turn), pending
 
     def _admit(self, call: _Call) -> Admission | None:
         if call.kind is None:
@@ -341,12 +421,26 @@ class Sender:
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
         call = self._check(target, message)
-        if call.kind is not None and not call.kind.durable:
+        if self._is_volatile(call):
             if key is not None or expires_in_s is not None:
-                raise NotSupported(f"kind {call.kind.name!r} is volatile; it takes no key and no expiry")
-            return self.volatile.tell(call.kind, call.ref, call.partition, message)
+                raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
+            return await self._tell_volatile(call, message)
         pending = self._send_tell(call, key, expires_in_s)
         return self._receipt(call, pending, await pending.cell)
+
+    async def _tell_volatile(self, call: _Call, message: object) -> Receipt[Any]:
+        if call.kind is not None and self._is_here(call):
+            try:
+                return self.volatile.tell(call.kind, call.ref, call.partition, message)
+            except OwnerUnavailable:
+                if self.routes is None:
+                    raise
+        answer = await self._routes_to(call).tell(
+            self.router.journal, call.partition, call.entity, call.name, call.payload
+        )
+        if isinstance(answer, BaseException):
+            raise answer
+        return Receipt(f"{call.ref}/{answer:032x}", call.ref)
 
     def _send_tell(self, call: _Call, key: str | None, expires_in_s: float | None) -> Pending:
         router = self.router
@@ -377,8 +471,8 @@ class Sender:
         self._check_running()
         calls = [self._check(*self._pair(pair)) for pair in messages]
         for call in calls:
-            if call.kind is not None and not call.kind.durable:
-                raise NotSupported(f"tell_many: kind {call.kind.name!r} is volatile; tell one by one")
+            if self._is_volatile(call):
+                raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
         receipts: list[Receipt[Any]] = []
         failures: list[tuple[int, AtomicActorsError]] = []
         for start in range(0, len(calls), TELL_MANY_WINDOW):
@@ -447,11 +541,15 @@ class Sender:
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
         call = self._check(entity, message)
-        if call.kind is not None and not call.kind.durable:
-            self.volatile.tell(call.kind, call.ref, call.partition, message)
-            return
         try:
-            self._send_tell(call, None, None)
+            if not self._is_volatile(call):
+                self._send_tell(call, None, None)
+            elif call.kind is not None and self._is_here(call):
+                self.volatile.tell(call.kind, call.ref, call.partition, message)
+            else:
+                _ = self._routes_to(call).tell(
+                    self.router.journal, call.partition, call.entity, call.name, call.payload
+                )
         except AtomicActorsError as error:
             logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
 
@@ -467,7 +565,7 @@ class Sender:
         else:
             raise InvalidMessageId(f"expected a Receipt or a message id, got {type(message).__name__}")
         kind = self.kinds.get(ref.kind)
-        if kind is not None and not kind.durable:
+        if not kind.durable if kind is not None else self.knows_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
         return ref, unique, reply_type
 

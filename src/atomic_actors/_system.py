@@ -10,6 +10,8 @@ What it is made of (wired together in `_parts`), from the bottom up:
     ├─ Supervisor     partitions and activations: start, wake, passivate                 (_supervisor)
     │  └─ Activation  one entity: its state and its turns                                (_activation)
     ├─ VolatileKinds  entities without a journal                                         (_volatile)
+    │  ├─ Host        their messages from other nodes                                    (_volatile_host)
+    │  └─ Routes      their messages to other nodes                                      (_volatile_routes)
     ├─ Sender         the verbs: checks a call and sends it                              (_sender)
     ├─ DeadLetters    list, show, replay, purge                                          (_dead_letters)
     └─ Sweeper        the one task that watches the clock                                (_timers)
@@ -151,8 +153,8 @@ class ActorSystem:
             The handler's reply, of the type that the message declares.
 
         Raises:
-            NotExecuted: it never ran (`QueueDepthExceeded`, `ActorLimitExceeded`, `StoreUnavailable`,
-                `Withdrawn`, `Expired`); sending it again is safe.
+            NotExecuted: it never ran (`QueueDepthExceeded`, `ActorLimitExceeded`, `AskLimitExceeded`,
+                `StoreUnavailable`, `OwnerUnavailable`, `Withdrawn`, `Expired`); sending it again is safe.
             AskTimeout: not known yet; `result(error.message_id)` re-attaches.
             Refused: the handler said no; the same class as it raised.
             HandlerFailed, Interrupted: it ran, wholly or partly; it is a dead letter now.
@@ -184,6 +186,8 @@ class ActorSystem:
         expires_in_s: float | None = None,
     ) -> Receipt[Any]:
         """Send a message; it is accepted, durably, when this returns.
+
+        For a volatile kind (`durable=False`) it has been handed to the owner, or is on its way to it.
 
         Args:
             entity: who gets it; or, alone, a message that names its entity with `EntityId`.

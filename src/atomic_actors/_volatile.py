@@ -1,15 +1,17 @@
 """Volatile kinds: one copy and order as ever, no journal, in-memory speed.
 
-A volatile entity's mailbox is a deque here, and its messages are handed over as they are, not encoded:
-they are immutable by convention. What it knows is gone when it passivates or its process ends; an ask is
-answered at most once.
+A volatile entity's mailbox is a deque here, and messages of this node are handed over as they are, not encoded:
+they are immutable by convention. What it knows is gone when it passivates, or when its node does not own its
+partition any more; an ask is answered at most once.
+
+What other nodes send comes through `_volatile_host`, and what goes to them through `_volatile_routes`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVarTuple
+from typing import Any, Final, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,11 +25,12 @@ from atomic_actors._errors import (
     ActorLimitExceeded,
     AskTimeout,
     HandlerFailed,
+    Interrupted,
     NotSupported,
+    OwnerUnavailable,
     QueryChangedState,
     QueueDepthExceeded,
     Refused,
-    StoreUnavailable,
     SystemNotRunning,
     UnknownMessageType,
 )
@@ -37,44 +40,59 @@ from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._telemetry import logger
 from atomic_actors._turn import TurnContext, TurnServices, current_activation
 
-__all__ = ("VolatileKinds",)
+__all__ = ("Failed", "VolatileKinds", "Waiting")
 
 BUCKET_S: Final = 0.05
 #: Messages that may wait for one volatile entity where the kind sets no `max_depth`.
 DEFAULT_DEPTH: Final = 10_000
 
-Ts = TypeVarTuple("Ts")
+
+class Answer(Protocol):
+    """Where what became of a message goes, once: a cell of this node, or a frame to another one."""
+
+    def set(self, value: Any) -> None:
+        """Take a reply, or a `Failed`. Must not raise."""
+        ...
 
 
-class _Waiting:
-    """A message in a mailbox, and the asker who waits for it (`cell` None for a tell)."""
+class Waiting:
+    """A message in a mailbox, and the asker who waits for it.
 
-    __slots__ = ("cell", "deadline_s", "done", "handler", "message", "path")
+    Args:
+        answer: told what became of it; None where nobody wants to know.
+        is_asked: somebody waits for the reply. Of a message that nobody waits for, a failure is logged.
+    """
+
+    __slots__ = ("answer", "deadline_s", "done", "handler", "is_asked", "message", "path")
 
     def __init__(
         self,
         message: Any,
         handler: BoundHandler,
-        cell: Cell[Any] | None,
+        answer: Answer | None,
         deadline_s: float = float("inf"),
         path: tuple[str, ...] = (),
+        *,
+        is_asked: bool = True,
     ) -> None:
         self.message = message
         self.handler = handler
-        self.cell = cell
+        self.answer = answer
+        self.is_asked = is_asked
         self.deadline_s = deadline_s
         #: The entities that wait for this message.
         self.path = path
         self.done = False
 
     def resolve(self, value: object) -> None:
+        """Say what became of it; a second time changes nothing."""
         if not self.done:
             self.done = True
-            if self.cell is not None:
-                self.cell.set(value)
+            if self.answer is not None:
+                self.answer.set(value)
 
 
-class _Failure:
+class Failed:
     """An exception on its way to the asker; a bare exception could be a reply."""
 
     __slots__ = ("error",)
@@ -94,10 +112,12 @@ class _VolatileActivation:
     #: The state's bytes after the last turn that ended well: what a failed turn goes back to.
     committed: bytes = b""
     closing: bool = False
+    #: Its node does not own the partition any more: it is being cancelled, and nothing may begin in it.
+    is_lost: bool = False
     running: bool = False
     #: When the handler that runs now is cut off, on the backend's clock; 0 while none runs or nothing limits it.
     deadline_s: float = field(default=0.0, init=False)
-    mailbox: deque[_Waiting] = field(factory=deque[_Waiting], init=False)
+    mailbox: deque[Waiting] = field(factory=deque[Waiting], init=False)
     idle: Cell[None] | None = field(default=None, init=False)
     _instance: Any = field(default=None, init=False)
     _context: TurnContext = field(init=False)
@@ -152,7 +172,7 @@ class _VolatileActivation:
             raise NotSupported("context.start_soon: only while the handler runs")
         self._children.start(self._task_group, function, args)
 
-    def put(self, waiting: _Waiting) -> None:
+    def put(self, waiting: Waiting) -> None:
         self.mailbox.append(waiting)
         idle = self.idle
         if idle is not None:
@@ -172,15 +192,25 @@ class _VolatileActivation:
             self._is_cut = True
             self._scope.cancel()
 
+    def end(self) -> None:
+        """Cancel what runs: the partition belongs to nobody here. What has not begun does not run."""
+        self.is_lost = True
+        lost = Failed(OwnerUnavailable(f"{self.ref}: its partition was lost before the message began"))
+        while self.mailbox:
+            self.mailbox.popleft().resolve(lost)
+        if self._task_group is not None:
+            self._task_group.cancel_scope.cancel()
+
     async def run(self) -> None:
         # The task was started by whoever asked first; that asker's turn is none of ours.
         current_activation.set(self)
         ended_well = False
         try:
             async with anyio.create_task_group() as self._task_group:
-                await self._start()
-                await self._serve()
-                await self._stop()
+                if not self.is_lost:
+                    await self._start()
+                    await self._serve()
+                    await self._stop()
             ended_well = True
         except Exception as error:
             self.owner.on_crash(error)
@@ -198,20 +228,32 @@ class _VolatileActivation:
             self._is_cut = False
 
     async def _work(self) -> None:
-        mailbox, new_cell = self.mailbox, self.owner.new_cell
+        mailbox, new_cell, owns, partition = (
+            self.mailbox,
+            self.owner.new_cell,
+            self.owner.owns,
+            self.partition,
+        )
         while True:
             while mailbox:
+                if self.is_lost:
+                    return
                 waiting = mailbox.popleft()
-                if not waiting.done:
+                if not waiting.done and (owns(partition) or self._give_back(waiting)):
                     self.running = True
                     await self._turn(waiting)
                     self.running, self.deadline_s = False, 0.0
                     if self._is_cut:
                         return
-            if self.closing:
+            if self.closing or self.is_lost:
                 return
             self.idle = new_cell()
             await self.idle
+
+    def _give_back(self, waiting: Waiting) -> bool:
+        text = f"{self.ref}: this node did not own its partition when the message was to begin"
+        waiting.resolve(Failed(OwnerUnavailable(text)))
+        return False
 
     async def _start(self) -> None:
         self.state = self.kind.new_state()
@@ -231,20 +273,22 @@ class _VolatileActivation:
             self._fail_all(error)
 
     def _fail_all(self, error: Exception) -> None:
-        failure = _Failure(_handler_failed(error))
+        failure = Failed(_handler_failed(error))
         while self.mailbox:
             self.mailbox.popleft().resolve(failure)
         self.closing = True
 
     async def _stop(self) -> None:
         hook = self.kind.spec.on_passivate
+        if self.is_lost:
+            return
         if hook is not None and self._instance is not None:
             try:
                 await hook(self._instance)
             except Exception:
                 logger.exception("on_passivate of %s raised", self.ref)
 
-    async def _turn(self, waiting: _Waiting) -> None:
+    async def _turn(self, waiting: Waiting) -> None:
         spec = waiting.handler.spec
         self._turns += 1
         message_id = f"{self.ref}/{self._turns:032x}"
@@ -265,18 +309,21 @@ class _VolatileActivation:
             self._keep(waiting.handler)
         except Refused as refusal:
             self._roll_back()
-            waiting.resolve(_Failure(refusal))
+            waiting.resolve(Failed(refusal))
         except Exception as error:
             self._roll_back()
-            if waiting.cell is None:
+            if not waiting.is_asked:
                 logger.exception("%s failed in %s", spec.location, self.ref)
-            waiting.resolve(_Failure(_handler_failed(error)))
+            waiting.resolve(Failed(_handler_failed(error)))
         except BaseException:
             if self._is_cut:
                 await self._after_cut(waiting)
             else:
-                interrupted = StoreUnavailable(f"{self.ref} was ended while it ran {spec.name}")
-                waiting.resolve(_Failure(interrupted))
+                text = (
+                    f"{self.ref} was ended while it ran {spec.name}: it may have run wholly, partly or not at all; "
+                    "a volatile kind has no dead letters"
+                )
+                waiting.resolve(Failed(Interrupted(text)))
             raise
         else:
             outbox = self._context.outbox
@@ -288,7 +335,7 @@ class _VolatileActivation:
             waiting.resolve(reply)
         self.used_at_s = self.owner.clock()
 
-    async def _after_cut(self, waiting: _Waiting) -> None:
+    async def _after_cut(self, waiting: Waiting) -> None:
         """The handler was still running at its deadline: undo what it did, then say so."""
         if self._children.count:
             with anyio.CancelScope(shield=True):
@@ -299,9 +346,9 @@ class _VolatileActivation:
             f"DeadlineExceeded: the handler was still running after turn_timeout_s={self._limit_s:g}",
             error_type="DeadlineExceeded",
         )
-        if waiting.cell is None:
+        if not waiting.is_asked:
             logger.error("%s failed in %s: %s", waiting.handler.spec.location, self.ref, failed)
-        waiting.resolve(_Failure(failed))
+        waiting.resolve(Failed(failed))
 
     def _keep(self, handler: BoundHandler) -> None:
         encode = self.kind.encode_state
@@ -351,11 +398,13 @@ class VolatileKinds:
     _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(
         factory=OrderedDict[EntityRef, _VolatileActivation], init=False
     )
-    _ends: dict[int, list[_Waiting]] = field(factory=dict[int, list[_Waiting]], init=False)
+    _ends: dict[int, list[Waiting]] = field(factory=dict[int, list[Waiting]], init=False)
     _next_bucket: int = field(default=0, init=False)
     _told: int = field(default=0, init=False)
-    #: An activation has ended since somebody put it here.
-    _ended: anyio.Event = field(factory=anyio.Event, init=False)
+    #: Partitions that are being drained; None stands for all of them.
+    _closing: list[int | None] = field(factory=list[int | None], init=False)
+    #: Those who wait until something has ended.
+    _ended: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
 
     def start(self, task_group: TaskGroup) -> None:
         """Use `task_group` for the activations."""
@@ -374,28 +423,38 @@ class VolatileKinds:
         """Hand a message over and wait for the reply.
 
         Raises:
-            AskTimeout, HandlerFailed, Refused, ActorLimitExceeded, StoreUnavailable.
+            AskTimeout, HandlerFailed, Interrupted, Refused.
+            NotExecuted: `QueueDepthExceeded`, `ActorLimitExceeded`; `OwnerUnavailable` where this node does not own
+                the partition, or lost it before the message began.
         """
         deadline_s = self.clock() + timeout_s if timeout_s else float("inf")
-        waiting = _Waiting(*self._handler(kind, message), self.new_cell(), deadline_s, path)
-        self._activation(kind, ref, partition).put(waiting)
-        if timeout_s:
-            bucket = int(deadline_s / BUCKET_S) + 1
-            self._ends.setdefault(bucket, []).append(waiting)
-        assert waiting.cell is not None
+        cell = self.new_cell()
+        waiting = Waiting(*self._handler(kind, message), cell, deadline_s, path)
+        self.hand_over(kind, ref, partition, waiting)
         try:
-            reply = await waiting.cell
+            reply = await cell
         except BaseException:
             waiting.done = True
             raise
-        if type(reply) is _Failure:
+        if type(reply) is Failed:
             raise reply.error
         return reply
+
+    def hand_over(self, kind: Kind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
+        """Put a message into an entity's mailbox; wakes the entity where it sleeps.
+
+        Raises:
+            NotExecuted: as of `ask`.
+        """
+        self._activation(kind, ref, partition).put(waiting)
+        if waiting.deadline_s != float("inf"):
+            bucket = int(waiting.deadline_s / BUCKET_S) + 1
+            self._ends.setdefault(bucket, []).append(waiting)
 
     def tell(self, kind: Kind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
         """Hand a message over; it is handled at most once."""
         handler_message, handler = self._handler(kind, message)
-        self._activation(kind, ref, partition).put(_Waiting(handler_message, handler, None))
+        self._activation(kind, ref, partition).put(Waiting(handler_message, handler, None, is_asked=False))
         self._told += 1
         return Receipt(f"{ref}/{self._told:032x}", ref)
 
@@ -409,7 +468,7 @@ class VolatileKinds:
         if handler is None:
             raise UnknownMessageType(f"kind {kind.name!r} has no handler for {name!r}")
         if isinstance(message, RawMessage) and not handler.spec.raw:
-            return handler.decode_payload(handler_bytes(message)), handler
+            return handler.decode_payload(encode_plain(message.payload)), handler
         return message, handler
 
     def _activation(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
@@ -417,7 +476,7 @@ class VolatileKinds:
         if activation is None:
             activation = self._start(kind, ref, partition)
         elif not self.owns(partition):
-            raise StoreUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
+            raise self._not_owned(ref)
         limit = kind.settings.max_depth or DEFAULT_DEPTH
         if len(activation.mailbox) >= limit:
             raise QueueDepthExceeded(f"{ref}: {limit} messages wait already (max_depth)")
@@ -427,14 +486,18 @@ class VolatileKinds:
         if self._task_group is None:
             raise SystemNotRunning("the actor system is not running")
         if not self.owns(partition):
-            raise StoreUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
+            raise self._not_owned(ref)
         if self.max_activations and len(self._by_ref) >= self.max_activations and not self._evict():
             raise ActorLimitExceeded(f"{ref}: {self.max_activations} activations are busy (max_activations)")
         return self._make(kind, ref, partition)
 
+    def _not_owned(self, ref: EntityRef) -> OwnerUnavailable:
+        return OwnerUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
+
     def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
         assert self._task_group is not None
         activation = _VolatileActivation(self, kind, ref, partition, self.clock())
+        activation.closing = None in self._closing or partition in self._closing
         self._by_ref[ref] = activation
         self._task_group.start_soon(activation.run)
         return activation
@@ -459,15 +522,18 @@ class VolatileKinds:
         """An activation is gone; what came while it went to sleep wakes its successor."""
         if self._by_ref.get(activation.ref) is activation:
             del self._by_ref[activation.ref]
-        if activation.mailbox and ended_well and self._task_group is not None:
-            successor = self._make(activation.kind, activation.ref, activation.partition)
+        partition = activation.partition
+        if activation.mailbox and ended_well and self._task_group is not None and self.owns(partition):
+            successor = self._make(activation.kind, activation.ref, partition)
             successor.mailbox.extend(activation.mailbox)
         else:
-            gone = _Failure(StoreUnavailable(f"{activation.ref} was ended before the message began"))
+            gone = Failed(OwnerUnavailable(f"{activation.ref} was ended before the message began"))
             for waiting in activation.mailbox:
                 waiting.resolve(gone)
         activation.mailbox.clear()
-        self._ended.set()
+        for ended in self._ended:
+            ended.set(None)
+        self._ended.clear()
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, cut handlers that run too long, passivate the idle."""
@@ -475,7 +541,7 @@ class VolatileKinds:
         while self._next_bucket <= bucket:
             for waiting in self._ends.pop(self._next_bucket, ()):
                 if not waiting.done:
-                    waiting.resolve(_Failure(AskTimeout("no reply in time; a volatile kind keeps no result")))
+                    waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
             self._next_bucket += 1
         for activation in list(self._by_ref.values()):
             activation.cut_if_late(now_s)
@@ -492,30 +558,38 @@ class VolatileKinds:
         self.close(activation)
         return True
 
-    async def drain_partition(self, number: int) -> None:
-        """Let the mailboxes of a partition run empty."""
-        while mine := [activation for activation in self._by_ref.values() if activation.partition == number]:
-            for activation in mine:
+    def lost(self, partition: int | None = None) -> None:
+        """A partition (all where left out) is not this node's any more: cancel what runs there, at once."""
+        for activation in self._alive_in(partition):
+            activation.end()
+
+    async def drain(self, partition: int | None = None) -> None:
+        """Let the mailboxes of a partition (all where left out) run empty, and passivate their entities.
+
+        What other nodes send has to be kept away meanwhile, or this may take as long as they send.
+        """
+        self._closing.append(partition)
+        try:
+            for activation in self._alive_in(partition):
                 self.close(activation)
-            await self._next_end()
+            await self.wait_ended(partition)
+        finally:
+            self._closing.remove(partition)
 
-    async def drain(self) -> None:
-        """Let every mailbox run empty."""
-        for activation in list(self._by_ref.values()):
-            self.close(activation)
-        while self._by_ref:
-            await self._next_end()
+    async def wait_ended(self, partition: int | None = None) -> None:
+        """Wait until nothing of a partition (of all where left out) is alive here."""
+        while self._alive_in(partition):
+            ended = self.new_cell()
+            self._ended.append(ended)
+            await ended
 
-    async def _next_end(self) -> None:
-        if self._ended.is_set():
-            self._ended = anyio.Event()
-        await self._ended.wait()
+    def _alive_in(self, partition: int | None) -> list[_VolatileActivation]:
+        return [
+            activation
+            for activation in self._by_ref.values()
+            if partition is None or activation.partition == partition
+        ]
 
     def count(self, kind: str | None = None) -> int:
         """How many volatile entities are alive here."""
         return sum(1 for ref in self._by_ref if kind is None or ref.kind == kind)
-
-
-def handler_bytes(message: RawMessage) -> bytes:
-    """A raw message's payload, encoded, for a handler that wants it structured."""
-    return encode_plain(message.payload)

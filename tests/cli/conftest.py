@@ -11,9 +11,9 @@ from attrs import frozen
 
 from atomic_actors.cli import main
 from tests.cli.application import PARTITIONS, fail, kill_in_turn
-from tests.servers import valkey_server
+from tests.servers import namespace, valkey_server
 
-__all__ = ("valkey_server",)
+__all__ = ("namespace", "valkey_server")
 
 
 @frozen

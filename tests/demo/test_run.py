@@ -30,7 +30,7 @@ from atomic_actors.demo._events import (
     encode,
 )
 from atomic_actors.demo._logbook import Difference, Logbook, compute_logbooks
-from atomic_actors.demo._run import _KillPlan  # pyright: ignore[reportPrivateUsage]
+from atomic_actors.demo._plan import KillPlan
 from atomic_actors.demo._screen import Screen, Summary
 
 LIMIT = 3_000
@@ -60,25 +60,25 @@ def test_events_go_through_the_pipe() -> None:
 
 
 def test_kills_are_planned_in_the_middle() -> None:
-    plan = _KillPlan(total=1000, kills=3, seed=1)
+    plan = KillPlan(total=1000, kills=3, seed=1)
     moments = [accepted for accepted in range(1000) if plan.wants(accepted, in_turn=1)]
     assert len(moments) == 3
     assert 150 <= moments[0] < moments[1] < moments[2] <= 850
 
 
 def test_the_same_seed_plans_the_same_kills() -> None:
-    first, second = (_KillPlan(1000, 2, seed=5) for _ in range(2))
+    first, second = (KillPlan(1000, 2, seed=5) for _ in range(2))
     assert [first.wants(n, 1) for n in range(1000)] == [second.wants(n, 1) for n in range(1000)]
 
 
 def test_no_kill_while_nothing_is_in_turn() -> None:
-    plan = _KillPlan(total=100, kills=1, seed=1)
+    plan = KillPlan(total=100, kills=1, seed=1)
     assert not any(plan.wants(accepted, in_turn=0) for accepted in range(100))
     assert plan.wants(100, in_turn=1)
 
 
 def test_a_kill_that_hit_nothing_is_repeated_a_few_times() -> None:
-    plan = _KillPlan(total=1000, kills=0, seed=1)
+    plan = KillPlan(total=1000, kills=0, seed=1)
     kills = 0
     for accepted in range(1000):
         if plan.wants(accepted, in_turn=1):
@@ -119,6 +119,8 @@ def test_wrong_arguments_are_refused() -> None:
         run_demo(kills=-1)
     with pytest.raises(ValueError, match="limit: expected 1 or more"):
         run_demo(limit=0)
+    with pytest.raises(ValueError, match="workers: expected 1 or more"):
+        run_demo(workers=0)
     with pytest.raises(InvalidConfig, match="forgets everything"):
         run_demo(url="memory:")
 
@@ -153,6 +155,42 @@ def test_two_kills(tmp_path: Path) -> None:
     console, output = plain_console()
     assert run_demo(directory=tmp_path, limit=LIMIT, kills=2, seed=7, console=console) == 0, output.getvalue()
     assert len(re.findall(r"kill -9 \d+", output.getvalue())) >= 2
+
+
+@pytest.mark.timeout(180)
+def test_three_of_four_workers_are_killed_and_the_fourth_takes_over(tmp_path: Path) -> None:
+    console, output = plain_console()
+    code = run_demo(directory=tmp_path, limit=LIMIT, kills=3, workers=4, console=console)
+    text = output.getvalue()
+    assert code == 0, text
+    killed = re.findall(r"kill -9 (\d+)", text)
+    assert len(killed) == len({*killed}) == 3, text
+    assert [f"{left} worker" in text for left in (3, 2, 1)] == [True] * 3, text
+    assert re.search(r"workers left +1 of 4", text), text
+    assert "interrupted flights" in text
+    assert "nothing lost, nothing doubled, nothing out of order" in text
+    pids = {int(pid) for pid in re.findall(r"process (\d+)", text)}
+    assert len(pids) == 5, text
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@pytest.mark.timeout(180)
+def test_when_the_last_worker_is_killed_another_is_started(tmp_path: Path) -> None:
+    console, output = plain_console()
+    code = run_demo(directory=tmp_path, limit=LIMIT, kills=2, workers=2, console=console)
+    text = output.getvalue()
+    assert code == 0, text
+    assert "was the last one; another is started in its place" in text
+    assert re.search(r"workers left +1 of 2", text), text
+    pids = {int(pid) for pid in re.findall(r"process (\d+)", text)}
+    assert len(pids) == 4, text
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_one_of_many_workers_that_cannot_start_says_why(tmp_path: Path) -> None:
+    console, output = plain_console()
+    assert run_demo(directory=tmp_path, url="nonsense:", limit=10, workers=2, console=console) == 1
+    assert "InvalidConfig" in output.getvalue()
 
 
 def test_without_kills_nothing_is_interrupted(tmp_path: Path) -> None:

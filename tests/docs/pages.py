@@ -64,6 +64,13 @@ class _Arrange(ast.NodeTransformer):
         self.backend = backend
         self.url = url
 
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """Run what a file runs when it is the program."""
+        self.generic_visit(node)
+        if ast.unparse(node.test) == "__name__ == '__main__'":
+            node.test = ast.Constant(True)
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         said = {keyword.arg for keyword in node.keywords}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import redis_server, valkey_server
+from tests.servers import redis_server, store_server, valkey_server
 from tests.system.support import NewSystem, Stage
 
-__all__ = ("redis_server", "valkey_server")
+__all__ = ("redis_server", "store_server", "valkey_server")
 
 #: What `store_url` runs through: one server for all tests of a run, but for `embedded`, which has its own.
 STORES = (

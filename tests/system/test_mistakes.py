@@ -290,7 +290,8 @@ def test_every_error_has_a_code_of_its_own() -> None:
     [
         (
             NotExecuted,
-            "QueueDepthExceeded ActorLimitExceeded StoreUnavailable Withdrawn Expired SystemNotRunning NotExecuted",
+            "QueueDepthExceeded ActorLimitExceeded AskLimitExceeded OwnerUnavailable StoreUnavailable Withdrawn Expired "
+            "SystemNotRunning NotExecuted",
         ),
         (OutcomeUnknown, "AcceptanceUnknown AskTimeout OutcomeUnknown"),
         (TimeoutError, "AskTimeout DrainTimeout"),

@@ -1,6 +1,6 @@
-"""The command `atomic-actors`: the demo, and what people on call need.
+"""The command `atomic-actors`: worker processes, the demo, and what people on call need.
 
-`_commands` has the commands, `_operation` opens the store for them, `_screen` prints.
+`_commands` has the commands, `_operation` opens the store for them, `_screen` prints; `_workers` runs processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final
 from cyclopts import CycloptsError
 
 from atomic_actors._errors import AtomicActorsError, InvalidConfig, InvalidEntityId, InvalidMessageId
-from atomic_actors.cli._commands import Misused, app
+from atomic_actors.cli._commands import app
+from atomic_actors.cli._misused import Misused
 from atomic_actors.cli._operation import Stopped
 from atomic_actors.cli._screen import Screen
 from atomic_actors.demo._data import FlightFileDamaged

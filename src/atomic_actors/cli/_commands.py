@@ -19,11 +19,14 @@ from atomic_actors._operations import AuditReport, Location
 from atomic_actors._records import DeadLetter, EntityRef, check_kind, split_message_id
 from atomic_actors._store_url import url_for_display
 from atomic_actors._system import ActorSystem
+from atomic_actors.cli._misused import Misused
+from atomic_actors.cli._nodes import nodes, partitions
 from atomic_actors.cli._operation import Place, StoreOptions, config_of, operate
 from atomic_actors.cli._screen import Screen, letter_for_machines
+from atomic_actors.cli._workers import run
 from atomic_actors.demo import run_demo
 
-__all__ = ("Misused", "app")
+__all__ = ("app",)
 
 #: More letters than any store keeps.
 EVERY: Final = 1_000_000_000
@@ -37,10 +40,6 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a 
 Kind = Annotated[str | None, Parameter(help="Only dead letters of this kind.")]
 Ids = Annotated[str, Parameter(name="MESSAGE_ID", help="As `dead-letters list` shows them.")]
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
-
-
-class Misused(Exception):
-    """The command cannot mean anything as it is written; the text says what to write."""
 
 
 def _version() -> str:
@@ -57,6 +56,9 @@ app = App(
 )
 dead_letters = App(name="dead-letters", help="What failed or was interrupted for good.")
 app.command(dead_letters)
+app.command(run)
+app.command(nodes)
+app.command(partitions)
 
 
 @app.command
@@ -66,16 +68,24 @@ def demo(
         Path | None, Parameter(help="Where the store and the log are kept. Default: a temporary directory.")
     ] = None,
     url: Annotated[str | None, Parameter(help="A store to use instead of the embedded one.")] = None,
+    workers: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=64), help="How many processes run the aircraft.")
+    ] = 1,
     kills: Annotated[
-        int, Parameter(validator=Number(gte=0), help="How often to kill the worker with `kill -9`.")
+        int,
+        Parameter(
+            name=("--kill", "--kills"),
+            validator=Number(gte=0),
+            help="How often to kill a worker with `kill -9`; with several workers, another one each time.",
+        ),
     ] = 1,
     seed: Annotated[int, Parameter(help="Chooses the moments of the kills.")] = 2013,
     limit: Annotated[
         int | None, Parameter(validator=Number(gte=1), help="How many flights to send. Default: all 27,004.")
     ] = None,
 ) -> int:
-    """Send a month of flights, kill the worker in the middle, and check every total."""
-    return run_demo(directory=directory, url=url, kills=kills, seed=seed, limit=limit)
+    """Send a month of flights, kill workers in the middle, and check every total."""
+    return run_demo(directory=directory, url=url, kills=kills, seed=seed, limit=limit, workers=workers)
 
 
 # Dead letters.

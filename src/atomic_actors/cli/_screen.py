@@ -19,7 +19,7 @@ from rich.text import Text
 from atomic_actors._operations import AuditReport, Location
 from atomic_actors._records import DeadLetter
 
-__all__ = ("Screen", "letter_for_machines", "local_time", "printable")
+__all__ = ("Screen", "letter_for_machines", "local_time", "plain_table", "printable")
 
 WIDTH_MAX: Final = 100
 
@@ -108,7 +108,7 @@ class Screen:
 
     def letters(self, letters: Sequence[DeadLetter], *, more: bool) -> None:
         """Dead letters, two lines each; `more` says that not all of them are here."""
-        table = _table("message id", "died", "reason")
+        table = plain_table("message id", "died", "reason")
         for letter in letters:
             error = f"{letter.error_type}: {letter.error}" if letter.error_type else letter.error
             note = f"  {letter.name}, {_count(letter.attempts, 'attempt')}"
@@ -184,27 +184,28 @@ class Screen:
 
     def settings(self, rows: Iterable[tuple[str, str, str]]) -> None:
         """Settings, each with where its value comes from."""
-        table = _table("setting", "value", "from")
+        table = plain_table("setting", "value", "from")
         for row in rows:
             table.add_row(*(Text(printable(text), overflow="fold") for text in row))
         self.output.print(table)
 
     def _pairs(self, pairs: Mapping[str, str]) -> None:
-        table = _table("", "")
+        table = plain_table("", "")
         table.show_header = False
         for name, text in pairs.items():
             table.add_row(Text(name, "bold", no_wrap=True), Text(printable(text), overflow="fold"))
         self.output.print(table)
 
     def _numbers(self, rows: Iterable[tuple[str, int]]) -> None:
-        table = _table("messages")
+        table = plain_table("messages")
         table.add_column("", justify="right")
         for name, number in rows:
             table.add_row(name, f"{number:,}")
         self.output.print(table)
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column)

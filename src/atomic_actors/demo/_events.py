@@ -1,4 +1,4 @@
-"""What the demo's two processes tell each other: JSON, one line each.
+"""What the demo's processes tell each other: JSON, one line each.
 
 The parent writes one `Job` and keeps the pipe open; when it closes, the worker stops in good order.
 Everything else goes from the worker to the parent.
@@ -6,7 +6,7 @@ Everything else goes from the worker to the parent.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -33,7 +33,8 @@ class Job(msgspec.Struct, frozen=True):
     """What a worker is to do.
 
     The first `accepted` flights are known to be accepted; the worker sends the rest. `restarted` says
-    that a worker before this one was killed.
+    that a worker before this one was killed. `role` is what the process does: everything; run aircraft, until
+    its pipe is closed; or send and ask, while others run the aircraft.
     """
 
     url: str
@@ -41,6 +42,7 @@ class Job(msgspec.Struct, frozen=True):
     limit: int | None
     accepted: int
     restarted: bool
+    role: Literal["all", "host", "sender"] = "all"
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

@@ -8,7 +8,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from random import Random
 from time import perf_counter
 from typing import Final
 from urllib.parse import quote
@@ -28,14 +27,14 @@ from atomic_actors.demo._events import (
     Sent,
     Started,
 )
+from atomic_actors.demo._fleet import Fleet
 from atomic_actors.demo._logbook import Logbook, compare, compute_logbooks
+from atomic_actors.demo._plan import KillPlan
 from atomic_actors.demo._screen import Screen, Summary
 from atomic_actors.journal._embedded import embedded_server
 
 __all__ = ("run_demo",)
 
-#: How often to kill again where a kill fell between two turns and interrupted nothing.
-MORE_TRIES: Final = 5
 EXIT_EQUAL: Final = 0
 EXIT_UNEQUAL: Final = 1
 EXIT_STOPPED: Final = 130
@@ -48,6 +47,7 @@ def run_demo(
     kills: int = 1,
     seed: int = 2013,
     limit: int | None = None,
+    workers: int = 1,
     console: Console | None = None,
 ) -> int:
     """Run a month of flights through actors, with `kill -9` on the way, and check every total.
@@ -63,6 +63,8 @@ def run_demo(
             to five times.
         seed: chooses the moments of the kills.
         limit: how many of the 27,004 flights to use; None uses all of them.
+        workers: how many processes run the aircraft. With more than one, each kill takes another of them,
+            a killed one is not replaced while another lives, and one more process sends the flights.
         console: where to print; None is standard output.
 
     Returns:
@@ -70,19 +72,22 @@ def run_demo(
         kills, if any, interrupted something; 1 if not; 130 after Ctrl-C.
 
     Raises:
-        ValueError: `kills` is negative, or `limit` is less than 1.
+        ValueError: `kills` is negative, or `limit` or `workers` is less than 1.
         InvalidConfig: `url` is `memory:`.
         FlightFileDamaged: the data file in the package is not the one that was built.
     """
     if kills < 0:
         raise ValueError(f"kills: expected 0 or more, got {kills}")
+    if workers < 1:
+        raise ValueError(f"workers: expected 1 or more, got {workers}")
     if url is not None and url.startswith("memory:"):
         raise InvalidConfig("url: 'memory:' forgets everything when the worker is killed; use another store")
     lines = load_lines(limit)
     screen = Screen(console or Console(), len(lines))
     with _workplace(directory) as place:
         store = place / "store"
-        demo = _Demo(screen, lines, limit, place, url or f"embedded://{quote(str(store))}", kills, seed)
+        url_used = url or f"embedded://{quote(str(store))}"
+        demo = _Demo(screen, lines, limit, place, url_used, kills, seed, workers)
         try:
             return demo.run()
         except KeyboardInterrupt:
@@ -116,31 +121,6 @@ def _workplace(directory: Path | None) -> Generator[Path]:
         yield Path(name).resolve()
 
 
-class _KillPlan:
-    """When to kill, counted in accepted flights."""
-
-    def __init__(self, total: int, kills: int, seed: int) -> None:
-        random = Random(seed)
-        # One in each of `kills` equal stretches of the middle, so that every run has work before and after.
-        stretch = 0.7 * total / max(kills, 1)
-        self._due = [int(0.15 * total + stretch * (place + random.random())) for place in range(kills)]
-        self._total = total
-        self._tries_left = MORE_TRIES
-
-    def wants(self, accepted: int, in_turn: int) -> bool:
-        """Whether now is the moment: far enough, and with turns to cut off."""
-        if self._due and accepted >= self._due[0] and in_turn > 0:
-            del self._due[0]
-            return True
-        return False
-
-    def try_again(self, accepted: int) -> None:
-        """The last kill interrupted nothing; plan another a little later."""
-        if self._tries_left > 0:
-            self._tries_left -= 1
-            self._due.insert(0, accepted + self._total // 40)
-
-
 class _Demo:
     """The story and its figures."""
 
@@ -153,6 +133,7 @@ class _Demo:
         url: str,
         kills: int,
         seed: int,
+        workers: int,
     ) -> None:
         self._screen = screen
         self._lines = lines
@@ -161,7 +142,9 @@ class _Demo:
         self._place = place
         self._url = url
         self._kills_wanted = kills
-        self._plan = _KillPlan(len(lines), kills, seed)
+        self._workers = workers
+        self._fleet: Fleet | None = None
+        self._plan = KillPlan(len(lines), kills, seed)
         # Another demo may have used this store; its keys and states must not meet ours.
         self._namespace = f"demo-{secrets.token_hex(4)}"
         self._child: Child | None = None
@@ -181,20 +164,36 @@ class _Demo:
             self._flights,
             len(expected) - (nameless is not None),
             0 if nameless is None else nameless.flights,
+            self._workers,
+            self._kills_wanted,
         )
-        while self._run_child():
-            self._kills += 1
+        if self._workers > 1:
+            self._run_fleet()
+        else:
+            while self._run_child():
+                self._kills += 1
         return self._judge(expected, began)
 
     def stop(self) -> None:
-        """End the worker, if one runs."""
+        """End the workers that run."""
         if self._child is not None:
             self._child.stop()
+        if self._fleet is not None:
+            self._fleet.stop()
 
     @property
     def left_a_server(self) -> bool:
         """Whether the last worker was killed, so that nobody stopped the store."""
+        if self._fleet is not None:
+            return self._fleet.left_a_server
         return self._child is not None and self._child.killed
+
+    def _run_fleet(self) -> None:
+        job = Job(self._url, self._namespace, self._limit, 0, restarted=False, role="sender")
+        self._fleet = fleet = Fleet(self._screen, job, self._workers, self._plan, self._place, self._date)
+        fleet.run()
+        self._kills, self._interrupted, self._waiting = fleet.kills, fleet.interrupted, fleet.waiting
+        self._sending_s, self._found = fleet.sending_s, fleet.found
 
     def _run_child(self) -> bool:
         """Run one worker until it is killed (True) or finished (False)."""
@@ -256,6 +255,8 @@ class _Demo:
             unequal=len(wrong),
             sending_s=self._sending_s,
             whole_s=perf_counter() - began,
+            workers=self._workers,
+            alive=self._fleet.alive if self._fleet is not None else 1,
         )
         problems = list(self._problems(figures))
         self._screen.summary(figures, problems)

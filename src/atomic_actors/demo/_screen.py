@@ -37,6 +37,9 @@ class Summary:
     unequal: int
     sending_s: float
     whole_s: float
+    workers: int = 1
+    #: How many of the workers lived at the end.
+    alive: int = 1
 
 
 class Screen:
@@ -50,7 +53,9 @@ class Screen:
         self._last_accepted = -1
         self._next_plain_line = 0
 
-    def open(self, flights: Sequence[Flight], aircraft: int, nameless: int) -> None:
+    def open(
+        self, flights: Sequence[Flight], aircraft: int, nameless: int, workers: int = 1, kills: int = 1
+    ) -> None:
         """The header: what the data is and what is about to happen."""
         text = Text()
         text.append(f"{len(flights):,} flights", style="bold")
@@ -59,15 +64,38 @@ class Screen:
         if nameless:
             text.append(f"\n({nameless:,} cancelled flights have no tail number and share one more actor)")
         text.append("\n\nEvery aircraft is an actor; every flight is a command to it, in time order.")
-        text.append("\nThe process gets ")
-        text.append("kill -9", style="bold red")
-        text.append(" in the middle of its work. At the end every total must be right.")
+        if workers == 1:
+            text.append("\nThe process gets ")
+            text.append("kill -9", style="bold red")
+            text.append(" in the middle of its work. At the end every total must be right.")
+        else:
+            text.append(f"\n{workers} worker processes share them. {kills} of these get ")
+            text.append("kill -9", style="bold red")
+            text.append(" in the middle of their work, and are not replaced")
+            text.append(" until the last one is gone" if kills >= workers else "")
+            text.append(":\nthose that live take over. At the end every total must be right.")
         self._console.print(Panel(text, title="atomic-actors demo", border_style="cyan", expand=False))
 
     def started(self, pid: int, seconds: float, again: bool) -> None:
         """A worker runs."""
         word = "started again" if again else "started"
         self._say(f"[bold]worker {word}[/]: process {pid}, ready after {seconds:.1f} s")
+
+    def host_started(self, number: int, pid: int, seconds: float) -> None:
+        """One of many workers runs."""
+        self._say(f"[bold]worker {number} started[/]: process {pid}, ready after {seconds:.1f} s")
+
+    def sender_started(self, pid: int) -> None:
+        """The process that sends runs."""
+        self._say(f"[bold]sender started[/]: process {pid}; it owns no aircraft and is not killed")
+
+    def left(self, number: int, alive: int) -> None:
+        """What a kill left of many workers."""
+        if not alive:
+            self._say(f"  worker {number} was the last one; another is started in its place")
+            return
+        those = "1 worker is left, which takes" if alive == 1 else f"{alive} workers are left, which take"
+        self._say(f"  worker {number} is not replaced: {those} over its aircraft")
 
     def progress(self, accepted: int, in_turn: int, date: str) -> None:
         """Move the bar; without a terminal, a line at every fifth of the way."""
@@ -170,6 +198,8 @@ class Screen:
         grid.add_row("flights sent", f"{figures.flights:,}")
         grid.add_row("flights recorded", f"{figures.recorded:,}")
         grid.add_row("kill -9", str(figures.kills))
+        if figures.workers > 1:
+            grid.add_row("workers left", f"{figures.alive} of {figures.workers}")
         grid.add_row("flights interrupted", f"{figures.interrupted:,}")
         grid.add_row("replayed by hand", f"{figures.replayed:,}")
         grid.add_row("actors equal", f"{figures.aircraft - figures.unequal:,} of {figures.aircraft:,}")

@@ -45,7 +45,10 @@ PROGRESS_INTERVAL_S: Final = 0.04
 #: After a restart the store is read until no dead letter has been added for this long.
 QUIET_S: Final = 0.6
 POLL_INTERVAL_S: Final = 0.06
-ANSWER_TIMEOUT_S: Final = 30.0
+#: The same while flights are sent, where it should not take time from them.
+REPLAY_INTERVAL_S: Final = 0.25
+REPORT_INTERVAL_S: Final = 2.0
+ANSWER_TIMEOUT_S: Final = 120.0
 ANSWERS_PER_LINE: Final = 200
 ALL: Final = 1_000_000
 ENDINGS: Final[tuple[EventName, ...]] = ("completed", "refused", "failed")
@@ -121,12 +124,18 @@ class Worker:
     async def run(self) -> None:
         """Do the job; a closed pipe from the parent ends it early, in good order."""
         began = perf_counter()
-        config = Config(actors=[Aircraft], url=self._job.url, namespace=self._job.namespace)
+        role = self._job.role
+        actors = [] if role == "sender" else [Aircraft]
+        config = Config(actors=actors, url=self._job.url, namespace=self._job.namespace)
         async with ActorSystem(config) as system, anyio.create_task_group() as group:
             self._listen(system)
             self._emit(Started(os.getpid(), perf_counter() - began))
             group.start_soon(self._stop_with_parent, group.cancel_scope)
-            if self._job.restarted:
+            if role == "host":
+                await self._report_turns()
+            if role == "sender":
+                group.start_soon(self._keep_replaying, system)
+            elif self._job.restarted:
                 self._emit(Replayed(tuple(await self._replay_interrupted(system))))
             await self._send_all(system)
             await self._finish(system)
@@ -165,8 +174,17 @@ class Worker:
             self._emit(self._progress(sender))
             await anyio.sleep(PROGRESS_INTERVAL_S)
 
+    async def _report_turns(self) -> None:
+        while True:
+            self._emit(Progress(0, self._in_turn))
+            await anyio.sleep(PROGRESS_INTERVAL_S)
+
     def _progress(self, sender: FlightSender) -> Progress:
-        return Progress(sender.accepted, max(self._begun - self._ended, 0))
+        return Progress(sender.accepted, self._in_turn)
+
+    @property
+    def _in_turn(self) -> int:
+        return max(self._begun - self._ended, 0)
 
     async def _replay_interrupted(self, system: ActorSystem) -> list[InterruptedFlight]:
         """Replay at the head what a kill interrupted, until no more of it appears."""
@@ -183,6 +201,32 @@ class Worker:
                 quiet_since = perf_counter()
             await anyio.sleep(POLL_INTERVAL_S)
         return rows
+
+    async def _keep_replaying(self, system: ActorSystem) -> None:
+        """Replay what kills interrupt, as long as this process runs.
+
+        It is reported when no more of it appears, or when that takes long.
+        """
+        rows: list[InterruptedFlight] = []
+        reported = perf_counter()
+        while True:
+            fresh = await self._replay_fresh(system)
+            rows += fresh
+            if rows and (not fresh or perf_counter() - reported > REPORT_INTERVAL_S):
+                self._emit(Replayed(tuple(rows)))
+                rows = []
+            if not rows:
+                reported = perf_counter()
+            await anyio.sleep(REPLAY_INTERVAL_S)
+
+    async def _replay_fresh(self, system: ActorSystem) -> list[InterruptedFlight]:
+        """Replay what this run has not seen yet; returns it, but for what another run had replayed before."""
+        letters = await system.dead_letters.list(kind=KIND, limit=ALL)
+        fresh = [letter for letter in letters if letter.message_id not in self._replayed]
+        async with anyio.create_task_group() as group:
+            for letter in fresh:
+                group.start_soon(self._replay, system, letter)
+        return [self._row(letter) for letter in fresh if letter.replayed_as is None]
 
     async def _replay(self, system: ActorSystem, letter: DeadLetter) -> None:
         # A worker before this one may have been killed between the two calls: replaying twice replays
@@ -202,7 +246,7 @@ class Worker:
 
     async def _finish(self, system: ActorSystem) -> None:
         """Ask every aircraft; a query sees all that was accepted before it, so nothing else is waited for."""
-        if self._job.restarted:
+        if self._job.restarted and self._job.role == "all":
             late = await self._replay_interrupted(system)
             if late:
                 self._emit(Replayed(tuple(late)))

@@ -1,8 +1,9 @@
-"""Hints between processes: doorbells of partitions, and replies pushed to the node that waits.
+"""What processes send each other past the log: doorbells of partitions, and frames to a node's channel.
 
-Nothing here is needed for correctness. A doorbell that is lost costs the time until the owner's next sweep,
-a reply that is lost costs the asker a look into the store. So everything is sent once, nothing is waited
-for, and a broken connection is opened again with a growing delay.
+For what the store keeps, nothing here is needed for correctness. A doorbell that is lost costs the time until
+the owner's next sweep, a reply that is lost costs the asker a look into the store. So everything is sent once,
+nothing is waited for, and a broken connection is opened again with a growing delay. Who sends what the store
+does not keep can learn whether anybody heard it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ HEARTBEAT_S: Final = 5.0
 #: Pushes that wait while the store is away; more are dropped.
 PENDING_MAX: Final = 10_000
 
-OnPush = Callable[[bytes, bytes], None]
+#: Gets how many heard what was published: 0 means surely nobody, now or later; None that this is not known.
+OnSent = Callable[[int | None], None]
+
+Outgoing = tuple[bytes, bytes, OnSent | None]
 
 
 class RedisChannels:
@@ -70,6 +74,10 @@ class RedisChannels:
         #: The doorbells that are wanted, by channel.
         self._bells: dict[bytes, int] = {}
         self._bell_link: Link | None = None
+        #: The reply channels that are wanted, and the link on which they are heard.
+        self._replies: dict[bytes, int] = {}
+        self._reply_link: Link | None = None
+        self._deaf: anyio.Event | None = None
         self._task_group: TaskGroup | None = None
         #: Messages to publish that were dropped: too many waited, or the store was away.
         self.dropped = 0
@@ -78,9 +86,7 @@ class RedisChannels:
         return f"<RedisChannels {self._namespace}: {len(self._bells)} doorbells>"
 
     async def __aenter__(self) -> Self:
-        self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[tuple[bytes, bytes]](
-            PENDING_MAX
-        )
+        self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[Outgoing](PENDING_MAX)
         self._task_group = await anyio.create_task_group().__aenter__()
         self._task_group.start_soon(self._publish_forever)
         return self
@@ -159,25 +165,75 @@ class RedisChannels:
         """The channel on which a node hears replies."""
         return f"{self._namespace}:reply:{node}".encode()
 
-    async def listen_replies(self, node: str, callback: Callable[[bytes], None]) -> None:
-        """Listen on a node's reply channel until cancelled; `callback` gets each payload and must not raise."""
+    async def listen_replies(
+        self,
+        node: str,
+        callback: Callable[[bytes], None],
+        on_heard: Callable[[bool], None] | None = None,
+    ) -> None:
+        """Listen on a node's reply channel until cancelled; neither callback may raise.
+
+        Args:
+            node: whose channel it is.
+            callback: gets each payload.
+            on_heard: told when the channel is heard, and when it is not any more.
+        """
 
         def on_push(kind: bytes, message: list[Any]) -> None:
             if kind == b"message":
                 callback(message[2])
+            elif kind == b"subscribe" and on_heard is not None:
+                on_heard(True)
+            elif kind == b"unsubscribe":
+                on_lost()
+                if self._deaf is not None:
+                    self._deaf.set()
 
-        link = self._new_link()
+        def on_lost() -> None:
+            if on_heard is not None:
+                on_heard(False)
+
+        self._replies[self.reply_channel(node)] = 0
+        link = self._reply_link = self._new_link()
         try:
-            await self._listen_forever(link, b"SUBSCRIBE", {self.reply_channel(node): 0}, on_push)
+            await self._listen_forever(link, b"SUBSCRIBE", self._replies, on_push, on_lost)
         finally:
+            self._reply_link = None
             link.close("nobody listens any more")
 
-    def publish(self, channel: bytes, payload: bytes) -> None:
-        """Send to a channel, soon and once; does not wait, and drops it where too much waits already."""
+    async def end_replies(self) -> None:
+        """Hear nothing more: what was heard so far is handled, and whoever publishes more learns that nobody hears it.
+
+        Then waits until the store has what was published here. Both take at most the answer's time limit.
+        """
+        connection = self._reply_link.usable if self._reply_link is not None else None
+        channels, sent = list(self._replies), anyio.Event()
+        self._replies.clear()
+        with anyio.move_on_after(self._answer_timeout_s):
+            if connection is not None and channels:
+                self._deaf = anyio.Event()
+                connection.send_command(b"UNSUBSCRIBE", *channels)
+                await self._deaf.wait()
+            if channels:
+                self.publish(channels[0], b"", lambda _: sent.set())  # behind everything else
+                await sent.wait()
+
+    def publish(self, channel: bytes, payload: bytes, on_sent: OnSent | None = None) -> None:
+        """Send to a channel, soon and once; does not wait, and drops it where too much waits already.
+
+        What is published here goes out in this order, over one connection at a time.
+
+        Args:
+            channel: where to.
+            payload: what.
+            on_sent: called once with how many heard it, unless the channels are left before; must not raise.
+        """
         try:
-            self._outgoing_in.send_nowait((channel, payload))
+            self._outgoing_in.send_nowait((channel, payload, on_sent))
         except anyio.WouldBlock:
             self.dropped += 1
+            if on_sent is not None:
+                on_sent(0)
 
     # Connections.
 
@@ -190,6 +246,7 @@ class RedisChannels:
         subscribe: bytes,
         channels: Mapping[bytes, int],
         on_push: Callable[[bytes, list[Any]], None],
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         assert self._task_group is not None, "enter the channels with `async with` first"
         delay_s = RECONNECT_DELAY_FIRST_S
@@ -214,6 +271,8 @@ class RedisChannels:
             elif error is not None:
                 logger.debug("a listening connection to the store ended: %s", error)
             link.close("it is of no use any more")
+            if on_lost is not None:
+                on_lost()
             await anyio.sleep(delay_s)
             delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
 
@@ -253,22 +312,34 @@ class RedisChannels:
                     batch.append(self._outgoing_out.receive_nowait())
                 except anyio.WouldBlock:
                     break
+            heard: int | None = 0
             try:
                 connection = await link.open(self._task_group)
+                heard = None
                 await self._publish(connection, batch)
             except (RedisError, JournalUnavailable, StoreIncompatible, TimeoutError) as error:
                 self.dropped += len(batch)
-                logger.debug("%d pushed replies were lost: %s", len(batch), error)
+                logger.debug("%d frames to other nodes were lost: %s", len(batch), error)
                 link.close("it is of no use any more")
+                for _, _, on_sent in batch:
+                    if on_sent is not None:
+                        on_sent(heard)
                 await anyio.sleep(RECONNECT_DELAY_FIRST_S)
 
-    async def _publish(self, connection: BaseConnection, batch: list[tuple[bytes, bytes]]) -> None:
+    async def _publish(self, connection: BaseConnection, batch: list[Outgoing]) -> None:
         requests = [
             connection.create_request(b"PUBLISH", channel, payload, decode=False, raise_exceptions=False)
-            for channel, payload in batch
+            for channel, payload, _ in batch
         ]
         # Answers come in order: with the last one, all are there.
         with anyio.fail_after(self._answer_timeout_s):
             answer = await requests[-1]
-        if isinstance(answer, Exception):
-            raise answer
+            if isinstance(answer, Exception):
+                raise answer
+            heard = [
+                (on_sent, await request)
+                for request, (_, _, on_sent) in zip(requests, batch, strict=True)
+                if on_sent is not None
+            ]
+        for on_sent, count in heard:
+            on_sent(count if isinstance(count, int) else None)

@@ -314,13 +314,14 @@ class DirectTCPConnection(TCPConnection, DirectConnection):
             stream = await super()._connect()
             return stream if self._ssl_context else _TrioStream(stream)
         _name_loop()
+        loop = asyncio.get_running_loop()
+        # uvloop tries one address after another, and knows no delay.
+        more: dict[str, Any] = (
+            {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
+        )
         with anyio.fail_after(self._connect_timeout):
-            _, stream = await asyncio.get_running_loop().create_connection(
-                _AsyncioStream,
-                self.location.host,
-                self.location.port,
-                ssl=self._ssl_context,
-                happy_eyeballs_delay=0.25,
+            _, stream = await loop.create_connection(
+                _AsyncioStream, self.location.host, self.location.port, ssl=self._ssl_context, **more
             )
             return stream
 

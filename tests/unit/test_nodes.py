@@ -1,0 +1,69 @@
+"""Who lives, as somebody sees it who looks for the first time and shows nothing of itself."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from attrs import evolve
+
+from atomic_actors._lease_keeper import NodeIdentity
+from atomic_actors._nodes import NodeRecord, Nodes
+from atomic_actors.journal._directory import MemoryDirectory
+
+pytestmark = pytest.mark.anyio
+
+LEASE_S = 0.5
+
+
+def nodes_of(directory: MemoryDirectory, *, host: str = "here") -> Nodes:
+    # A strange boot id: whether it lives can only be told by its announcements.
+    identity = evolve(NodeIdentity.of_this_process(), boot_id=host)
+    return Nodes(directory, NodeRecord(identity, host, "default", frozenset({"a"})), LEASE_S, True)
+
+
+async def test_a_bystander_waits_until_it_knows_who_lives() -> None:
+    directory = MemoryDirectory()
+    live, gone, bystander = (nodes_of(directory, host=name) for name in ("live", "gone", "bystander"))
+    await gone.announce()
+
+    async def announce() -> None:
+        while True:
+            await live.announce()
+            await anyio.sleep(LEASE_S / 20)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(announce)
+        entries = await bystander.read()
+        seen = {peer.node_id: bystander.is_live(peer) for peer in bystander.peers()}
+        assert seen == {live.node_id: True, gone.node_id: False}
+        # It showed nothing of itself.
+        assert {entry.node_id for entry in entries} == {live.node_id, gone.node_id}
+        group.cancel_scope.cancel()
+
+
+async def test_a_bystander_does_not_wait_longer_than_it_must() -> None:
+    directory = MemoryDirectory()
+    live, bystander = nodes_of(directory, host="live"), nodes_of(directory, host="bystander")
+    bystander.lease_ttl_s = LEASE_S * 20
+
+    async def announce() -> None:
+        while True:
+            await live.announce()
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(announce)
+        with anyio.fail_after(LEASE_S * 15):
+            await bystander.read()
+        assert [bystander.is_live(peer) for peer in bystander.peers()] == [True]
+        group.cancel_scope.cancel()
+
+
+async def test_a_node_that_announces_itself_reads_at_once() -> None:
+    directory = MemoryDirectory()
+    gone, node = nodes_of(directory, host="gone"), nodes_of(directory)
+    await gone.announce()
+    node.lease_ttl_s = 1000.0
+    await node.announce()
+    with anyio.fail_after(LEASE_S * 20):
+        assert len(await node.read()) == 2
