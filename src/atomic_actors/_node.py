@@ -290,8 +290,8 @@ class Node:
         """A part of the node failed by its own fault: the system ends, with this as the cause."""
         while isinstance(error, BaseExceptionGroup):
             error = cast("BaseExceptionGroup[BaseException]", error)
-            if len(error.exceptions) != 1:
-                break
+            if len({type(each) for each in error.exceptions}) != 1:
+                break  # else the first one says what the others do
             error = error.exceptions[0]
         self.on_crash(error)
 

@@ -307,7 +307,7 @@ class Parts:
         try:
             await function()
         except Exception as error:
-            self._on_crash(error)
+            self.node.crashed(error)
 
     def _keeper_crashed(self, error: BaseException) -> None:
         """Called in the keeper's thread. The watchdog finds the error and ends the system with it."""

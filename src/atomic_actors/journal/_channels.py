@@ -28,6 +28,8 @@ __all__ = ("RedisChannels",)
 
 RECONNECT_DELAY_FIRST_S: Final = 0.05
 RECONNECT_DELAY_MAX_S: Final = 1.0
+#: After a refusal: the next answer is the same, until somebody has changed the user's rights.
+REFUSED_DELAY_S: Final = 5.0
 #: A connection that is silent for so long is asked whether it is still there.
 HEARTBEAT_S: Final = 5.0
 #: Pushes that wait while the store is away; more are dropped.
@@ -273,7 +275,7 @@ class RedisChannels:
             link.close("it is of no use any more")
             if on_lost is not None:
                 on_lost()
-            await anyio.sleep(delay_s)
+            await anyio.sleep(REFUSED_DELAY_S if refused else delay_s)
             delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
 
     async def _check(self, connection: BaseConnection) -> None:
