@@ -85,7 +85,7 @@ def test_a_rolling_restart(server: Server, template: Template, namespace: str, t
     print(f"\ntold {told}")
     assert set(told) <= {"replied", "declined"}
     verdict = judge(cluster)
-    assert verdict.again == verdict.dead_letters == 0
+    assert verdict.again == verdict.dead_letters == 0, cluster.log()
 
 
 @pytest.mark.timeout(120 + 30 * ROUNDS)
@@ -214,4 +214,4 @@ def test_hints_and_the_library_are_lost(
     print(f"\ntold {told}")
     assert set(told) <= {"replied", "declined"}
     verdict = judge(cluster)
-    assert verdict.again == verdict.dead_letters == 0
+    assert verdict.again == verdict.dead_letters == 0, cluster.log()
