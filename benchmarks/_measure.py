@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import sys
@@ -32,6 +33,10 @@ class Settings:
     messages: int = 20_000
     #: Entities of the row that touches very many.
     entities: int = 1_000_000
+    #: Orders of the row with five workers.
+    orders: int = 12_300
+    #: How often a worker is killed, told to leave, or joins, in the rows about that.
+    kills: int = 5
 
     @property
     def url(self) -> str:
@@ -116,6 +121,22 @@ def check_total(found: int, expected: int) -> None:
     """Raise `WrongTotal` unless every operation left its mark exactly once."""
     if found != expected:
         raise WrongTotal(f"{expected} operations were acknowledged, but the totals add up to {found}")
+
+
+def cpu_seconds(*processes: int) -> float:
+    """What processes have used of all processors together; NaN where there is no /proc.
+
+    On a machine that does other work, too, it says more about the code than the time on the clock.
+    """
+    ticks = 0
+    for process in processes:
+        stat = Path(f"/proc/{process}/stat")
+        if not stat.exists():
+            return float("nan")
+        # The second field is the command in parentheses and may hold anything.
+        fields = stat.read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_resident_bytes() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import asdict
 
 from benchmarks._run import Outcome, Spread
-from benchmarks.catalog import Row
+from benchmarks.catalog import Row, Target
 
 _HEADER = ("row", "backend", "measured", "floor", "ratio", "target", "met")
 
@@ -29,17 +29,24 @@ def spread(some: Spread | None, unit: str = "") -> str:
 
 
 def target(row: Row) -> str:
-    """The target in words."""
-    sign = "≥" if row.target.good == "at least" else "<"
-    if row.target.of == "ratio":
-        return f"{sign} {row.target.limit:g} × floor"
-    return f"{sign} {row.target.limit:,.0f} {row.unit}"
+    """The targets in words."""
+    return " and ".join(_limit(some, row.unit) for some in (row.target, row.also) if some is not None)
+
+
+def _limit(some: Target, unit: str) -> str:
+    sign = "≥" if some.good == "at least" else "<"
+    if some.of == "ratio":
+        return f"{sign} {some.limit:g} × floor"
+    limit = f"{some.limit:g}" if some.limit < 10 else f"{some.limit:,.0f}"
+    return f"{sign} {limit} {unit}"
 
 
 def verdict(outcome: Outcome) -> str:
     """Met, missed or failed."""
     if outcome.error is not None:
         return "failed"
+    if outcome.met is None:
+        return "–"
     return "yes" if outcome.met else "**no**"
 
 
@@ -49,6 +56,8 @@ def markdown(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
     for outcome in outcomes:
         row = outcome.row
         floor = spread(outcome.floor_value, row.unit)
+        if outcome.not_available:
+            floor = "peer not available"
         if len(row.floors) > 1 and outcome.floor:
             floor += f", {outcome.floor}"
         cells = (row.name, outcome.backend, spread(outcome.value, row.unit), floor, spread(outcome.ratio))
@@ -84,11 +93,24 @@ def _environment_line(about: dict[str, Any]) -> str:
 
 def _details(outcome: Outcome) -> list[str]:
     """What a row reports besides its figure, where that is asked for."""
-    if outcome.row.name != "million_entities" or outcome.error is not None:
+    if outcome.error is not None:
         return []
-    found = outcome.samples[outcome.row.name][0].details
-    return [
-        f"- `million_entities` on {outcome.backend}: {found['operations']:,} entities in "
-        f"{found['elapsed_s']:,.0f} s, {figure(found['per_second'])} per second, "
-        f"{figure(found['store_bytes_per_entity'])} bytes per entity in the store."
-    ]
+    name, place = outcome.row.name, f"- `{outcome.row.name}` on {outcome.backend}: "
+    samples = outcome.samples[name]
+    found = samples[0].details
+    if name == "million_entities":
+        return [
+            f"{place}{found['operations']:,} entities in {found['elapsed_s']:,.0f} s, "
+            f"{figure(found['per_second'])} per second, "
+            f"{figure(found['store_bytes_per_entity'])} bytes per entity in the store."
+        ]
+    if name == "orders_five_workers":
+        messages = Spread.of(sample.details["messages_per_second"] for sample in samples)
+        why = f" The peer is not available: {outcome.not_available}." if outcome.not_available else ""
+        return [
+            f"{place}{spread(outcome.value)} orders and {spread(messages)} messages per second, "
+            f"{found['deductions']:,} deductions a run, drift 0.{why}"
+        ]
+    if "values" in found:
+        return [f"{place}{len(found['values'])} times."]
+    return []

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from benchmarks._measure import Sample, Settings
-from benchmarks._store import Store
+from benchmarks._store import Server, Store
 from benchmarks.catalog import Row
 from benchmarks.sample import command_line_of
 
@@ -60,6 +60,8 @@ class Outcome:
     ratio: Spread | None = None
     samples: dict[str, list[Sample]] = field(factory=dict, repr=False)
     error: str | None = None
+    #: Why there is no floor, where it is software of others.
+    not_available: str | None = None
 
     @property
     def figure(self) -> float | None:
@@ -69,15 +71,18 @@ class Outcome:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None if nothing was measured."""
-        return None if self.figure is None else self.row.target.met(self.figure)
+        """Whether the targets are met; None if nothing was measured, or a peer is not there."""
+        row = self.row
+        if self.figure is None or self.value is None:
+            return None
+        return row.target.met(self.figure) and (row.also is None or row.also.met(self.value.median))
 
 
 @define(eq=False)
 class Runner:
-    """Runs samples as child processes against one server, emptied before each."""
+    """Runs samples as child processes against one server of each sort, emptied before each."""
 
-    store: Store
+    find_store: Callable[[Server], Store]
     settings: Settings
     repeats: int
     say: Callable[[str], None]
@@ -92,15 +97,19 @@ class Runner:
                 for name, taken in samples.items():
                     sample = self._sample(row, name, backend)
                     taken.append(sample)
-                    self.say(f"  {number + 1}/{repeats} {name:28}{sample.value:>12,.4g} {row.unit}")
+                    missing = sample.details.get("not_available")
+                    told = f"not available: {missing}" if missing else f"{sample.value:,.4g} {row.unit}"
+                    self.say(f"  {number + 1}/{repeats} {name:28}{told:>12}")
         except (SampleFailed, subprocess.TimeoutExpired) as error:
             self.say(f"  failed: {error}")
             return Outcome(row, backend, samples=samples, error=str(error))
         return sum_up(row, backend, samples)
 
     def _sample(self, row: Row, name: str, backend: str) -> Sample:
-        self.store.empty()
-        command = [sys.executable, *command_line_of(name, evolve(self.settings, backend=backend))]
+        store = self.find_store(row.server)
+        store.empty()
+        settings = evolve(self.settings, backend=backend, port=store.port)
+        command = [sys.executable, *command_line_of(name, settings)]
         child = subprocess.run(
             command,
             cwd=ROOT,
@@ -118,8 +127,12 @@ def sum_up(row: Row, backend: str, samples: dict[str, list[Sample]]) -> Outcome:
     """Medians and ratios of a row's samples, against the floor with the best median."""
     values = {name: [sample.value for sample in taken] for name, taken in samples.items()}
     own = values[row.name]
-    if not row.floors:
-        return Outcome(row, backend, Spread.of(own), samples=samples)
+    if row.once:
+        own = samples[row.name][0].details.get("values", own)
+    missing = [sample.details.get("not_available") for name in row.floors for sample in samples[name]]
+    if not row.floors or any(missing):
+        why = next((text for text in missing if text), None)
+        return Outcome(row, backend, Spread.of(own), samples=samples, not_available=why)
     best = max if row.higher_is_better else min
     floor = best(row.floors, key=lambda name: statistics.median(values[name]))
     ratios = [value / below for value, below in zip(own, values[floor], strict=True)]
@@ -138,7 +151,7 @@ def machine_speed() -> float:
     return rounds / best_s / 1e6
 
 
-def environment(store: Store) -> dict[str, Any]:
+def environment(stores: Sequence[Store]) -> dict[str, Any]:
     """What the figures depend on."""
     packages = ("anyio", "trio", "uvloop", "coredis")
     return {
@@ -148,6 +161,6 @@ def environment(store: Store) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "million_additions_per_second": machine_speed(),
-        "store": store.version,
+        "store": " and ".join(store.version for store in stores),
         "packages": {name: metadata.version(name) for name in packages},
     }

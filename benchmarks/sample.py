@@ -14,7 +14,7 @@ from attrs import asdict, evolve, fields
 
 from benchmarks._measure import Sample, Settings, peak_resident_bytes
 from benchmarks._store import running_store
-from benchmarks.catalog import BACKENDS, NAMES, ROWS
+from benchmarks.catalog import BACKENDS, NAMES, OTHER_FLOORS, ROWS
 from benchmarks.floors import FLOORS
 
 
@@ -23,9 +23,9 @@ def find(name: str) -> Callable[[Settings], Awaitable[Sample]]:
     if name in FLOORS:
         return FLOORS[name]
     # Late, so that a floor's process holds nothing of the runtime.
-    from benchmarks import rows
+    from benchmarks import cluster, rows
 
-    function: Callable[[Settings], Awaitable[Sample]] = rows.SAMPLES[name]
+    function: Callable[[Settings], Awaitable[Sample]] = {**rows.SAMPLES, **cluster.SAMPLES}[name]
     return function
 
 
@@ -43,7 +43,7 @@ def run_with_own_store(name: str, settings: Settings) -> Sample:
     """The same, on a server started for this sample unless the settings name a port."""
     if settings.port:
         return run(name, settings)
-    with running_store() as store:
+    with running_store(ROWS[name].server if name in ROWS else "valkey") as store:
         return run(name, evolve(settings, port=store.port))
 
 
@@ -75,7 +75,7 @@ def command_line_of(name: str, settings: Settings) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one sample and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__)
-    parser.add_argument("name", choices=sorted({*NAMES, *ROWS, *FLOORS}))
+    parser.add_argument("name", choices=sorted({*NAMES, *FLOORS, *OTHER_FLOORS}))
     add_settings_arguments(parser)
     parsed = parser.parse_args(arguments)
     print(json.dumps(asdict(run_with_own_store(parsed.name, settings_from(parsed)))))

@@ -47,7 +47,7 @@ from atomic_actors._turn import (
     failure_of,
     failure_verdict,
 )
-from atomic_actors._turn_runner import RunnerServices, Stateless, TurnRunner
+from atomic_actors._turn_runner import RunnerServices, Stateless, TurnRunner, Unhandled
 from atomic_actors._wal import Event
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -73,6 +73,8 @@ _OUTCOME_WORDS: Final = {
     Event.FAIL.value: b"failed\n",
     Event.INTERRUPT.value: b"interrupted\n",
 }
+#: What a commit can tell by itself: whether there is room for a dead letter, only its answer says.
+_CERTAIN: Final = (Event.COMPLETE.value, Event.REFUSE.value)
 
 
 class Services(RunnerServices, Protocol):
@@ -90,12 +92,16 @@ class Services(RunnerServices, Protocol):
     ) -> None: ...
     def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None: ...
     def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None: ...
+    def packed_reply(
+        self, sender: str, entity: str, unique: str, outcome: bytes
+    ) -> tuple[bytes, bytes] | None: ...
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
     def follow_up(self, activation: Activation, offer: Offer) -> None: ...
     def ring(self, activation: Activation) -> None: ...
     def went_idle(self) -> None: ...
     def lost(self, partition: int, why: str) -> None: ...
     def park(self, activation: Activation, why: str) -> None: ...
+    def leave_unhandled(self, activation: Activation, name: str) -> None: ...
     def ended(self, activation: Activation, *, was_closing: bool) -> None: ...
     def watch_deadline(self, activation: Activation) -> None: ...
     def emit_ended(self, activation: Activation, member: Member | None, verdict: Verdict) -> None: ...
@@ -320,11 +326,18 @@ class Activation:
                 if turn is None:
                     continue
             messages = turn.dispatch.messages
-            while turn.position < len(messages) and not turn.ended:
-                self._conclude(turn, await self._runner.run(turn, messages[turn.position]))
-                if self._cut is not None:
-                    # It came as the handler ended, and must not hit the next one: the commit takes it.
-                    turn.ended = True
+            try:
+                while turn.position < len(messages) and not turn.ended:
+                    self._conclude(turn, await self._runner.run(turn, messages[turn.position]))
+                    if self._cut is not None:
+                        # It came as the handler ended, and must not hit the next one: the commit takes it.
+                        turn.ended = True
+            except Unhandled as unhandled:
+                turn.ended = True
+                if not turn.position:
+                    self._leave_turn()
+                    self.services.leave_unhandled(self, unhandled.name)
+                    continue
             await self._commit(turn)
 
     async def _next_offer(self) -> Offer | None:
@@ -450,9 +463,23 @@ class Activation:
             turn.park,
             self.policy,
             0 if self.services.is_leaving(self.partition, self.entity) else self.kind.settings.max_run_length,
+            self._pack_replies(turn),
         )
         turn.committing = True
         self.services.commit(step, lambda result: self._on_committed(turn, step, result), self._backlog)
+
+    def _pack_replies(self, turn: Turn) -> tuple[tuple[bytes, bytes], ...]:
+        """What the store is to tell askers on other nodes, so that they need not wait for this one to hear."""
+        packed: list[tuple[bytes, bytes]] = []
+        for verdict, member in zip(turn.verdicts, turn.members, strict=True):
+            if member is None or verdict.event not in _CERTAIN:
+                continue
+            outcome = _OUTCOME_WORDS[verdict.event] + verdict.reply
+            push = self.services.packed_reply(member.sender, self.entity, verdict.unique, outcome)
+            if push is not None:
+                packed.append(push)
+                turn.told.add(verdict.unique)
+        return tuple(packed)
 
     def _on_committed(self, turn: Turn, step: Finish, result: Result | JournalUnavailable) -> None:
         """The store's answer, as soon as it was read; not in the activation's task.
@@ -488,7 +515,7 @@ class Activation:
             for verdict, member in zip(turn.verdicts, turn.members, strict=True):
                 word = _OUTCOME_WORDS.get(verdict.event)
                 if word is not None and verdict.unique not in result.not_buried:
-                    sender = member.sender if member is not None else ""
+                    sender = "" if member is None or verdict.unique in turn.told else member.sender
                     self.services.reply(sender, self.entity, verdict.unique, word + verdict.reply)
                 if self.services.listening:
                     self.services.emit_ended(self, member, verdict)

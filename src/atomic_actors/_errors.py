@@ -34,6 +34,7 @@ __all__ = (
     "InvalidReply",
     "InvalidState",
     "KeyReused",
+    "KindConflict",
     "NotExecuted",
     "NotSupported",
     "OutboxLimitExceeded",
@@ -329,9 +330,15 @@ class InvalidHandler(UsageError, TypeError):
 
 
 class UnknownKind(UsageError, LookupError):
-    """No actor of this kind is known here."""
+    """No actor of this kind is known: neither on this node, nor was one ever registered in the namespace."""
 
     code = "unknown_kind"
+
+
+class KindConflict(UsageError):
+    """A kind belongs to another service of this namespace already; a kind's service is fixed for good."""
+
+    code = "kind_conflict"
 
 
 class UnknownMessageType(UsageError, LookupError):

@@ -33,17 +33,25 @@ class Exchange:
 
     Args:
         channels: what carries them.
-        partitions: how many doorbells the service has.
+        commits_publish: whether a commit may publish its answers by itself. Not where a commit counts only
+            once replicas have it, too.
     """
 
-    def __init__(self, channels: RedisChannels, partitions: int) -> None:
+    def __init__(self, channels: RedisChannels, *, commits_publish: bool = True) -> None:
         self._channels = channels
-        self._partitions = partitions
+        self._commits_publish = commits_publish
         self._node_id = ""
         self._handlers: Handlers = {}
         self._strange: set[str] = set()
         #: Whether what others send to this node arrives now.
         self.is_heard = False
+
+    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
+        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
+        if not self._commits_publish:
+            return None
+        frame = encode_plain(["reply", entity, unique, outcome])
+        return self._channels.reply_channel(node_id), frame
 
     def push(self, node_id: str, frame: Sequence[Any], on_sent: OnSent | None = None) -> None:
         """Queue a frame for a node; frames leave in order. One for this very node is handled at once.
@@ -61,9 +69,26 @@ class Exchange:
             return
         self._channels.publish(self._channels.reply_channel(node_id), encode_plain(list(frame)), on_sent)
 
-    async def listen_bells(self, on_bell: Callable[[int, str], None]) -> None:
-        """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep."""
-        await self._channels.listen_doorbells(range(self._partitions), on_bell)
+    def watch(self, partition: int) -> None:
+        """Listen to the doorbell of a partition that is this node's now."""
+        self._channels.watch(partition)
+
+    async def listen_bells(self, on_bell: Callable[[int, str], None], owns: Callable[[int], bool]) -> None:
+        """Call `on_bell(partition, entity)` until cancelled; an empty entity means: sweep.
+
+        Args:
+            on_bell: called for the partitions that are watched.
+            owns: says whether a partition is still this node's. The doorbell of one that is not is listened to
+                no more: every bell wakes each process that hears it.
+        """
+
+        def on_any_bell(partition: int, entity: str) -> None:
+            if owns(partition):
+                on_bell(partition, entity)
+            else:
+                self._channels.unwatch(partition)
+
+        await self._channels.listen_doorbells((), on_any_bell)
 
     async def listen(
         self, node_id: str, handlers: Handlers, on_heard: Callable[[], None] | None = None

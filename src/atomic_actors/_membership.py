@@ -148,6 +148,10 @@ class Membership:
             return False
         return self.keeper is None or elapsed_s(self._renewed[partition]) < self._usable_s
 
+    def owns(self, partition: int) -> bool:
+        """Whether a partition is this node's, as far as it knows."""
+        return bool(self.claims[partition])
+
     def owned(self) -> list[int]:
         """The partitions that this node owns."""
         return [partition for partition, claim in enumerate(self.claims) if claim]

@@ -6,8 +6,8 @@ and on other nodes, listeners, the outbox relay, the supervisor. It decides noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol, cast
 
 import msgspec
 from attrs import define, field
@@ -19,7 +19,7 @@ from atomic_actors._envelope import decode_envelope, derive_unique, plain_of
 from atomic_actors._errors import AtomicActorsError, InvalidPayload, Refused, SystemFailed
 from atomic_actors._membership import Membership
 from atomic_actors._messages import Message
-from atomic_actors._records import EntityRef, partition_of, split_message_id
+from atomic_actors._records import EntityRef, split_message_id
 from atomic_actors._router import Router
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listeners, logger
@@ -46,7 +46,25 @@ from atomic_actors.journal._protocol import (
 __all__ = ("Node", "Statistics")
 
 AskFromTurn = Callable[[TurnContext, EntityRef, Message[Any], str], Any]
-Encode = Callable[[EntityRef, Message[Any]], tuple[str, bytes]]
+Outbox = Iterable[tuple[EntityRef, Message[Any]]]
+
+
+class Encoded(Protocol):
+    """What is known of an outbox message before it is sent."""
+
+    @property
+    def service(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def entity(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def envelope(self) -> bytes: ...
+
+
+Encode = Callable[[EntityRef, Message[Any]], Encoded]
 
 _EVENT_NAMES: dict[str, EventName] = {
     Event.COMPLETE.value: "completed",
@@ -76,8 +94,9 @@ class Statistics:
 class Node:
     """Implements what activations (`Services`) and the supervisor need.
 
-    `encode` (an outbox message to its wire name and envelope), `ask_with` (an ask of a turn), `on_crash`
-    and `supervisor` are set by the composition root, since they need the node themselves.
+    `encode` (an outbox message to its address, wire name and envelope), `look_up_with` (what has to be awaited
+    before that, if anything), `ask_with` (an ask of a turn), `on_crash` and `supervisor` are set by the
+    composition root, since they need the node themselves.
     """
 
     journal: GroupCommit
@@ -90,6 +109,7 @@ class Node:
     max_payload_bytes: int
     max_outbox_messages: int
     encode: Encode = field(init=False)
+    look_up_with: Callable[[Outbox], Coroutine[Any, Any, None] | None] = field(init=False)
     ask_with: AskFromTurn = field(init=False)
     on_crash: Callable[[BaseException], None] = field(init=False)
     supervisor: Supervisor = field(init=False)
@@ -203,15 +223,24 @@ class Node:
         """Tell an asker how its message ended."""
         self.router.reply(sender, entity, unique, outcome)
 
+    def packed_reply(
+        self, sender: str, entity: str, unique: str, outcome: bytes
+    ) -> tuple[bytes, bytes] | None:
+        """See `Router.packed_reply`."""
+        return self.router.packed_reply(sender, entity, unique, outcome)
+
     def outgoing(
         self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
     ) -> Outgoing:
         """An outbox entry: its id derives from the turn's message, attempt and the entry's ordinal."""
-        name, payload = self.encode(entity, message)
-        address = str(entity)
+        sent = self.encode(entity, message)
         unique = derive_unique(self.store_now_ms(), origin.message_id, origin.attempt, "outbox", ordinal)
-        body = pack_body(name=name, deadline_ms=0, waited_for=False, key="", envelope=payload)
-        return Outgoing(partition_of(address, self.membership.partitions), address, unique, body)
+        body = pack_body(name=sent.name, deadline_ms=0, waited_for=False, key="", envelope=sent.envelope)
+        return Outgoing(sent.partition, sent.entity, unique, body, sent.service)
+
+    def look_up(self, outbox: Outbox) -> Coroutine[Any, Any, None] | None:
+        """What has to be awaited before `outgoing`: a kind of other nodes is not known yet."""
+        return self.look_up_with(outbox)
 
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None:
         """A turn is committed: wake whoever got something from its outbox, and count."""
@@ -219,13 +248,16 @@ class Node:
         for verdict in step.verdicts:
             self._count(verdict.event)
         self.supervisor.used(activation)
+        if self.supervisor.unhandled.entities:
+            self.supervisor.unhandled.handled(activation.entity)
         for message in step.outbox:
             if self.listeners.active:
                 self._emit(message.entity, message.unique, message.body, ("accepted",))
-            if message.partition == activation.partition:
+            target = message.target
+            if target == activation.partition:
                 self.supervisor.wake(message.partition, message.entity)
             else:
-                self.supervisor.relay.kick(activation.partition, message.partition)
+                self.supervisor.relay.kick(activation.partition, target)
 
     def _count(self, event: str) -> None:
         counts = self.counts
@@ -266,6 +298,10 @@ class Node:
         """An entity cannot run: park it until a person has looked."""
         logger.error("%s is parked: %s", activation.entity, why)
         self.supervisor.park(activation.partition, activation.entity)
+
+    def leave_unhandled(self, activation: Activation, name: str) -> None:
+        """The head of an entity was given back: this node has no handler for it. Look again later."""
+        self.supervisor.unhandled.leave(activation.partition, activation.entity, activation.claim, name)
 
     def ended(self, activation: Activation, *, was_closing: bool) -> None:
         """See `Supervisor.ended`."""

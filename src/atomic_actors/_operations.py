@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import anyio
 from attrs import define, field, frozen
 
-from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed, UnknownKind
+from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed
 from atomic_actors._handover import Handover, NodeInfo, PartitionInfo
 from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
-from atomic_actors._records import EntityRef, partition_of
+from atomic_actors._records import EntityRef
 from atomic_actors._sender import Sender
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._volatile import VolatileKinds
@@ -118,6 +118,8 @@ class SystemStatistics:
     activations: int
     volatile_activations: int
     owned_partitions: int
+    #: Entities that wait here for a handler that this node does not have.
+    unhandled: int
     store: GroupCommitStatistics = field(repr=False)
 
 
@@ -133,9 +135,9 @@ class Operations:
     sender: Sender
     handover: Handover
 
-    async def _request(self, step: Step) -> Result:
+    async def _request(self, step: Step, journal: GroupCommit | None = None) -> Result:
         try:
-            return await self.journal.request(step)
+            return await (journal or self.journal).request(step)
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
 
@@ -176,22 +178,16 @@ class Operations:
             activations=self.supervisor.count(),
             volatile_activations=self.volatile.count(),
             owned_partitions=len(self.membership.owned()),
+            unhandled=self.supervisor.unhandled.count(),
             store=self.journal.statistics(),
         )
 
-    def _address(self, ref: object) -> tuple[str, int]:
+    async def _address(self, ref: object) -> tuple[str, int, GroupCommit, bool]:
+        """Entity, partition, journal, and whether it is of this node's service."""
         if not isinstance(ref, EntityRef):
             raise InvalidEntityId(f"entity: expected an EntityRef such as Account.ref('a-42'), got {ref!r}")
-        self._check_kind(ref.kind)
-        entity = str(ref)
-        return entity, partition_of(entity, self.membership.partitions)
-
-    def _check_kind(self, kind: str) -> None:
-        kinds = self.sender.kinds
-        if kinds and kind not in kinds:
-            raise UnknownKind(
-                f"kind {kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(kinds))}"
-            )
+        journal, partition, service = await self.sender.calls.place_of(ref)
+        return str(ref), partition, journal, not service
 
     async def nodes(self) -> list[NodeInfo]:
         """See `ActorSystem.nodes`."""
@@ -216,10 +212,10 @@ class Operations:
 
     async def where(self, ref: EntityRef) -> Location:
         """See `ActorSystem.where`."""
-        entity, partition = self._address(ref)
+        entity, partition, journal, is_ours = await self._address(ref)
         status, lease = (
-            await self._request(Inspect(partition, entity)),
-            await self._request(ReadLease(partition)),
+            await self._request(Inspect(partition, entity), journal),
+            await self._request(ReadLease(partition), journal),
         )
         if not isinstance(status, EntityStatus) or not isinstance(lease, LeaseState):
             raise SystemFailed(f"the journal answered an inspection with {status!r} and {lease!r}")
@@ -228,8 +224,8 @@ class Operations:
             ref,
             partition,
             holder.node_id if holder is not None else "",
-            bool(self.membership.claims[partition]),
-            self.supervisor.find(entity) is not None or self.volatile.find(ref),
+            is_ours and bool(self.membership.claims[partition]),
+            is_ours and (self.supervisor.find(entity) is not None or self.volatile.find(ref)),
             status.waiting,
             status.dispatched,
             status.parked,
@@ -238,10 +234,11 @@ class Operations:
 
     async def counts(self, kind: str) -> KindCounts:
         """See `ActorSystem.counts`."""
-        self._check_kind(kind)
+        # Any entity of the kind shows where it is.
+        _, _, journal, _ = await self._address(EntityRef(kind, "any"))
         try:
-            answer = await self.journal.execute(
-                [CountKind(partition, kind) for partition in range(self.membership.partitions)]
+            answer = await journal.execute(
+                [CountKind(partition, kind) for partition in range(journal.settings.partitions)]
             )
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
@@ -256,7 +253,7 @@ class Operations:
 
     async def passivate(self, ref: EntityRef) -> bool:
         """See `ActorSystem.passivate`."""
-        entity, _ = self._address(ref)
+        entity, _, _, _ = await self._address(ref)
         activation = self.supervisor.find(entity)
         if activation is None:
             await anyio.lowlevel.checkpoint()
@@ -268,15 +265,16 @@ class Operations:
 
     async def pause(self, ref: EntityRef) -> bool:
         """See `ActorSystem.pause`."""
-        entity, partition = self._address(ref)
-        answer = await self._request(Park(partition, entity))
+        entity, partition, journal, _ = await self._address(ref)
+        answer = await self._request(Park(partition, entity), journal)
         return isinstance(answer, Parked) and not answer.was_parked
 
     async def resume(self, ref: EntityRef) -> bool:
         """See `ActorSystem.resume`."""
-        entity, partition = self._address(ref)
-        answer = await self._request(Resume(partition, entity))
-        self.supervisor.wake(partition, entity)
+        entity, partition, journal, is_ours = await self._address(ref)
+        answer = await self._request(Resume(partition, entity), journal)
+        if is_ours:
+            self.supervisor.wake(partition, entity)
         return isinstance(answer, Parked) and answer.was_parked
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
@@ -10,6 +12,9 @@ from atomic_actors._activation import Activation
 from atomic_actors.journal._protocol import Dispatch
 
 __all__ = ("OwnedPartition",)
+
+#: How many sweeps of a new owner find what the one before has put off, as long as each finds more.
+LOOKS_AHEAD: Final = 100
 
 
 @define(eq=False)
@@ -26,6 +31,8 @@ class OwnedPartition:
     ended: anyio.Event = field(factory=anyio.Event)
     next_sweep_s: float = 0.0
     sweeping: bool = False
+    #: Sweeps that look at what an earlier owner put off.
+    looks_ahead: int = LOOKS_AHEAD
     #: What handlers had begun when it was lost, by entity: the store may not know of it.
     cut_off: dict[str, tuple[Activation, Dispatch]] = field(factory=dict[str, tuple[Activation, Dispatch]])
 

@@ -13,18 +13,22 @@ from typing import Any, Final, Literal
 import anyio
 from anyio.abc import TaskGroup
 
+from atomic_actors._addressing import Calls
 from atomic_actors._cells import cell_factory, clock_function
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
+from atomic_actors._contracts import contract_of
 from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._errors import AtomicActorsError
+from atomic_actors._errors import AtomicActorsError, KindConflict
 from atomic_actors._handover import Handover
 from atomic_actors._kinds import Kind
+from atomic_actors._known_kinds import KnownKinds
 from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
 from atomic_actors._nodes import NodeRecord, Nodes
 from atomic_actors._operations import Operations
+from atomic_actors._outlets import Outlets
 from atomic_actors._router import Router
 from atomic_actors._sender import Sender
 from atomic_actors._store import Store
@@ -37,7 +41,7 @@ from atomic_actors._volatile_routes import VolatileRoutes
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._health import HealthWatch
 from atomic_actors.journal._history import HistoryLoss
-from atomic_actors.journal._protocol import JournalUnavailable
+from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("Parts",)
 
@@ -70,12 +74,15 @@ class Parts:
         self.store = store
         self.kinds = kinds
         self._listeners = listeners
+        self._codec = codec
+        #: The store lost history, and with it perhaps what kinds there are: they are being registered again.
+        self._registering = False
         self._on_crash = on_crash
         self._on_signal = on_signal
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
         self.identity = NodeIdentity.of_this_process()
-        self.journal = self._make_journal()
+        self.journal = self._gather(store.journal)
         self.keeper, self.membership = self._make_membership()
         self.router = Router(
             self.journal, self.identity.node_id, self.new_cell, self.clock, decode_refusal, store.exchange
@@ -101,14 +108,35 @@ class Parts:
             config.max_activations,
             config.max_outbox_messages,
         )
-        self.sender = Sender(
-            config, codec, self.router, self.supervisor, self.volatile, listeners, kinds, config.partitions
-        )
+        self.known, self.outlets = self._make_outlets()
+        self.sender = self._make_sender(codec, listeners)
         self.host, self.routes = self._volatile_ends(decode_refusal)
         self.sender.routes = self.routes
         self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
         self.handover = self._make_handover()
-        self.operations = Operations(
+        self.operations = self._make_operations()
+        self.sweeper = Sweeper(
+            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self._tick_volatile)
+        )
+        self._wire()
+
+    def _make_sender(self, codec: Codec, listeners: Listeners) -> Sender:
+        config = self.config
+        calls = Calls(config, codec, self.kinds, self.journal, self.known, self.outlets)
+        return Sender(
+            config,
+            codec,
+            self.router,
+            self.supervisor,
+            self.volatile,
+            listeners,
+            self.kinds,
+            config.partitions,
+            calls,
+        )
+
+    def _make_operations(self) -> Operations:
+        return Operations(
             self.journal,
             self.supervisor,
             self.volatile,
@@ -117,15 +145,11 @@ class Parts:
             self.sender,
             self.handover,
         )
-        self.sweeper = Sweeper(
-            self.clock, config.tick_interval_s, (self.router.tick, self._tick_supervisor, self._tick_volatile)
-        )
-        self._wire()
 
-    def _make_journal(self) -> GroupCommit:
+    def _gather(self, journal: Journal) -> GroupCommit:
         config = self.config
         return GroupCommit(
-            self.store.journal,
+            journal,
             config.max_batch_steps,
             config.max_batch_bytes,
             config.max_pending_steps,
@@ -145,6 +169,20 @@ class Parts:
             self.config.drain_timeout_s,
             self.clock,
         )
+
+    def _make_outlets(self) -> tuple[KnownKinds, Outlets]:
+        config, store = self.config, self.store
+        known = KnownKinds(store.kinds, config.namespace, tuple(self.kinds), self.clock)
+        outlets = Outlets(
+            config.namespace,
+            config.service,
+            store.open_journal,
+            self._gather,
+            known,
+            self.router.on_answer,
+            self._on_crash,
+        )
+        return known, outlets
 
     def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
         config, keeper = self.config, None
@@ -213,7 +251,9 @@ class Parts:
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
         self.node.supervisor = self.supervisor
-        self.node.encode = self.sender.encode
+        self.node.encode = self.sender.calls.encode
+        self.node.look_up_with = self.sender.calls.look_up_outbox
+        self.supervisor.relay.outlets = self.outlets
         self.node.ask_with = self.sender.ask_from_turn
         self.node.on_crash = self.volatile.on_crash = self.journal.on_crash = self._on_crash
         self.volatile.services = self.node
@@ -224,6 +264,8 @@ class Parts:
             self.store.history.on_loss = self._history_lost
 
     def _claimed(self, partition: int) -> None:
+        if self.store.exchange is not None:
+            self.store.exchange.watch(partition)
         self.supervisor.claimed(partition)
 
     def _lost(self, partition: int, why: str) -> None:
@@ -242,6 +284,10 @@ class Parts:
         # First, so that what was under way is remembered before the steps that belong to it are answered.
         self.membership.lose_history(loss.partition, "the store has lost history")
         self.journal.forsake(loss.partition)
+        self.outlets.forsake(loss.partition)
+        if not self._registering:
+            self._registering = True
+            self._run(self._register_again)
 
     def _store_health(self, available: bool, reason: str) -> None:
         name: Literal["store-lost", "store-back"] = "store-back" if available else "store-lost"
@@ -263,11 +309,15 @@ class Parts:
 
         Raises:
             StoreUnavailable, JournalUnavailable: the store gives no answer.
+            KindConflict: one of the kinds belongs to another service.
         """
         self.supervisor.start(task_group)
         self.volatile.start(task_group)
+        self.outlets.start(task_group)
         self._task_group = task_group
         await self.operations.check_store()
+        await self._register_kinds()
+        self._run(self.known.keep_fresh)
         self._run(self.sweeper.run)
         self._listen()
         if self.kinds:
@@ -297,7 +347,36 @@ class Parts:
         self._run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
         self._run(partial(exchange.listen, self.identity.node_id, handlers, routes.heard))
         if self.kinds:
-            self._run(partial(exchange.listen_bells, self.supervisor.rung))
+            self._run(partial(exchange.listen_bells, self.supervisor.rung, self.membership.owns))
+
+    async def _register_kinds(self) -> None:
+        registry, config = self.store.kinds, self.config
+        if registry is None or not self.kinds:
+            return
+        settings = self.store.journal.settings
+        contracts = {name: contract_of(kind, self._codec, settings) for name, kind in self.kinds.items()}
+        owners = await registry.register_kinds(config.service, config.partitions, contracts)
+        for kind, owner in owners.items():
+            if owner != config.service:
+                raise KindConflict(
+                    f"kind {kind!r} belongs to service {owner!r} of namespace {config.namespace!r}, and this node is "
+                    f"of service {config.service!r}; give the kind another name, or set service={owner!r}"
+                )
+
+    async def _register_again(self) -> None:
+        """The store lost history, and with it perhaps what kinds there are."""
+        try:
+            while True:
+                try:
+                    await self._register_kinds()
+                    return
+                except JournalUnavailable as error:
+                    logger.info("the kinds cannot be registered again now: %s", error)
+                await anyio.sleep(self.config.store_ping_interval_s)
+        except KindConflict as error:
+            logger.error("the store lost history, and another service has a kind since: %s", error)
+        finally:
+            self._registering = False
 
     def _run(self, function: Callable[[], Any]) -> None:
         self._task_group.start_soon(self._guard, function)

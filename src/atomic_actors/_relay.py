@@ -1,4 +1,4 @@
-"""Carries outbox messages from one partition to another: in order, once.
+"""Carries outbox messages from one partition to another, of this service or another one: in order, once.
 
 Every pair (source partition, target partition) is a stream with numbers of its own. One batch of a
 stream is under way at a time; the target keeps the last number it has, so a batch that is sent again is
@@ -8,10 +8,12 @@ recognised, and one that would leave a gap is refused. It runs on callbacks: a s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from attrs import define, field
 
+from atomic_actors._outlets import Outlets
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
@@ -23,11 +25,15 @@ from atomic_actors.journal._protocol import (
     RelayPage,
     RelayRead,
     Result,
+    Target,
 )
 
 __all__ = ("Relay",)
 
 BATCH_MESSAGES: Final = 100
+
+#: Source and target.
+Stream = tuple[int, Target]
 
 
 @define(eq=False)
@@ -38,16 +44,18 @@ class Relay:
         journal: where the streams are.
         claims: the claim id for each partition, "" where it is not owned.
         wake: called with a partition and an entity that got something new.
+        outlets: the ways to other services; None where there are none.
     """
 
     journal: GroupCommit
     claims: list[str]
     wake: Callable[[int, str], None]
+    outlets: Outlets | None = None
     #: Streams under way; True where more was added in the meantime.
-    _moving: dict[tuple[int, int], bool] = field(factory=dict[tuple[int, int], bool], init=False)
+    _moving: dict[Stream, bool] = field(factory=dict[tuple[int, int | str], bool], init=False)
     moved: int = field(default=0, init=False)
 
-    def kick(self, source: int, target: int) -> None:
+    def kick(self, source: int, target: Target) -> None:
         """There is something in the stream from `source` to `target`."""
         stream = (source, target)
         if stream in self._moving:
@@ -56,7 +64,7 @@ class Relay:
             self._moving[stream] = False
             self._read(stream)
 
-    def _read(self, stream: tuple[int, int]) -> None:
+    def _read(self, stream: Stream) -> None:
         source, target = stream
         claim = self.claims[source]
 
@@ -66,15 +74,34 @@ class Relay:
             elif not result.entries:
                 self._rest(stream)
             else:
-                self._send(stream, claim, result)
+                self._reach(stream, claim, result)
 
         self.journal.enqueue(RelayRead(source, claim, target, BATCH_MESSAGES), on_page)
 
-    def _send(self, stream: tuple[int, int], claim: str, page: RelayPage) -> None:
+    def _reach(self, stream: Stream, claim: str, page: RelayPage) -> None:
+        """Send a page: to another partition of this service, or over the way to another one."""
+        _, target = stream
+        if isinstance(target, int):
+            self._send(stream, claim, page, self.journal)
+            return
+        if self.outlets is None:
+            self._stop(stream, "there is no way to another service")
+            return
+        service = target.rpartition("/")[0]
+        kind = page.entries[0].entity.partition("/")[0]
+        self.outlets.reach(service, kind, partial(self._send, stream, claim, page))
+
+    def _send(self, stream: Stream, claim: str, page: RelayPage, journal: GroupCommit | None) -> None:
         source, target = stream
-        if self.claims[source] != claim:
+        if journal is None or self.claims[source] != claim:
             self._stop(stream, page)  # what was read may be a history that is gone
             return
+        if isinstance(target, int):
+            step = RelayIn(target, source, page.incarnation, page.entries)
+        else:
+            number = int(target.rpartition("/")[2])
+            origin = f"{self.journal.settings.service}/{source}"
+            step = RelayIn(number, origin, page.incarnation, page.entries)
 
         def on_relayed(result: Result | JournalUnavailable) -> None:
             if not isinstance(result, Relayed):
@@ -82,8 +109,10 @@ class Relay:
                 return
             self.moved += len(page.entries)
             self.journal.enqueue(RelayAck(source, claim, target, result.last, page.incarnation), on_acked)
-            for entity in result.entities:
-                self.wake(target, entity)
+            if isinstance(target, int):
+                # The owner in another service is told by its doorbell.
+                for entity in result.entities:
+                    self.wake(target, entity)
 
         def on_acked(result: Result | JournalUnavailable) -> None:
             if not isinstance(result, RelayAcked):
@@ -94,13 +123,13 @@ class Relay:
             else:
                 self._rest(stream)
 
-        self.journal.enqueue(RelayIn(target, source, page.incarnation, page.entries), on_relayed)
+        journal.enqueue(step, on_relayed)
 
-    def _rest(self, stream: tuple[int, int]) -> None:
+    def _rest(self, stream: Stream) -> None:
         if self._moving.pop(stream, False):
             self.kick(*stream)
 
-    def _stop(self, stream: tuple[int, int], result: object) -> None:
+    def _stop(self, stream: Stream, result: object) -> None:
         """The claim is gone, or the store is away: the next sweep of the owner begins again."""
         self._moving.pop(stream, None)
-        logger.debug("the stream from partition %d to %d rests: %r", *stream, result)
+        logger.debug("the stream from partition %d to %s rests: %r", *stream, result)

@@ -20,23 +20,21 @@ import anyio
 from attrs import define, field
 
 from atomic_actors._cells import Cell
-from atomic_actors._envelope import Failure, make_unique, plain_of
+from atomic_actors._envelope import make_unique
 from atomic_actors._errors import (
     AcceptanceUnknown,
-    AskTimeout,
     AtomicActorsError,
-    Expired,
-    HandlerFailed,
-    Interrupted,
-    KeyReused,
     OutcomeUnknown,
-    QueueDepthExceeded,
-    ResultExpired,
     StoreUnavailable,
     SystemFailed,
-    UnknownMessage,
-    Withdrawn,
-    error_from_code,
+)
+from atomic_actors._outcomes import (
+    RefusalDecoder,
+    Waiting,
+    error_of_outcome,
+    refusal_of_append,
+    silence_error,
+    unknown_error,
 )
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
@@ -48,7 +46,6 @@ from atomic_actors.journal._protocol import (
     Offer,
     OutcomeRead,
     ReadOutcome,
-    Rejected,
     Result,
     Withdraw,
     WithdrawAnswer,
@@ -65,10 +62,11 @@ WITHDRAW_LIMIT_S: Final = 1.0
 POLL_FIRST_S: Final = 0.5
 POLL_FIRST_REMOTE_S: Final = 0.01
 POLL_MAX_S: Final = 1.0
+#: How much later it is asked about answers of other nodes for each that is waited for: many wait longer, and a
+#: question for each of them would take the store's time from the answers.
+POLL_LATER_S: Final = 0.005
 
-Waiting = Literal["ask", "tell", "result"]
 Decode = Callable[[bytes], Any]
-RefusalDecoder = Callable[[bytes], AtomicActorsError]
 
 
 class _RandomPool:
@@ -114,6 +112,10 @@ class Remote(Protocol):
         """Whether what others push to this node arrives now."""
         ...
 
+    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
+        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
+        ...
+
     def push(self, node_id: str, frame: Sequence[Any]) -> None:
         """Queue a frame for a node."""
         ...
@@ -134,6 +136,7 @@ class Pending:
         "done",
         "entity",
         "is_joined",
+        "journal",
         "key",
         "on_accepted",
         "partition",
@@ -152,8 +155,11 @@ class Pending:
         unique: str,
         decode: Decode,
         admission: Admission | None,
+        journal: GroupCommit | None = None,
     ) -> None:
         self.router = router
+        #: Where its message lives: the node's own journal, or that of another service.
+        self.journal = router.journal if journal is None else journal
         self.waiting: Waiting = waiting
         self.partition = partition
         self.entity = entity
@@ -206,7 +212,7 @@ class Pending:
             if not result.sent:
                 self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
             return
-        self.resolve(self.router.refusal_of_append(self, result))
+        self.resolve(refusal_of_append(result, self.entity, self.full_message_id))
 
 
 @define(eq=False)
@@ -214,7 +220,7 @@ class Router:
     """Sends messages and hands answers to those who wait.
 
     Args:
-        journal: where messages go.
+        journal: where messages go, unless they are for another service.
         node_id: this node's name on reply channels.
         new_cell: the backend's one-shot cell.
         clock: the backend's clock, in seconds.
@@ -246,9 +252,10 @@ class Router:
         self._next_bucket = int(self.clock() / BUCKET_S)
 
     def first_poll_s(self, *, pending_here: bool) -> float:
-        """How soon the store is asked for an outcome: at once where its push could not arrive."""
-        is_told = pending_here or (self.remote is not None and self.remote.is_heard)
-        return POLL_FIRST_S if is_told else POLL_FIRST_REMOTE_S
+        """How soon the store is first asked for an outcome: soon where its push could not arrive."""
+        if pending_here or (self.remote is not None and self.remote.is_heard):
+            return POLL_FIRST_S
+        return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
 
     # Time and ids.
 
@@ -281,7 +288,7 @@ class Router:
             self._by_key.setdefault((pending.entity, step.key), []).append(pending)
         self.end_at(pending, timeout_s)
         try:
-            self.journal.submit(step, pending.on_appended)
+            pending.journal.submit(step, pending.on_appended)
         except JournalUnavailable as error:
             pending.on_appended(error)
 
@@ -319,10 +326,14 @@ class Router:
             elif pending.waiting != "ask" or self._is_shared(pending):
                 pass
             elif in_turn:
-                self._withdraw_soon(Withdraw(pending.partition, pending.entity, pending.unique, key))
+                self._withdraw_soon(
+                    pending.journal, Withdraw(pending.partition, pending.entity, pending.unique, key)
+                )
             else:
                 with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
-                    await self.withdraw(pending.partition, pending.entity, pending.unique, key)
+                    await self.withdraw(
+                        pending.journal, pending.partition, pending.entity, pending.unique, key
+                    )
             raise
         self._unregister(pending)
         if isinstance(value, BaseException):
@@ -339,54 +350,30 @@ class Router:
         word, rest = split_outcome(outcome)
         if word == "completed":
             return pending.decode(rest)
-        raise self.error_of(word, rest, pending.full_message_id)
+        raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
 
-    def error_of(self, word: str, rest: bytes, message_id: str) -> AtomicActorsError:
-        """The exception that an outcome other than `completed` stands for."""
-        if word == "refused":
-            error = self.decode_refusal(rest)
-            error.message_id = message_id
-            return error
-        if word == "failed":
-            plain: dict[str, Any] = plain_of(rest) if rest else {}
-            failure = Failure(plain.get("error_type", ""), plain.get("text", ""))
-            return HandlerFailed(
-                f"{failure.error_type}: {failure.text} (dead letter {message_id})",
-                message_id=message_id,
-                error_type=failure.error_type,
-            )
-        if word == "interrupted":
-            return Interrupted(
-                f"{message_id} was interrupted: it may have run wholly, partly or not at all; it is a dead "
-                "letter now",
-                message_id=message_id,
-            )
-        if word == "withdrawn":
-            return Withdrawn(f"{message_id} was withdrawn before it ran", message_id=message_id)
-        if word == "expired":
-            return Expired(f"{message_id}: its deadline passed before it ran", message_id=message_id)
-        return error_from_code(word, "unknown outcome", message_id=message_id)
-
-    def _withdraw_soon(self, step: Withdraw) -> None:
+    def _withdraw_soon(self, journal: GroupCommit, step: Withdraw) -> None:
         def on_result(answer: Result | JournalUnavailable) -> None:
             if not isinstance(answer, WithdrawAnswer):
                 logger.info("%s/%s could not be withdrawn: %s", step.entity, step.unique, answer)
             elif answer.state == "needs_key":
-                self._withdraw_soon(Withdraw(step.partition, step.entity, step.unique, answer.key))
+                self._withdraw_soon(journal, Withdraw(step.partition, step.entity, step.unique, answer.key))
             elif answer.state == "withdrawn":
                 self.answered(step.entity, step.unique, b"withdrawn\n")
 
         try:
-            self.journal.submit(step, on_result)
+            journal.submit(step, on_result)
         except JournalUnavailable as error:
             on_result(error)
 
-    async def withdraw(self, partition: int, entity: str, unique: str, key: str) -> WithdrawAnswer | None:
+    async def withdraw(
+        self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str
+    ) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer."""
         try:
-            answer = await self.journal.request(Withdraw(partition, entity, unique, key))
+            answer = await journal.request(Withdraw(partition, entity, unique, key))
             if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
-                answer = await self.journal.request(Withdraw(partition, entity, unique, answer.key))
+                answer = await journal.request(Withdraw(partition, entity, unique, answer.key))
         except JournalUnavailable as error:
             logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
             return None
@@ -416,6 +403,14 @@ class Router:
         if self.remote is not None:
             self.remote.push(sender, ("reply", entity, unique, outcome))
 
+    def packed_reply(
+        self, sender: str, entity: str, unique: str, outcome: bytes
+    ) -> tuple[bytes, bytes] | None:
+        """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
+        if not sender or sender == self.node_id or self.remote is None:
+            return None
+        return self.remote.packed(sender, entity, unique, outcome)
+
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""
         if result.unique != pending.unique:
@@ -430,23 +425,6 @@ class Router:
         else:
             pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to whoever sent it first
             self._look_up(pending)
-
-    def refusal_of_append(self, pending: Pending, result: Result) -> BaseException:
-        """The exception for an append that the store refused."""
-        message_id = pending.full_message_id
-        if not isinstance(result, Rejected):
-            return SystemFailed(f"the journal answered an append with {result!r}")
-        if result.code == "queue_depth_exceeded":
-            return QueueDepthExceeded(f"{pending.entity}: {result.text}", message_id=message_id)
-        if result.code == "key_reused":
-            return KeyReused(
-                f"{pending.entity}: the key was used before with other content", message_id=message_id
-            )
-        if result.code == "unknown_message":
-            return UnknownMessage(
-                f"{message_id} is too old to be accepted: it may have run already", message_id=message_id
-            )
-        return error_from_code(result.code, result.text, message_id=message_id)
 
     def _register(self, pending: Pending) -> None:
         self._pending.setdefault(pending.unique, []).append(pending)
@@ -500,7 +478,7 @@ class Router:
         while self._next_bucket <= bucket:
             for pending in self._ends.pop(self._next_bucket, ()):
                 if not pending.done:
-                    pending.resolve(self._timed_out(pending))
+                    pending.resolve(silence_error(pending.waiting, pending.full_message_id))
             for pending in self._polls.pop(self._next_bucket, ()):
                 if not pending.done:
                     self._look_up(pending)
@@ -522,39 +500,15 @@ class Router:
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)
             elif result.state == "unknown" and was_sent_before:
-                pending.resolve(self._unknown(pending))
+                now_ms, ttl_ms = self.store_now_ms(), self.journal.settings.result_ttl_ms
+                pending.resolve(
+                    unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
+                )
 
         try:
-            self.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
+            pending.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
-
-    def _unknown(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        age_ms = self.store_now_ms() - int(pending.unique[:12], 16)
-        if 0 < self.journal.settings.result_ttl_ms <= age_ms:
-            return ResultExpired(
-                f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
-            )
-        if pending.accepted:
-            return Interrupted(
-                f"the store has lost history, and {message_id} with it: it may have run wholly, partly or not "
-                "at all; it is no dead letter",
-                message_id=message_id,
-            )
-        return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)
-
-    def _timed_out(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        if pending.waiting == "tell":
-            return AcceptanceUnknown(
-                f"no answer whether {message_id} was accepted; ask again with result(message_id)",
-                message_id=message_id,
-            )
-        return AskTimeout(
-            f"no reply to {message_id} in time; it may still run: result(message_id) re-attaches",
-            message_id=message_id,
-        )
 
     def abandon_all(self) -> None:
         """Resolve everybody who still waits, because the system is left: their messages may still run."""

@@ -1,18 +1,21 @@
 """The verbs: from `ask(entity, message)` to an append, and from an outcome to a reply.
 
-Everything that can be wrong with a call is found here, before anything is sent: the kind, the message,
-its content, the key, the size, a cycle of asks.
+Everything that can be wrong with a call is found before anything is sent: the kind, the message, its
+content and size by `_calls`; the key, the time limits, a cycle of asks here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Literal, cast
+from typing import Any, Final
 
-from attrs import define, field, frozen
+import anyio
+from attrs import define, field
 
+from atomic_actors._addressing import Call, Calls
+from atomic_actors._calls import OnCancel, check_on_cancel, check_seconds, locate_message, split_pair
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._envelope import digest_of, encode_envelope
@@ -23,58 +26,30 @@ from atomic_actors._errors import (
     AskTimeout,
     AtomicActorsError,
     InvalidConfig,
-    InvalidEntityId,
-    InvalidMessageId,
     NotSupported,
     OutcomeUnknown,
     OwnerUnavailable,
-    PayloadTooLarge,
+    StoreUnavailable,
     SystemNotRunning,
     TooManyHops,
     UnknownKind,
-    UnknownMessageType,
 )
 from atomic_actors._kinds import Kind
-from atomic_actors._messages import Message, RawMessage, message_spec, target_of
-from atomic_actors._records import EntityRef, Receipt, check_key, partition_of, split_message_id
+from atomic_actors._messages import Message
+from atomic_actors._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors._router import Admission, Pending, Router
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors._turn import TurnContext, current_activation
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors._volatile_routes import VolatileRoutes
+from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import Append, Appended, pack_body
 
 __all__ = ("Sender",)
 
 #: Appends of one `tell_many` that may be under way at once.
 TELL_MANY_WINDOW: Final = 2_000
-
-OnCancel = Literal["withdraw", "detach"]
-
-
-@frozen(eq=False, slots=True)
-class _Foreign:
-    """What is known of a message class whose kind is not here."""
-
-    name: str
-    encode: Callable[[Any], bytes]
-    decode_reply: Callable[[bytes], Any]
-    reply_type: Any
-
-
-@define(eq=False, slots=True)
-class _Call:
-    """A checked call: where it goes and what it carries."""
-
-    ref: EntityRef
-    entity: str
-    partition: int
-    kind: Kind | None
-    name: str
-    payload: bytes
-    decode_reply: Callable[[bytes], Any]
-    reply_type: Any
 
 
 @define(eq=False)
@@ -85,8 +60,8 @@ class Sender:
         config: time limits and sizes.
         supervisor: gives the activations that take messages as they are appended.
         volatile: runs the kinds that have no journal.
-        routes: sends messages of such kinds to the nodes that own them; None where there can be no other node.
-        knows_volatile: whether a kind that has no handlers here is known to be volatile.
+        calls: checks what is sent, and finds out where it goes.
+        routes: sends messages of volatile kinds to the nodes that own them; None where there can be no other node.
     """
 
     config: Config
@@ -97,103 +72,16 @@ class Sender:
     listeners: Listeners
     kinds: dict[str, Kind]
     partitions: int
+    calls: Calls
     routes: VolatileRoutes | None = None
-    knows_volatile: Callable[[str], bool] = lambda kind: False
     running: bool = True
     accepted: int = 0
     #: Asks that wait for their replies now.
     inflight_asks: int = 0
     _headers: dict[str, Any] = field(init=False)
-    _foreign: dict[type[Any], _Foreign] = field(factory=dict[type[Any], _Foreign], init=False)
 
     def __attrs_post_init__(self) -> None:
         self._headers = {"s": self.router.node_id}
-
-    # Checking a call.
-
-    def encode(self, entity: EntityRef, message: Message[Any]) -> tuple[str, bytes]:
-        """The wire name and the envelope of an outbox message.
-
-        Raises:
-            UsageError: the kind, the message or its content is wrong.
-        """
-        call = self._check(entity, message)
-        if self._is_volatile(call):
-            raise NotSupported(f"outbox: kind {call.ref.kind!r} is volatile; an outbox is for durable kinds")
-        return call.name, encode_envelope({}, call.payload)
-
-    def _check(self, target: object, message: object) -> _Call:
-        if message is None and isinstance(target, Message):
-            named = cast("Message[object]", target)
-            message, target = named, target_of(named)
-        if not isinstance(target, EntityRef):
-            raise InvalidEntityId(
-                f"entity: expected an EntityRef such as Account.ref('a-42'), got {type(target).__name__}"
-            )
-        kind = self.kinds.get(target.kind)
-        if kind is None and self.kinds:
-            raise UnknownKind(
-                f"kind {target.kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(self.kinds))}"
-            )
-        cls: type[Any] = type(message)
-        if cls is RawMessage:
-            name, payload, decode_reply, reply_type = self._check_raw(kind, cast("RawMessage", message))
-        else:
-            handler = kind.by_type.get(cls) if kind is not None else None
-            if handler is not None:
-                name, reply_type = handler.spec.name, handler.spec.reply_type
-                payload, decode_reply = handler.encode_payload(message), handler.decode_reply
-            else:
-                foreign = self._foreign_message(kind, message)
-                name, reply_type = foreign.name, foreign.reply_type
-                payload, decode_reply = foreign.encode(message), foreign.decode_reply
-        limit = self.config.max_payload_bytes
-        if limit and len(payload) > limit:
-            raise PayloadTooLarge(
-                f"{name} for {target}: {len(payload)} bytes are more than max_payload_bytes={limit}; send a "
-                "reference to where the data is, or raise the limit"
-            )
-        entity = str(target)
-        return _Call(
-            target,
-            entity,
-            partition_of(entity, self.partitions),
-            kind,
-            name,
-            payload,
-            decode_reply,
-            reply_type,
-        )
-
-    def _check_raw(
-        self, kind: Kind | None, message: RawMessage
-    ) -> tuple[str, bytes, Callable[[bytes], Any], Any]:
-        if kind is not None and kind.handler_for(message.name) is None:
-            raise self._no_handler(kind, message.name)
-        return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
-
-    def _foreign_message(self, kind: Kind | None, message: object) -> _Foreign:
-        cls: type[Any] = type(message)
-        if not isinstance(message, Message):
-            raise UnknownMessageType(
-                f"{message!r} is no message: expected an instance of a Command, a Query or a RawMessage"
-            )
-        foreign = self._foreign.get(cls)
-        if foreign is None:
-            spec = message_spec(cls)
-            foreign = _Foreign(
-                spec.name, self.codec.encoder(cls), self.codec.decoder(spec.reply_type), spec.reply_type
-            )
-            self._foreign[cls] = foreign
-        if kind is not None and kind.handler_for(foreign.name) is None:
-            raise self._no_handler(kind, foreign.name)
-        return foreign
-
-    def _no_handler(self, kind: Kind, name: str) -> UnknownMessageType:
-        names = ", ".join(sorted(kind.by_name)) or "none"
-        return UnknownMessageType(
-            f"kind {kind.name!r} has no handler for {name!r}; it has {names}. Add one with @handler"
-        )
 
     def _check_running(self) -> None:
         if self.running:
@@ -215,18 +103,17 @@ class Sender:
     ) -> Any:
         """See `ActorSystem.ask`."""
         self._check_running()
-        if on_cancel not in ("withdraw", "detach"):
-            raise InvalidConfig(f"on_cancel: expected 'withdraw' or 'detach', got {on_cancel!r}")
+        check_on_cancel(on_cancel)
         if key is not None:
             check_key(key)
-        call = self._check(target, message)
-        timeout_s = self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s)
+        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
+        call = self.calls.check(target, message) or await self.calls.look_up(target, message, timeout_s)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
             activation.context.refuse_in_transaction()
             headers, timeout_s = self._inherit(activation.context, call, timeout_s)
-        if self._is_volatile(call):
+        if call.is_volatile:
             if key is not None:
                 raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
             return await self._ask_volatile(call, message, timeout_s, headers)
@@ -237,15 +124,15 @@ class Sender:
     ) -> Any:
         """See `Context.ask`."""
         self._check_running()
-        call = self._check(entity, message)
+        call = self.calls.check(entity, message) or await self.calls.look_up(entity, message)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
-        if self._is_volatile(call):
+        if call.is_volatile:
             return await self._ask_volatile(call, message, timeout_s, headers)
         with self._awaiting(call):
             return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
 
     @contextmanager
-    def _awaiting(self, call: _Call) -> Generator[None]:
+    def _awaiting(self, call: Call) -> Generator[None]:
         if call.kind is None:
             yield  # it does not live here
             return
@@ -259,7 +146,7 @@ class Sender:
                 del awaited[entity]
                 self.supervisor.let_go(call.partition, entity)
 
-    def _inherit(self, context: TurnContext, call: _Call, timeout_s: float) -> tuple[dict[str, Any], float]:
+    def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
         """Path and deadline of an ask inside a turn."""
         path = (*context.path, str(context.entity))
         if call.entity in path:
@@ -280,11 +167,7 @@ class Sender:
             timeout_s = min(timeout_s, left_s) if timeout_s else left_s
         return {**self._headers, "p": list(path)}, timeout_s
 
-    def _is_volatile(self, call: _Call) -> bool:
-        kind = call.kind
-        return not kind.durable if kind is not None else self.knows_volatile(call.ref.kind)
-
-    def _count_ask(self, call: _Call) -> None:
+    def _count_ask(self, call: Call) -> None:
         """Count an ask that begins; it is sent right after.
 
         Raises:
@@ -299,7 +182,7 @@ class Sender:
         self.inflight_asks += 1
 
     async def _ask_volatile(
-        self, call: _Call, message: object, timeout_s: float, headers: dict[str, Any]
+        self, call: Call, message: object, timeout_s: float, headers: dict[str, Any]
     ) -> Any:
         """Hand a message over where its partition is ours, or send it to whoever owns it."""
         self._count_ask(call)
@@ -316,28 +199,30 @@ class Sender:
                     logger.debug("%s goes to the next owner: %s", call.name, error)
                 timeout_s = max(deadline_s - self.router.clock(), 0.001) if timeout_s else 0
             reply = await self._routes_to(call).ask(
-                self.router.journal, call.partition, call.entity, call.name, call.payload, timeout_s, path
+                journal_of(call), call.partition, call.entity, call.name, call.payload, timeout_s, path
             )
             return call.decode_reply(reply)
         finally:
             self.inflight_asks -= 1
 
-    def _is_here(self, call: _Call) -> bool:
+    def _is_here(self, call: Call) -> bool:
         """Whether a volatile message is for this node, and nothing that was sent before it waits for the owner."""
         routes = self.routes
         if routes is None:
             return True
+        if call.service:
+            return False
         here = self.volatile.owns(call.partition)
-        return here and not routes.waits_for(self.router.journal, call.partition)
+        return here and not routes.waits_for(journal_of(call), call.partition)
 
-    def _routes_to(self, call: _Call) -> VolatileRoutes:
+    def _routes_to(self, call: Call) -> VolatileRoutes:
         if self.routes is None:
             raise UnknownKind(f"kind {call.ref.kind!r} has no handlers here, and no other node can have any")
         return self.routes
 
     async def _ask(
         self,
-        call: _Call,
+        call: Call,
         timeout_s: float,
         key: str | None,
         on_cancel: OnCancel,
@@ -354,7 +239,7 @@ class Sender:
 
     async def _send_ask(
         self,
-        call: _Call,
+        call: Call,
         timeout_s: float,
         key: str | None,
         on_cancel: OnCancel,
@@ -363,7 +248,9 @@ class Sender:
     ) -> tuple[bytes, Pending]:
         router = self.router
         admission = self._admit(call)
-        pending = Pending(router, "ask", call.partition, call.entity, unique, call.decode_reply, admission)
+        pending = Pending(
+            router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+        )
         if self.listeners.active:
             pending.on_accepted = partial(self._emit_accepted, call, unique)
         deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
@@ -373,14 +260,14 @@ class Sender:
         in_turn = current_activation.get() is not None
         return await router.wait(pending, on_cancel, key or "", in_turn=in_turn), pending
 
-    def _admit(self, call: _Call) -> Admission | None:
+    def _admit(self, call: Call) -> Admission | None:
         if call.kind is None:
             return None
         return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
 
     def _append(
         self,
-        call: _Call,
+        call: Call,
         unique: str,
         key: str | None,
         deadline_ms: int,
@@ -403,7 +290,7 @@ class Sender:
             body,
             key or "",
             digest_of(call.name, call.payload) if key else "",
-            call.kind.settings.max_depth if call.kind is not None else self.config.max_depth,
+            call.max_depth,
             admission.claim if admission is not None else "",
             admission.policy if admission is not None else "",
             admission.version if admission is not None else -1,
@@ -416,19 +303,19 @@ class Sender:
         self._check_running()
         if key is not None:
             check_key(key)
-        if expires_in_s is not None and not self._timeout("expires_in_s", expires_in_s, 0):
+        if expires_in_s is not None and not check_seconds("expires_in_s", expires_in_s, 0):
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
-        call = self._check(target, message)
-        if self._is_volatile(call):
+        call = self.calls.check(target, message) or await self.calls.look_up(target, message)
+        if call.is_volatile:
             if key is not None or expires_in_s is not None:
                 raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
             return await self._tell_volatile(call, message)
         pending = self._send_tell(call, key, expires_in_s)
         return self._receipt(call, pending, await pending.cell)
 
-    async def _tell_volatile(self, call: _Call, message: object) -> Receipt[Any]:
+    async def _tell_volatile(self, call: Call, message: object) -> Receipt[Any]:
         if call.kind is not None and self._is_here(call):
             try:
                 return self.volatile.tell(call.kind, call.ref, call.partition, message)
@@ -436,42 +323,45 @@ class Sender:
                 if self.routes is None:
                     raise
         answer = await self._routes_to(call).tell(
-            self.router.journal, call.partition, call.entity, call.name, call.payload
+            journal_of(call), call.partition, call.entity, call.name, call.payload
         )
         if isinstance(answer, BaseException):
             raise answer
         return Receipt(f"{call.ref}/{answer:032x}", call.ref)
 
-    def _send_tell(self, call: _Call, key: str | None, expires_in_s: float | None) -> Pending:
+    def _send_tell(self, call: Call, key: str | None, expires_in_s: float | None) -> Pending:
         router = self.router
         deadline_ms = 0
         if expires_in_s is not None:
             deadline_ms = router.store_now_ms() + int(expires_in_s * 1000)
         unique = router.new_unique()
         admission = self._admit(call)
-        pending = Pending(router, "tell", call.partition, call.entity, unique, call.decode_reply, admission)
+        pending = Pending(
+            router, "tell", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+        )
         if self.listeners.active:
             pending.on_accepted = partial(self._emit_accepted, call, unique)
         step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
         router.send(pending, step, self.config.accept_timeout_s)
         return pending
 
-    def _receipt(self, call: _Call, pending: Pending, answer: object) -> Receipt[Any]:
+    def _receipt(self, call: Call, pending: Pending, answer: object) -> Receipt[Any]:
         if isinstance(answer, BaseException):
             raise answer
         assert isinstance(answer, Appended)
         self.accepted += 1
         return Receipt(f"{call.entity}/{answer.unique}", call.ref, reply_type=call.reply_type)
 
-    def _emit_accepted(self, call: _Call, unique: str) -> None:
+    def _emit_accepted(self, call: Call, unique: str) -> None:
         self.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
 
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
         self._check_running()
-        calls = [self._check(*self._pair(pair)) for pair in messages]
+        pairs = [split_pair(pair) for pair in messages]
+        calls = [self.calls.check(*pair) or await self.calls.look_up(*pair) for pair in pairs]
         for call in calls:
-            if self._is_volatile(call):
+            if call.is_volatile:
                 raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
         receipts: list[Receipt[Any]] = []
         failures: list[tuple[int, AtomicActorsError]] = []
@@ -489,11 +379,11 @@ class Sender:
     async def _tell_window(
         self,
         start: int,
-        calls: Sequence[_Call],
+        calls: Sequence[Call],
         receipts: list[Receipt[Any]],
         failures: list[tuple[int, AtomicActorsError]],
     ) -> None:
-        sent: list[tuple[_Call, Pending]] = []
+        sent: list[tuple[Call, Pending]] = []
         for index, call in enumerate(calls, start):
             try:
                 pending = await self._send_when_there_is_room(call)
@@ -508,7 +398,7 @@ class Sender:
                 failures.append((index, error))
         failures.sort(key=lambda failure: failure[0])
 
-    async def _send_when_there_is_room(self, call: _Call) -> Pending:
+    async def _send_when_there_is_room(self, call: Call) -> Pending:
         """A bulk sender outruns the activations by design: it waits for room instead of failing."""
         deadline_s = self.router.clock() + self.config.accept_timeout_s
         while True:
@@ -520,52 +410,38 @@ class Sender:
                     raise
                 await self.supervisor.wait_for_room(left_s)
 
-    def _pair(self, pair: object) -> tuple[object, object]:
-        if isinstance(pair, Message):
-            return cast("object", pair), None
-        if isinstance(pair, tuple):
-            parts = cast("tuple[object, ...]", pair)
-            if len(parts) == 2:
-                return parts[0], parts[1]
-        raise UnknownMessageType(f"tell_many: expected (entity, message) pairs, got {pair!r}")
-
-    def _timeout(self, name: str, value: float | None, default: float) -> float:
-        if value is None:
-            return default
-        if isinstance(cast("object", value), bool) or not isinstance(cast("object", value), (int, float)):
-            raise InvalidConfig(f"{name}: expected seconds, got {value!r}")
-        if not 0 <= value < float("inf"):
-            raise InvalidConfig(f"{name}: expected 0 (unbounded) or more seconds, got {value!r}")
-        return float(value)
-
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
-        call = self._check(entity, message)
+        call = self.calls.check(entity, message)
+        if call is None:
+            self.calls.outlets.run(partial(self._send_later, entity, message))
+        else:
+            self._send_call(call, message)
+
+    def _send_call(self, call: Call, message: Message[Any]) -> None:
         try:
-            if not self._is_volatile(call):
+            if not call.is_volatile:
                 self._send_tell(call, None, None)
             elif call.kind is not None and self._is_here(call):
                 self.volatile.tell(call.kind, call.ref, call.partition, message)
             else:
                 _ = self._routes_to(call).tell(
-                    self.router.journal, call.partition, call.entity, call.name, call.payload
+                    journal_of(call), call.partition, call.entity, call.name, call.payload
                 )
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", call.ref, error)
+
+    async def _send_later(self, entity: EntityRef, message: Message[Any]) -> None:
+        try:
+            self._send_call(await self.calls.look_up(entity, message), message)
         except AtomicActorsError as error:
             logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
 
     # Afterwards.
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
-        if isinstance(message, Receipt):
-            receipt = cast("Receipt[object]", message)
-            ref, unique = split_message_id(receipt.message_id)
-            reply_type = receipt.reply_type
-        elif isinstance(message, str):
-            (ref, unique), reply_type = split_message_id(message), Any
-        else:
-            raise InvalidMessageId(f"expected a Receipt or a message id, got {type(message).__name__}")
-        kind = self.kinds.get(ref.kind)
-        if not kind.durable if kind is not None else self.knows_volatile(ref.kind):
+        ref, unique, reply_type = locate_message(message)
+        if self.calls.is_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
         return ref, unique, reply_type
 
@@ -578,15 +454,29 @@ class Sender:
                 message_id=message_id,
             )
 
+    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[GroupCommit, int]:
+        if ref.kind in self.kinds or self.calls.known.registry is None:
+            return self.router.journal, partition_of(str(ref), self.partitions)
+        try:
+            with anyio.fail_after(self.config.accept_timeout_s):
+                journal, partition, _ = await self.calls.place_of(ref)
+        except (StoreUnavailable, TimeoutError) as error:
+            message_id = f"{ref}/{unique}"
+            raise OutcomeUnknown(
+                f"what became of {message_id} could not be looked up: {error}", message_id=message_id
+            ) from error
+        return journal, partition
+
     async def result(self, message: object, timeout_s: float | None) -> Any:
         """See `ActorSystem.result`."""
         ref, unique, reply_type = self._locate(message)
         self._check_not_leaving(ref, unique)
         entity = str(ref)
         decode = self.codec.decoder(reply_type)
-        partition = partition_of(entity, self.partitions)
-        pending = Pending(self.router, "result", partition, entity, unique, decode, None)
-        self.router.attach(pending, self._timeout("timeout_s", timeout_s, self.config.ask_timeout_s))
+        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
+        journal, partition = await self._place_of_sent(ref, unique)
+        pending = Pending(self.router, "result", partition, entity, unique, decode, None, journal)
+        self.router.attach(pending, timeout_s)
         outcome = await self.router.wait(pending, "detach", "")
         return self.router.value_of(pending, outcome)
 
@@ -594,6 +484,16 @@ class Sender:
         """See `ActorSystem.withdraw`."""
         ref, unique, _ = self._locate(message)
         self._check_not_leaving(ref, unique)
-        entity = str(ref)
-        answer = await self.router.withdraw(partition_of(entity, self.partitions), entity, unique, "")
+        try:
+            journal, partition = await self._place_of_sent(ref, unique)
+        except OutcomeUnknown as error:
+            logger.info("%s/%s could not be withdrawn: %s", ref, unique, error)
+            return False
+        answer = await self.router.withdraw(journal, partition, str(ref), unique, "")
         return answer is not None and answer.state == "withdrawn"
+
+
+def journal_of(call: Call) -> GroupCommit:
+    """Where a call that is not for an outbox goes."""
+    assert call.journal is not None
+    return call.journal

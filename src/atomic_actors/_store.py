@@ -24,6 +24,7 @@ from atomic_actors.journal._embedded import (
     ensure_running,
 )
 from atomic_actors.journal._history import CommitHistory
+from atomic_actors.journal._kind_registry import KindRegistry, MemoryKindRegistry, RedisKindRegistry
 from atomic_actors.journal._lease_client import RedisLeaseClient
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
@@ -32,9 +33,10 @@ from atomic_actors.journal._redis_link import Connect, connector, redis_url
 
 __all__ = ("Store", "directory_of", "journal_settings", "open_store")
 
-#: How many calls' time it may take to connect, sign in and look at the store; and no less than this.
+#: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
 CONNECT_CALLS: Final = 2
 CONNECT_TIMEOUT_MIN_S: Final = 1.0
+CONNECT_TIMEOUT_S: Final = 3.0
 
 
 @frozen(eq=False)
@@ -50,6 +52,10 @@ class Store:
     history: CommitHistory | None = None
     #: The nodes that use it; None where a node is alone.
     directory: Directory | None = None
+    #: Which service each kind belongs to; None where there is one service only, and nobody says of what kinds.
+    kinds: KindRegistry | None = None
+    #: Makes a journal of another service; None where there are no others.
+    open_journal: Callable[[JournalSettings], Journal] | None = None
 
 
 def journal_settings(config: Config) -> JournalSettings:
@@ -86,7 +92,7 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     location = config.location
     if location.scheme is StoreScheme.MEMORY:
         memory = MemoryJournal(journal_settings(config))
-        yield Store(memory, directory=memory.directory)
+        yield Store(memory, directory=memory.directory, kinds=MemoryKindRegistry())
     elif location.scheme is StoreScheme.EMBEDDED:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
@@ -116,29 +122,41 @@ async def _redis_store(
     config: Config, location: StoreLocation, before_connect: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncGenerator[Store]:
     connect_timeout_s = max(CONNECT_CALLS * config.store_timeout_s, CONNECT_TIMEOUT_MIN_S)
+    connect_timeout_s = min(connect_timeout_s, CONNECT_TIMEOUT_S)
     connect = connector(location, connect_timeout_s=connect_timeout_s)
     if before_connect is not None:
         connect = _after(before_connect, connect)
     settings = journal_settings(config)
-    journal = RedisJournal(
-        connect,
-        settings,
-        timeout_s=config.store_timeout_s,
-        connect_timeout_s=connect_timeout_s,
-        allow_eviction=config.allow_eviction,
-        allow_no_persistence=config.allow_no_persistence,
-    )
+
+    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
+        return RedisJournal(
+            connect,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+        )
+
+    # Who only sends does not decide how many partitions a service has.
+    journal = open_journal(settings, offers_kinds=bool(config.actors))
     lease_timeout_s = max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
     lease_client = RedisLeaseClient(redis_url(location), journal.lease_key, timeout_s=lease_timeout_s)
     # Not the connect function above: only the journal brings a dead server back to life.
     async with RedisChannels(
-        location,
-        settings,
-        connect_timeout_s=connect_timeout_s,
-        answer_timeout_s=config.store_timeout_s,
+        location, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
     ) as channels:
-        exchange = Exchange(channels, config.partitions)
-        yield Store(journal, lease_client, exchange, journal.history, journal.directory)
+        exchange = Exchange(channels)
+        yield Store(
+            journal,
+            lease_client,
+            exchange,
+            journal.history,
+            journal.directory,
+            RedisKindRegistry(journal.call, config.namespace),
+            open_journal,
+        )
 
 
 def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:

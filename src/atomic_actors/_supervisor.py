@@ -28,6 +28,7 @@ from atomic_actors._owned_partition import OwnedPartition
 from atomic_actors._records import EntityRef
 from atomic_actors._relay import Relay
 from atomic_actors._telemetry import logger
+from atomic_actors._unhandled import LOOK_AHEAD_MS, UnhandledMessages
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -99,8 +100,7 @@ class Supervisor:
     draining: bool = False
     #: Whether nothing more is taken in a partition. Read on the hot path.
     leaving: list[bool] = field(init=False)
-    #: How many turns of this node wait for each entity: until then it goes on, or they could not end.
-    awaited: dict[str, int] = field(factory=dict[str, int], init=False)
+    awaited: dict[str, int] = field(factory=dict[str, int], init=False)  #: turns here that wait for each
     #: No partition's scope opens any more.
     _left: bool = field(default=False, init=False)
     relay: Relay = field(init=False)
@@ -123,11 +123,12 @@ class Supervisor:
     #: Entities with work and no room, by entity; the longest waiting first.
     _starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
     _idle_waiters: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
-    #: Kinds that were reported as having no handlers here.
-    _reported_kinds: set[str] = field(factory=set[str], init=False)
+    #: What waits here for a handler that only other nodes have.
+    unhandled: UnhandledMessages = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.relay = Relay(self.journal, self.membership.claims, self.wake)
+        self.unhandled = UnhandledMessages(self.journal, self.clock)
         self._by_use = {name: OrderedDict() for name in self.kinds}
         self.leaving = [False] * self.membership.partitions
         self._population = [{} for _ in self.leaving]
@@ -152,6 +153,7 @@ class Supervisor:
         """A partition is not this node's any more: end everything in it."""
         partition = self._partitions.get(number)
         logger.info("partition %d is not owned any more: %s", number, why)
+        self.unhandled.lost(number)
         if partition is None:
             return
         for activation in self._population[number].values():
@@ -222,7 +224,8 @@ class Supervisor:
             return
         partition.sweeping = True
         partition.next_sweep_s = self.clock() + SWEEP_INTERVAL_S
-        step = Sweep(partition.number, partition.claim, SWEEP_LIMIT)
+        ahead_ms = LOOK_AHEAD_MS if partition.looks_ahead else 0
+        step = Sweep(partition.number, partition.claim, SWEEP_LIMIT, ahead_ms)
         self.journal.enqueue(step, lambda result: self._swept(partition, result))
 
     def _swept(self, partition: OwnedPartition, result: Result | JournalUnavailable) -> None:
@@ -239,6 +242,9 @@ class Supervisor:
             self.wake(partition.number, entity)
         if len(result.due) >= SWEEP_LIMIT:
             partition.next_sweep_s = self.clock()
+            partition.looks_ahead = max(0, partition.looks_ahead - 1)
+        if len(result.due) < SWEEP_LIMIT or self.unhandled.entities:
+            partition.looks_ahead = 0  # all was seen, or nobody here can run it either
         for target in result.outbound:
             self.relay.kick(partition.number, target)
 
@@ -420,7 +426,7 @@ class Supervisor:
             kind_name, _, entity_id = entity.partition("/")
             kind = self.kinds.get(kind_name)
             if kind is None:
-                self._report_unknown(kind_name)
+                self.unhandled.leave(number, entity, self.membership.claims[number])
                 return
             activation = self._reserve(kind, EntityRef(kind_name, entity_id), entity, number)
             if activation is None:
@@ -465,11 +471,6 @@ class Supervisor:
                 logger.error("%s could not be parked: %s", entity, result)
 
         self.journal.enqueue(Park(number, entity), on_parked)
-
-    def _report_unknown(self, kind: str) -> None:
-        if kind not in self._reported_kinds:
-            self._reported_kinds.add(kind)
-            logger.error("messages wait for kind %r, which no handler here takes; they stay accepted", kind)
 
     # What the sweeper does.
 
@@ -563,8 +564,7 @@ class Supervisor:
     def stop_taking(self) -> None:
         """The node is about to leave: nothing more is taken, in any partition."""
         self.draining = True
-        for number in range(len(self.leaving)):
-            self.leaving[number] = True
+        self.leaving[:] = [True] * len(self.leaving)
 
     async def drain(self) -> None:
         """Stop taking, ask everybody to passivate, return once nobody is left."""

@@ -30,19 +30,18 @@ from typing import Any, Literal, Self, TypeVar, overload
 import anyio
 from anyio.abc import TaskGroup
 
+from atomic_actors._calls import OnCancel
 from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._envelope import plain_of
-from atomic_actors._errors import InvalidConfig, Refused, StoreUnavailable, SystemFailed, SystemNotRunning
+from atomic_actors._errors import InvalidConfig, StoreUnavailable, SystemFailed, SystemNotRunning
 from atomic_actors._handover import NodeInfo, PartitionInfo
 from atomic_actors._kinds import Kind, bind_kinds
 from atomic_actors._messages import Message
 from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
+from atomic_actors._outcomes import RefusalReader
 from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
-from atomic_actors._refusals import RefusalClasses
-from atomic_actors._sender import OnCancel
 from atomic_actors._store import Store, directory_of, open_store
 from atomic_actors._telemetry import (
     EventName,
@@ -96,7 +95,7 @@ class ActorSystem:
         self._codec = Codec()
         self._kinds: dict[str, Kind] = bind_kinds(self.config, self._codec)
         self._listeners = Listeners()
-        self._refusals = RefusalClasses()
+        self._refusals = RefusalReader(self._codec)
         self._parts: Parts | None = None
         self._entered = False
         self._crash: BaseException | None = None
@@ -393,7 +392,7 @@ class ActorSystem:
             self._kinds,
             self._codec,
             self._listeners,
-            decode_refusal=self._decode_refusal,
+            decode_refusal=self._refusals.read,
             on_crash=self._crashed,
             on_signal=self._stop_body,
         )
@@ -437,15 +436,6 @@ class ActorSystem:
     def _stop_body(self) -> None:
         if self._body_scope is not None:
             self._body_scope.cancel()
-
-    def _decode_refusal(self, data: bytes) -> Refused:
-        plain = plain_of(data)
-        cls = self._refusals.find(plain["name"], plain.get("home", ""))
-        classes = {} if cls is None else {plain["name"]: cls}
-        error = self._codec.decode_refusal(plain["name"], plain["details"], classes)
-        if type(error) is Refused and plain.get("text") and not error.args[0]:
-            return Refused(plain["text"], name=plain["name"], details=error.details)
-        return error
 
 
 class EntityHandle:

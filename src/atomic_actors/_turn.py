@@ -106,8 +106,8 @@ class Member:
 
     @property
     def sender(self) -> str:
-        """The node that waits for the answer, or ""."""
-        sender = self.envelope.headers.get("s", "")
+        """The node that waits for the answer, or "": nobody is told how a tell ended."""
+        sender = self.envelope.headers.get("s", "") if self.body.waited_for else ""
         return sender if isinstance(sender, str) else ""
 
 
@@ -130,6 +130,8 @@ class Turn:
     park: bool = False
     #: Set once the `Finish` is queued: from then on a cancel settles nothing.
     committing: bool = False
+    #: The messages whose askers on other nodes the commit itself tells.
+    told: set[str] = field(factory=cast("Callable[[], set[str]]", set))
     #: Whether any handler began: if none did, an interruption counts nothing.
     began: bool = False
 

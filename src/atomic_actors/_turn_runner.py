@@ -6,7 +6,7 @@ talks to the store. What a handler did is *staged*, and counts only when the tur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol, cast
 
 import anyio
@@ -23,7 +23,6 @@ from atomic_actors._errors import (
     PayloadTooLarge,
     QueryChangedState,
     Refused,
-    UnknownMessageType,
 )
 from atomic_actors._kinds import Kind
 from atomic_actors._messages import Message, RawMessage
@@ -41,10 +40,18 @@ from atomic_actors._turn import (
 from atomic_actors._wal import Event
 from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, unpack_body
 
-__all__ = ("RunnerServices", "Stateless", "TurnRunner")
+__all__ = ("RunnerServices", "Stateless", "TurnRunner", "Unhandled")
 
 #: How long an `on_passivate` hook may take.
 PASSIVATE_LIMIT_S: Final = 5.0
+
+
+class Unhandled(Exception):
+    """The kind has no handler here for the name of a message: another release's, most likely."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class Stateless(Exception):
@@ -74,6 +81,10 @@ class RunnerServices(Protocol):
         self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
     ) -> Outgoing:
         """Make an outbox entry."""
+        ...
+
+    def look_up(self, outbox: Iterable[tuple[EntityRef, Message[Any]]]) -> Coroutine[Any, Any, None] | None:
+        """What has to be awaited before `outgoing`, if anything has to."""
         ...
 
     def encode_refusal(self, refusal: Refused) -> tuple[str, Any]:
@@ -144,12 +155,16 @@ class TurnRunner:
                 await kind.spec.on_activate(self._instance)
 
     async def run(self, turn: Turn, item: Dispatched) -> Verdict:
-        """Run one message to its verdict."""
+        """Run one message to its verdict.
+
+        Raises:
+            Unhandled: there is no handler for it here; nothing was begun.
+        """
         services = self.services
         before = self.state.staged
         try:
             member = self._read(item)
-        except (UnknownMessageType, InvalidPayload, ValueError, msgspec.DecodeError) as error:
+        except (InvalidPayload, ValueError, msgspec.DecodeError) as error:
             turn.members.append(None)
             return failure_verdict(self.kind, item, failure_of(error), 1)
         turn.members.append(member)
@@ -186,9 +201,7 @@ class TurnRunner:
         body = unpack_body(item.body)
         handler = self.kind.handler_for(body.name)
         if handler is None:
-            raise UnknownMessageType(
-                f"kind {self.kind.name!r} has no handler for {body.name!r}; add one, or replay this letter later"
-            )
+            raise Unhandled(body.name)
         envelope = decode_envelope(body.envelope)
         payload = handler.decode_payload(bytes(envelope.payload))
         message = RawMessage(body.name, payload) if handler.spec.raw else payload
@@ -228,6 +241,10 @@ class TurnRunner:
             reply = await spec.function(self._instance, member.message)
         if self.children.count:
             await self.children.wait()
+        if len(self.outbox):
+            looking_up = self.services.look_up(self.outbox)
+            if looking_up is not None:
+                await looking_up
         self.deadline_s = 0.0
         return self._stage(turn, member, before, reply)
 

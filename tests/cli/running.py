@@ -110,6 +110,18 @@ class Running:
         return ActorSystem(self.config())
 
 
+def store_of(server: Server, namespace: str) -> dict[str, str]:
+    """The environment of a process that is to use the store, and to find what is here."""
+    return {
+        "ATOMIC_ACTORS_URL": server.url,
+        "ATOMIC_ACTORS_NAMESPACE": namespace,
+        "ATOMIC_ACTORS_PARTITIONS": str(PARTITIONS),
+        "ATOMIC_ACTORS_ALLOW_NO_PERSISTENCE": "1",
+        "ATOMIC_ACTORS_DRAIN_TIMEOUT_S": "5",
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+    }
+
+
 @contextmanager
 def running(
     *words: str,
@@ -120,17 +132,11 @@ def running(
     environment: dict[str, str] | None = None,
 ) -> Generator[Running]:
     """Run the command; whatever happens, no process of it is left."""
-    store = {
-        "ATOMIC_ACTORS_URL": server.url,
-        "ATOMIC_ACTORS_NAMESPACE": namespace,
-        "ATOMIC_ACTORS_PARTITIONS": str(PARTITIONS),
-        "ATOMIC_ACTORS_ALLOW_NO_PERSISTENCE": "1",
-        "ATOMIC_ACTORS_DRAIN_TIMEOUT_S": "5",
-    }
+    store = store_of(server, namespace)
     process = subprocess.Popen(
         [sys.executable, "-m", "atomic_actors", "run", target, *words],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **store, **(environment or {})},
+        env={**os.environ, **store, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from atomic_actors._system import ActorSystem
 from atomic_actors.processes._reports import Failed, Ready, Report, ReportReader
 from tests.cli.application import ROOT
 from tests.cli.conftest import Command
-from tests.cli.running import MODULE, PARTITIONS, PATIENCE_S, SERVING, Running, running
+from tests.cli.running import MODULE, PARTITIONS, PATIENCE_S, SERVING, Running, running, store_of
 from tests.cli.workers_application import BEGUN, Add, Block, Counter, Nap, WhoAreYou
 from tests.servers import Server
 
@@ -61,7 +61,7 @@ class Traffic:
 
 
 @asynccontextmanager
-async def traffic(run: Running) -> AsyncIterator[Traffic]:
+async def traffic(run: Running) -> AsyncGenerator[Traffic]:
     async with run.sender() as system:
         asking = Traffic(system)
         async with anyio.create_task_group() as group:
@@ -250,13 +250,7 @@ def test_no_worker_outlives_its_parent(valkey_server: Server, namespace: str, ba
 def test_a_worker_with_a_blocked_loop_does_not_outlive_its_parent(
     valkey_server: Server, namespace: str
 ) -> None:
-    store = {
-        "ATOMIC_ACTORS_URL": valkey_server.url,
-        "ATOMIC_ACTORS_NAMESPACE": namespace,
-        "ATOMIC_ACTORS_PARTITIONS": str(PARTITIONS),
-        "ATOMIC_ACTORS_ALLOW_NO_PERSISTENCE": "1",
-        "ATOMIC_ACTORS_DRAIN_TIMEOUT_S": "0.2",
-    }
+    store = {**store_of(valkey_server, namespace), "ATOMIC_ACTORS_DRAIN_TIMEOUT_S": "0.2"}
     mine, theirs = socket.socketpair()
     program = (
         "import sys; from atomic_actors.processes import worker; worker.ORPHAN_MARGIN_S = 0.2; "
@@ -273,7 +267,7 @@ def test_a_worker_with_a_blocked_loop_does_not_outlive_its_parent(
             process = subprocess.Popen(
                 [sys.executable, "-c", program, f"{MODULE}:system", *words],
                 cwd=ROOT,
-                env={**os.environ, **store, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+                env={**os.environ, **store},
                 pass_fds=[theirs.fileno()],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -414,15 +408,7 @@ def test_without_a_terminal_a_line_says_what_has_changed(valkey_server: Server, 
 
 def test_on_a_terminal_the_lines_are_refreshed_in_place(valkey_server: Server, namespace: str) -> None:
     mine, theirs = pty.openpty()
-    environment = {
-        "ATOMIC_ACTORS_URL": valkey_server.url,
-        "ATOMIC_ACTORS_NAMESPACE": namespace,
-        "ATOMIC_ACTORS_PARTITIONS": str(PARTITIONS),
-        "ATOMIC_ACTORS_ALLOW_NO_PERSISTENCE": "1",
-        "TERM": "xterm",
-        "COLUMNS": "120",
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-    }
+    environment = {**store_of(valkey_server, namespace), "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(
         [sys.executable, "-m", "atomic_actors", "run", f"{MODULE}:make_system"],
         cwd=ROOT,
@@ -451,3 +437,65 @@ def test_on_a_terminal_the_lines_are_refreshed_in_place(valkey_server: Server, n
     assert re.search(r"1 +stopped +- +- +0", plain), plain
     assert "\x1b[1A" in text  # the cursor goes up again, so nothing scrolls
     assert not SERVING.search(plain)
+
+
+def test_workers_do_not_die_when_nobody_reads_the_log_any_more(valkey_server: Server, namespace: str) -> None:
+    async def main(process: subprocess.Popen[str], store: dict[str, str]) -> None:
+        async with Running(process, store).sender() as system:
+            pid = await system.ask(Counter.ref("a"), WhoAreYou())
+            os.kill(pid, signal.SIGKILL)
+            # Only a parent that lives starts another one.
+            assert await system.ask(Counter.ref("a"), WhoAreYou()) != pid
+
+    store = store_of(valkey_server, namespace)
+    with subprocess.Popen(
+        [sys.executable, "-m", "atomic_actors", "run", f"{MODULE}:system"],
+        cwd=ROOT,
+        env={**os.environ, **store},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "is served" in line:
+                    break
+            process.stderr.close()
+            anyio.run(main, process, store)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+
+
+def test_a_terminal_that_is_closed_stops_the_workers(valkey_server: Server, namespace: str) -> None:
+    """Its SIGHUP is no request to reload."""
+    mine, theirs = pty.openpty()
+    program = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        f"os.execv(sys.executable, [sys.executable, '-m', 'atomic_actors', 'run', '{MODULE}:make_system'])"
+    )
+    environment = {**store_of(valkey_server, namespace), "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        try:
+            text, found = "", None
+            while found is None:
+                text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(mine, 4096).decode())
+                found = re.search(rf"1 +serving +(\d+) +\d+ s +0 +0 +{PARTITIONS} of {PARTITIONS}", text)
+            worker = os.pidfd_open(int(found[1]))
+            os.close(mine)
+            assert process.wait(PATIENCE_S) == 0, text
+            readable, _, _ = select.select([worker], [], [], PATIENCE_S)
+            assert readable
+            os.close(worker)
+        finally:
+            process.kill()

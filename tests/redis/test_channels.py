@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from atomic_actors._exchange import Exchange
 from atomic_actors._store_url import parse_store_url
 from atomic_actors.journal._channels import RedisChannels
 from atomic_actors.journal._protocol import Append, JournalSettings, Resume, pack_body
@@ -119,4 +120,31 @@ async def test_listens_again_after_the_server_was_away(tmp_path: Path) -> None:
                 await journal.execute([Resume(1, "account/a")])
             assert await heard.next() == (1, "account/a")
             task_group.cancel_scope.cancel()
+    heard.close()
+
+
+async def test_a_doorbell_that_is_not_for_this_node_is_listened_to_no_more(
+    store_server: Server, namespace: str
+) -> None:
+    settings = JournalSettings(namespace=namespace)
+    heard, owned = Heard(), {1, 2}
+    async with channels_at(store_server, settings) as channels, anyio.create_task_group() as task_group:
+        exchange = Exchange(channels)
+        for partition in owned:
+            exchange.watch(partition)
+        task_group.start_soon(exchange.listen_bells, heard, owned.__contains__)
+        assert {await heard.next(), await heard.next()} == {(1, ""), (2, "")}
+        owned.remove(2)
+        for _ in range(2):
+            for partition in (2, 1):
+                bell = channels.bell_channel(partition)
+                store_server.call("SPUBLISH", bell, "account/a")
+            assert await heard.next() == (1, "account/a")
+        # Ours has been handled, so the other one, which came before it, has been, too.
+        with anyio.fail_after(10):
+            # The store tells nobody who stops listening.
+            while store_server.call("PUBSUB", "SHARDNUMSUB", channels.bell_channel(2))[1] != 0:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert store_server.call("PUBSUB", "SHARDNUMSUB", channels.bell_channel(1))[1] == 1
+        task_group.cancel_scope.cancel()
     heard.close()

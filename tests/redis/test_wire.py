@@ -18,6 +18,7 @@ from atomic_actors.journal._protocol import (
     Audited,
     Claimed,
     ClaimPartition,
+    Defer,
     Expire,
     Finish,
     Finished,
@@ -191,7 +192,11 @@ async def test_renew_of_many_leases(store_server: Server, namespace: str) -> Non
 def all_steps(unique: str) -> list[Step]:
     """One step of each sort that touches keys of its own."""
     verdicts = (Verdict(unique, "fail", error=b"e"),)
-    outbox = (Outgoing(0, "account/b", "a" * 32, body()), Outgoing(1, "account/c", "b" * 32, body()))
+    outbox = (
+        Outgoing(0, "account/b", "a" * 32, body()),
+        Outgoing(1, "account/c", "b" * 32, body()),
+        Outgoing(1, "bill/c", "c" * 32, body(), "billing"),
+    )
     return [
         ClaimPartition(0, CLAIM, b"node", new_incarnation=True),
         Append(0, ENTITY, unique, body(key="k"), key="k", digest="d", claim=CLAIM, policy=POLICY),
@@ -206,7 +211,11 @@ def all_steps(unique: str) -> list[Step]:
         Replay(0, ENTITY, unique, "c" * 32, at_head=True),
         ListDeadLetters(0),
         Sweep(0, CLAIM),
+        Defer(0, ENTITY, CLAIM, 1000),
         RelayRead(0, CLAIM, 1),
+        RelayRead(0, CLAIM, "billing/1"),
+        RelayAck(0, CLAIM, "billing/1", 1),
+        RelayIn(0, "billing/1", 5, (RelayEntry(1, "account/d", "e" * 32, body()),)),
         RelayIn(0, 1, 5, (RelayEntry(1, "account/d", "d" * 32, body()),)),
         RelayAck(0, CLAIM, 1, 1),
         Audit(0),

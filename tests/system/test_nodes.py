@@ -163,3 +163,21 @@ async def test_there_is_no_such_node(new_system: NewSystem, stage: Stage) -> Non
         with pytest.raises(UnknownNode, match="nobody"):
             await system.drain("nobody")
         assert system.statistics().owned_partitions == PARTITIONS
+
+
+async def test_the_commit_itself_tells_askers_on_other_nodes(
+    new_system: NewSystem, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if new_system.in_memory:
+        pytest.skip("there are no other processes")
+    async with node(new_system, stage) as owner, new_system(partitions=PARTITIONS) as asker:
+        await owns(owner, PARTITIONS)
+        await ask_all(asker)  # whoever looks answers up has them, too, as long as nobody listens yet
+        for name in ("POLL_FIRST_S", "POLL_FIRST_REMOTE_S", "POLL_MAX_S"):
+            monkeypatch.setattr(f"atomic_actors._router.{name}", 60.0)
+        assert owner._parts is not None
+        assert owner._parts.store.exchange is not None
+        pushed = list[object]()
+        monkeypatch.setattr(owner._parts.store.exchange, "push", lambda *what: pushed.append(what))
+        await ask_all(asker)
+        assert pushed == []

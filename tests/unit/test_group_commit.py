@@ -9,8 +9,9 @@ from typing import Self
 import anyio
 import pytest
 from attrs import define, field
+from msgspec.structs import replace
 
-from atomic_actors.journal._batches import OVERTAKEN_MAX
+from atomic_actors.journal._batches import OVERTAKEN_MAX, belongs_to_owner
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
@@ -93,6 +94,13 @@ OTHERS: list[Step] = [
     Park(1, "account/a"),
     Audit(1),
 ]
+
+
+async def test_what_was_relayed_to_another_service_belongs_to_its_source() -> None:
+    assert belongs_to_owner(RelayIn(2, "shop/1", 7, ()), "shop/1")
+    others = [*OWNERS, *OTHERS, RelayIn(1, "shop/2", 7, ()), RelayIn(1, "shop/1", 7, ())]
+    assert [step for step in others if belongs_to_owner(step, "shop/1")] == others[-1:]
+    assert [step for step in others if belongs_to_owner(step, 1)] == OWNERS
 
 
 @pytest.mark.parametrize("in_flight", [True, False])
@@ -278,6 +286,60 @@ async def test_a_batch_that_was_not_sent_is_not_overtaken() -> None:
         for steps, on_answer in store.calls:
             on_answer(renewed(len(steps)))
     assert store.batches[0][0] == Renew(0, "claim")
+
+
+async def test_appends_alone_go_in_the_order_of_their_entities() -> None:
+    store, got = Direct(), list[object]()
+    names = [*"abcab", "c"]
+
+    def message(position: int) -> Append:
+        return replace(append(1, "", f"account/{names[position]}"), unique=f"{position:032}")
+
+    def keep(position: int) -> Callable[[object], None]:
+        return lambda _: got.append(position)
+
+    async with GroupCommit(store) as journal:
+        journal.submit(Audit(0), got.append)
+        await anyio.wait_all_tasks_blocked()
+        for position in range(len(names)):
+            journal.submit(message(position), keep(position))
+        store.calls[0][1](renewed(1))
+        await anyio.wait_all_tasks_blocked()
+        steps, on_answer = store.calls[1]
+        assert list(steps) == [message(position) for position in (0, 3, 1, 4, 2, 5)]
+        on_answer(renewed(len(steps)))
+    assert got[1:] == [0, 3, 1, 4, 2, 5]
+
+
+async def test_where_the_store_is_slow_a_commit_goes_along_with_the_next_batch() -> None:
+    store = Direct()
+    commits = [
+        Finish(1, f"account/{name}", "claim", 1, (Verdict("0" * 32, "complete"),), None, 0) for name in "abcd"
+    ]
+
+    def ignore(_: object) -> None:
+        pass
+
+    async with GroupCommit(store) as journal:
+        now_s = 0.0
+        journal._clock = lambda: now_s
+        for took_s, batches in ((0.001, [1, 1]), (0.002, [1, 1]), (0.01, [1])):
+            before = len(store.calls)
+            journal.enqueue(commits[0], ignore)
+            now_s += took_s
+            store.calls[before][1](renewed(1))
+            # The store has just shown how quick it is: one commit is on its way, and another one comes.
+            before = len(store.calls)
+            journal.enqueue(commits[1], ignore)
+            journal.enqueue(commits[2], ignore)
+            await anyio.wait_all_tasks_blocked()
+            assert [len(steps) for steps, _ in store.calls[before:]] == batches
+            now_s += 0.001
+            while before < len(store.calls):
+                steps, on_answer = store.calls[before]
+                on_answer(renewed(len(steps)))
+                before += 1
+                await anyio.wait_all_tasks_blocked()
 
 
 async def test_what_was_forsaken_is_not_waited_for() -> None:

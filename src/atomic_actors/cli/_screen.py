@@ -19,7 +19,7 @@ from rich.text import Text
 from atomic_actors._operations import AuditReport, Location
 from atomic_actors._records import DeadLetter
 
-__all__ = ("Screen", "letter_for_machines", "local_time", "plain_table", "printable")
+__all__ = ("WIDTH_MAX", "Screen", "letter_for_machines", "local_time", "plain_table", "printable")
 
 WIDTH_MAX: Final = 100
 

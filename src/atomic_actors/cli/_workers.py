@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import anyio
@@ -20,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atomic_actors.cli._misused import Misused
-from atomic_actors.cli._screen import Screen, plain_table, printable
+from atomic_actors.cli._screen import WIDTH_MAX, plain_table, printable
 from atomic_actors.processes import Manager, Phase, WorkerSettings, WorkerStatus
 from atomic_actors.processes._target import CannotServe, split_target
 
@@ -38,12 +40,20 @@ COLOURS = {
 }
 
 
+class _Console(Console):
+    """One whose reader may go away: workers must not die of that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class WorkersScreen:
     """What `run` shows, on standard error: standard output belongs to the application."""
 
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._console: Console = screen.errors
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or _Console(stderr=True, highlight=False)
+        if not self._console.is_terminal:
+            self._console.width = WIDTH_MAX
         self._live: Live | None = None
         self._shown: dict[int, tuple[object, ...]] = {}
 
@@ -55,31 +65,45 @@ class WorkersScreen:
     def __enter__(self) -> WorkersScreen:
         if self.is_in_place:
             self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
-            self._live.start()
+            with self._reader_may_be_gone():
+                self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with self._reader_may_be_gone():
+                self._live.stop()
+
+    @contextmanager
+    def _reader_may_be_gone(self) -> Generator[None]:
+        try:
+            yield
+        except OSError:  # a terminal that was closed
+            self._console.quiet = True
+
+    def _print(self, text: Text) -> None:
+        with self._reader_may_be_gone():
+            self._console.print(text, soft_wrap=True)
 
     def said(self, text: str) -> None:
         """A line of the log."""
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        self._print(Text(printable(text)))
 
     def failed(self, text: str, traceback: str) -> None:
         """What went wrong."""
         if traceback:
-            self._console.print(Text(printable(traceback.rstrip()), style="dim"), soft_wrap=True)
-        self._screen.error(text)
+            self._print(Text(printable(traceback.rstrip()), style="dim"))
+        self._print(Text.assemble(("error: ", "red"), printable(text)))
 
     def line(self, number: int, text: str) -> None:
         """What a worker printed."""
-        self._console.print(Text.assemble((f"{number} | ", "dim"), printable(text)), soft_wrap=True)
+        self._print(Text.assemble((f"{number} | ", "dim"), printable(text)))
 
     def status(self, workers: list[WorkerStatus]) -> None:
         """How the workers are."""
         if self._live is not None:
-            self._live.update(_table(workers), refresh=True)
+            with self._reader_may_be_gone():
+                self._live.update(_table(workers), refresh=True)
             return
         for worker in workers:
             # Neither the time nor the speed: they change every second.
@@ -182,7 +206,6 @@ def run(
     ] = 300.0,
 ) -> int:
     """Run a system in worker processes: restart those that die, reload on SIGHUP, stop on SIGTERM."""
-    screen = Screen()
     count = _count_of(workers)
     try:
         split_target(target)
@@ -193,7 +216,7 @@ def run(
     if uvloop and importlib.util.find_spec("uvloop") is None:
         raise Misused("--uvloop: uvloop is not installed; pip install atomic_actors[uvloop]")
     terminal = _Terminal()
-    with WorkersScreen(screen) as shown:
+    with WorkersScreen() as shown:
         settings = WorkerSettings(
             target=target,
             workers=count,

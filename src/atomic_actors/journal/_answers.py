@@ -6,6 +6,7 @@ order of the steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ __all__ = (
     "Audited",
     "Claimed",
     "DeadLetterPage",
+    "Deferred",
     "Dispatch",
     "Dispatched",
     "EntityStatus",
@@ -43,9 +45,21 @@ __all__ = (
     "StoredLetter",
     "Swept",
     "Taken",
+    "Target",
     "Unsettled",
     "WithdrawAnswer",
+    "sort_targets",
 )
+
+#: Where a stream leads, or comes from: a partition of the same service, or "service/partition" of another one.
+Target = int | str
+
+
+def sort_targets(targets: Iterable[Target]) -> tuple[Target, ...]:
+    """Partitions by number, then those of other services by name."""
+    return tuple(
+        sorted(targets, key=lambda target: (0, target, "") if isinstance(target, int) else (1, 0, target))
+    )
 
 
 class Dispatched(Struct, frozen=True, gc=False):
@@ -235,6 +249,12 @@ class Settled(Struct, frozen=True, gc=False):
     bodies: tuple[bytes, ...] = ()
 
 
+class Deferred(Struct, frozen=True, gc=False):
+    """Whether something of the entity waits that a sweep will find."""
+
+    waits: bool
+
+
 class Expired(Struct, frozen=True, gc=False):
     """Whether it is expired (now or before). `body` is there the first time, to tell its sender."""
 
@@ -248,8 +268,8 @@ class Swept(Struct, frozen=True, gc=False):
     due: tuple[str, ...]
     unsettled: tuple[Unsettled, ...]
     next_due_ms: int
-    #: Targets of the outbox streams with messages that are not acknowledged yet.
-    outbound: tuple[int, ...]
+    #: Targets of the outbox streams with messages that are not acknowledged yet; those of this service first.
+    outbound: tuple[Target, ...]
 
 
 class RelayEntry(Struct, frozen=True, gc=False):
@@ -339,6 +359,7 @@ Result = (
     | Taken
     | Finished
     | Settled
+    | Deferred
     | Expired
     | WithdrawAnswer
     | OutcomeRead

@@ -18,6 +18,7 @@ from atomic_actors.journal._protocol import (
     RelayIn,
     Result,
     Step,
+    Target,
 )
 
 __all__ = (
@@ -52,14 +53,18 @@ def size_of(step: Step) -> int:
             + (len(step.state) if step.state is not None else 0)
             + sum(len(message.body) for message in step.outbox)
             + sum(len(verdict.reply) + len(verdict.error) for verdict in step.verdicts)
+            + sum(len(payload) for _, payload in step.pushes)
         )
     if isinstance(step, RelayIn):
         return STEP_OVERHEAD_BYTES + sum(len(entry.body) for entry in step.entries)
     return STEP_OVERHEAD_BYTES
 
 
-def belongs_to_owner(step: Step, partition: int) -> bool:
-    """Whether only the owner of a partition sends this step, by what it knows of the partition."""
+def belongs_to_owner(step: Step, partition: Target) -> bool:
+    """Whether only the owner of a partition sends this step, by what it knows of the partition.
+
+    Of a partition of another service, those are what it relays.
+    """
     if isinstance(step, RelayIn):
         return step.source == partition
     if isinstance(step, Append | ClaimPartition):
@@ -94,6 +99,8 @@ class Batch:
     entries: list[Entry]
     #: The entities that it appends to.
     appends: set[str]
+    #: When it was sent first, on the backend's clock.
+    sent_s: float = 0.0
     #: It had no usable answer so far.
     failed: bool = False
     #: What ends the flusher that gets it: the store is the wrong one, or we are at fault.
@@ -138,7 +145,17 @@ def cut_batch(
                 break
             appends.add(step.entity)
         entries.append(pending.popleft())
+    if len(entries) > 2 and all(type(entry.step) is Append for entry in entries):
+        # Messages of one entity side by side become one operation of the store. Between entities nobody is
+        # promised an order, and the sort keeps that of each.
+        entries.sort(key=_entity_of)
     return Batch(entries, appends) if entries else None
+
+
+def _entity_of(entry: Entry) -> str:
+    step = entry.step
+    assert isinstance(step, Append)
+    return step.entity
 
 
 def is_only_behind(pending: Iterable[Entry], commit: Entry) -> bool:

@@ -8,6 +8,7 @@ does not keep can learn whether anybody heard it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,9 +18,11 @@ from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, RedisError
 
+from atomic_actors._cells import clock_function
 from atomic_actors._errors import StoreIncompatible
 from atomic_actors._store_url import StoreLocation
 from atomic_actors._telemetry import logger
+from atomic_actors.journal._direct_connection import DirectConnection
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain
 from atomic_actors.journal._redis_wire import Wire
@@ -81,6 +84,11 @@ class RedisChannels:
         self._reply_link: Link | None = None
         self._deaf: anyio.Event | None = None
         self._task_group: TaskGroup | None = None
+        self._publish_link: Link | None = None
+        #: The publishing task is at work, or about to be: what comes now goes behind that.
+        self._publishing = False
+        #: When each message that was published at once was sent, oldest first; answers come in that order.
+        self._unanswered_s: deque[float] = deque()
         #: Messages to publish that were dropped: too many waited, or the store was away.
         self.dropped = 0
 
@@ -89,6 +97,7 @@ class RedisChannels:
 
     async def __aenter__(self) -> Self:
         self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[Outgoing](PENDING_MAX)
+        self._clock = clock_function()
         self._task_group = await anyio.create_task_group().__aenter__()
         self._task_group.start_soon(self._publish_forever)
         return self
@@ -230,12 +239,41 @@ class RedisChannels:
             payload: what.
             on_sent: called once with how many heard it, unless the channels are left before; must not raise.
         """
+        if self._publish_at_once(channel, payload, on_sent):
+            return
         try:
             self._outgoing_in.send_nowait((channel, payload, on_sent))
+            self._publishing = True
         except anyio.WouldBlock:
             self.dropped += 1
             if on_sent is not None:
                 on_sent(0)
+
+    def _publish_at_once(self, channel: bytes, payload: bytes, on_sent: OnSent | None) -> bool:
+        """Write it to the socket here and now: no task has to wake up. False if that is not possible."""
+        link = self._publish_link
+        connection = link.usable if link is not None else None
+        if link is None or not isinstance(connection, DirectConnection) or self._publishing:
+            return False
+        sent_s = self._unanswered_s
+        now_s = self._clock()
+        if sent_s and now_s - sent_s[0] > self._answer_timeout_s:
+            link.close("it does not answer")
+            return False
+
+        def on_reply(reply: Any) -> None:
+            sent_s.popleft()
+            if isinstance(reply, Exception):
+                self.dropped += 1
+                logger.debug("a frame to another node was lost: %s", reply)
+            if on_sent is not None:
+                on_sent(reply if isinstance(reply, int) else None)
+
+        sent_s.append(now_s)
+        if connection.send_nowait((b"PUBLISH", channel, payload), on_reply):
+            return True
+        sent_s.pop()
+        return False
 
     # Connections.
 
@@ -257,6 +295,8 @@ class RedisChannels:
             error: Exception | None = None
             try:
                 connection = await link.open(self._task_group)
+                if isinstance(connection, DirectConnection):
+                    connection.hear_pushes(lambda message: on_push(message[0], message))
                 if channels:
                     connection.send_command(subscribe, *channels)
                 # An error to the subscription has no request of its own, so it becomes the answer to this.
@@ -288,6 +328,7 @@ class RedisChannels:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._keep_checking, connection)
             try:
+                # Those of a direct connection are heard already: it only tells when it ends.
                 async for message in connection.push_messages:
                     push: list[Any] = list(message)
                     on_push(push[0], push)
@@ -306,7 +347,7 @@ class RedisChannels:
 
     async def _publish_forever(self) -> None:
         assert self._task_group is not None
-        link = self._new_link()
+        link = self._publish_link = self._new_link()
         async for first in self._outgoing_out:
             batch = [first]
             while len(batch) < PENDING_MAX:
@@ -327,6 +368,8 @@ class RedisChannels:
                     if on_sent is not None:
                         on_sent(heard)
                 await anyio.sleep(RECONNECT_DELAY_FIRST_S)
+            # With an empty buffer this task holds nothing that could be overtaken.
+            self._publishing = self._outgoing_out.statistics().current_buffer_used > 0
 
     async def _publish(self, connection: BaseConnection, batch: list[Outgoing]) -> None:
         requests = [

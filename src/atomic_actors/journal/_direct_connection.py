@@ -26,6 +26,7 @@ import anyio
 import sniffio
 import trio
 from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.memory import MemoryObjectSendStream
 from coredis.connection import BaseConnection, TCPConnection, UnixDomainSocketConnection
 from coredis.connection._request import BaseRequest
 
@@ -36,7 +37,8 @@ __all__ = ("DirectConnection", "DirectTCPConnection", "DirectUnixConnection")
 
 #: Gets the reply as it was parsed, or the error by which the call or the connection ended. Must not raise.
 OnReply = Callable[[Any], None]
-
+#: Gets the parts of a message that the store pushed. Must not raise.
+OnPush = Callable[[list[Any]], None]
 
 #: Chunks that may wait for a reader before the peer is made to wait.
 UNREAD_CHUNKS_MAX: Final = 16
@@ -255,8 +257,40 @@ class _DirectRequest(BaseRequest):
         self.consume(error)
 
 
+class _Ear:
+    """Stands where the driver puts its pushed messages, and hands them to a function instead."""
+
+    def __init__(self, on_push: OnPush, buffer: MemoryObjectSendStream[Any]) -> None:
+        self._on_push = on_push
+        self._buffer = buffer
+
+    def send_nowait(self, message: list[Any]) -> None:
+        self._on_push(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._buffer, name)
+
+
 class DirectConnection(BaseConnection):
     """What is common to both kinds of sockets."""
+
+    #: The driver's buffer for pushed messages, once they go to a function.
+    _unused_buffer: MemoryObjectSendStream[Any]
+
+    def hear_pushes(self, on_push: OnPush) -> None:
+        """Hand every pushed message to a function, as soon as it was read; once for each connection.
+
+        Args:
+            on_push: gets its parts; on asyncio it is not called in a task. Must not raise.
+        """
+        self._unused_buffer = self._push_message_buffer_in
+        self._push_message_buffer_in = cast("Any", _Ear(on_push, self._unused_buffer))
+        self._read_at_once()
+
+    def _read_at_once(self) -> None:
+        stream = self.stream
+        if isinstance(stream, _DirectStream) and stream.on_data is None and stream.is_drained:
+            stream.on_data = self._feed
 
     def send_nowait(self, command: tuple[bytes, ...], on_reply: OnReply) -> bool:
         """Send a command at once, if nothing that was queued for the writer task could be overtaken.
@@ -275,8 +309,7 @@ class DirectConnection(BaseConnection):
             if type(request) is not _DirectRequest:
                 # Its bytes may still wait for the writer; replies come in the order of the bytes.
                 return False
-        if stream.on_data is None and stream.is_drained:
-            stream.on_data = self._feed
+        self._read_at_once()
         data = _pack(command)
         requests.append(_DirectRequest(on_reply))
         try:

@@ -39,7 +39,14 @@ from atomic_actors.journal._embedded_server import (
     unlock,
 )
 
-__all__ = ("EmbeddedLocation", "embedded_directory", "embedded_server", "ensure_running")
+__all__ = (
+    "EmbeddedLocation",
+    "embedded_directory",
+    "embedded_server",
+    "ensure_running",
+    "join_server",
+    "leave_server",
+)
 
 DEFAULT_DIRECTORY: Final = ".atomic-actors"
 _POLL_INTERVAL_S: Final = 0.01
@@ -228,6 +235,27 @@ async def _leave(files: Files, user: User, timeout_s: float) -> None:
             user.leave()
 
 
+async def join_server(
+    user: User, *, binary: str | None = None, start_timeout_s: float = 10.0
+) -> EmbeddedLocation:
+    """Start the server of `user.files`, or join it; call `leave_server` afterwards, whether or not this raised.
+
+    Raises:
+        EmbeddedServerError: It cannot be started or joined; the text says why and what helps.
+    """
+    await run_sync(prepare_directory, user.files)
+    return await _start_or_join(user.files, binary, start_timeout_s, user)
+
+
+async def leave_server(user: User, *, stop_timeout_s: float = 10.0) -> None:
+    """Stop being a user of the server, and stop it if there is no other.
+
+    Raises:
+        EmbeddedServerError: It cannot be stopped; the text says why.
+    """
+    await _leave(user.files, user, stop_timeout_s)
+
+
 @asynccontextmanager
 async def embedded_server(
     directory: Path | str = DEFAULT_DIRECTORY,
@@ -259,15 +287,14 @@ async def embedded_server(
         if not value > 0:
             raise InvalidConfig(f"{name}: must be above 0 seconds, not {value!r}")
     files = files_of(directory)
-    await run_sync(prepare_directory, files)
     user = User(files)
     try:
-        yield await _start_or_join(files, binary, start_timeout_s, user)
+        yield await join_server(user, binary=binary, start_timeout_s=start_timeout_s)
     except BaseException:
         try:
-            await _leave(files, user, stop_timeout_s)
+            await leave_server(user, stop_timeout_s=stop_timeout_s)
         except EmbeddedServerError:
             # What made us leave matters more to the caller than what went wrong on the way out.
             _logger.exception("the embedded server in %s could not be stopped", files.directory)
         raise
-    await _leave(files, user, stop_timeout_s)
+    await leave_server(user, stop_timeout_s=stop_timeout_s)

@@ -44,6 +44,8 @@ from atomic_actors.journal._protocol import (
     ClaimPartition,
     CountKind,
     DeadLetterPage,
+    Defer,
+    Deferred,
     EntityStatus,
     Expire,
     Finish,
@@ -53,7 +55,6 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     KindCount,
     LeaseHeld,
-    LeaseState,
     ListDeadLetters,
     Offer,
     OutcomeRead,
@@ -89,6 +90,7 @@ from atomic_actors.journal._protocol import (
     Withdraw,
     WithdrawAnswer,
     pack_body,
+    sort_targets,
     split_outcome,
     unpack_body,
 )
@@ -143,6 +145,7 @@ class MemoryJournal:
             Finish: self._finish,
             Interrupt: self._interrupt,
             SettleLost: self._settle_lost,
+            Defer: self._defer,
             Expire: self._expire,
             Withdraw: self._withdraw,
             ReadOutcome: self._read_outcome,
@@ -161,7 +164,7 @@ class MemoryJournal:
             ClaimPartition: self._claim,
             Renew: self._renew,
             Release: self._release,
-            ReadLease: self._read_lease,
+            ReadLease: lambda partition, _step, _now_ms: partition.lease.shown(),
         }
 
     def __repr__(self) -> str:
@@ -254,7 +257,7 @@ class MemoryJournal:
         if step.key:
             partition.use_key(step.entity, step.key, step.unique, step.digest, now_ms)
         if not partition.owned_by(step.claim):
-            self._bells.append((step.partition, step.entity))
+            self._ring_unless_running(partition, entity, step)
             return Appended(step.unique, duplicate=False, outcome=None, offer=NOTHING)
         if not was_idle:
             offer = self._look(partition, step, now_ms)
@@ -285,8 +288,14 @@ class MemoryJournal:
             if digest != step.digest:
                 return Rejected("key_reused", f"the key was used with other content by {unique}")
         if not partition.owned_by(step.claim):
-            self._bells.append((step.partition, step.entity))
+            self._ring_unless_running(partition, entity, step)
         return Appended(unique, duplicate=True, outcome=outcome, offer=self._look(partition, step, now_ms))
+
+    def _ring_unless_running(self, partition: Partition, entity: Entity | None, step: Append) -> None:
+        """The commit of a turn of the present owner takes what is next; it needs no doorbell."""
+        running = entity.running if entity is not None else None
+        if running is None or not partition.owned_by(running.claim):
+            self._bells.append((step.partition, step.entity))
 
     def _look(self, partition: Partition, step: Append, now_ms: int) -> Offer:
         """What the entity has to do next, for an owner that appended to it; takes nothing."""
@@ -475,6 +484,16 @@ class MemoryJournal:
             self._owner_wrote.add(step.partition)
         return answer
 
+    def _defer(self, partition: Partition, step: Defer, now_ms: int) -> Deferred | Stale | Rejected:
+        if step.delay_ms < 0:
+            return bad_step("delay_ms: must not be negative")
+        if not partition.owned_by(step.claim):
+            return Stale("claim")
+        waits = step.entity in partition.ready
+        if waits:
+            partition.index(partition.entities[step.entity], now_ms + step.delay_ms)
+        return Deferred(waits)
+
     def _expire(self, partition: Partition, step: Expire, now_ms: int) -> Result:
         return expire(partition, step, now_ms)
 
@@ -486,7 +505,7 @@ class MemoryJournal:
         ready = sorted(
             (not_before_ms, name.encode(), name) for name, not_before_ms in partition.ready.items()
         )
-        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms)
+        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms + step.ahead_ms)
         left_behind = [
             unsettled(entity, entity.running)
             for entity in partition.running.values()
@@ -496,7 +515,7 @@ class MemoryJournal:
             due=due[: step.limit],
             unsettled=tuple(left_behind[: step.limit]),
             next_due_ms=ready[len(due)][0] if len(due) < len(ready) else 0,
-            outbound=tuple(sorted(target for target, stream in partition.streams.items() if stream)),
+            outbound=sort_targets(target for target, stream in partition.streams.items() if stream),
         )
 
     # Streams between partitions.
@@ -578,7 +597,3 @@ class MemoryJournal:
         elif partition.lease.claim:
             return Stale("claim")
         return Released()
-
-    def _read_lease(self, partition: Partition, step: ReadLease, now_ms: int) -> LeaseState:
-        lease = partition.lease
-        return LeaseState(lease.node, lease.epoch, lease.claim, lease.renewals)

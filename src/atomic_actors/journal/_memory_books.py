@@ -12,7 +12,7 @@ Invariants, true between any two steps:
   interrupted while it waited;
 * `Partition.running` has exactly the entities whose `running` is set;
 * `Partition.ready` has exactly the entities that wait, do not run and are not parked, each with its
-  head's not-before.
+  head's not-before, or with what `Defer` put there since.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from atomic_actors._wal import Event, Settlement, Stamp, State, advance
 from atomic_actors.journal._protocol import (
     Body,
     JournalSettings,
+    LeaseState,
     RelayEntry,
     StoredLetter,
+    Target,
     unpack_body,
 )
 
@@ -133,6 +135,10 @@ class Lease:
     claim: str = ""
     renewals: int = 0
 
+    def shown(self) -> LeaseState:
+        """What those see who only look."""
+        return LeaseState(self.node, self.epoch, self.claim, self.renewals)
+
 
 @define(eq=False)
 class Partition:
@@ -155,11 +161,13 @@ class Partition:
     #: By message id, in the order of their deaths.
     letters: dict[str, StoredLetter] = Factory(dict[str, StoredLetter])
     #: By target: messages, oldest first, each with the incarnation that its number belongs to.
-    streams: dict[int, deque[tuple[int, RelayEntry]]] = Factory(dict[int, deque[tuple[int, RelayEntry]]])
+    streams: dict[Target, deque[tuple[int, RelayEntry]]] = Factory(
+        dict[int | str, deque[tuple[int, RelayEntry]]]
+    )
     #: The last number given to each target in this incarnation.
-    numbers_out: dict[int, int] = Factory(dict[int, int])
+    numbers_out: dict[Target, int] = Factory(dict[int | str, int])
     #: The last number received of each (source, incarnation).
-    numbers_in: dict[tuple[int, int], int] = Factory(dict[tuple[int, int], int])
+    numbers_in: dict[tuple[Target, int], int] = Factory(dict[tuple[int | str, int], int])
     _outcome_ends: deque[tuple[int, tuple[str, str]]] = Factory(deque[tuple[int, tuple[str, str]]])
     _key_ends: deque[tuple[int, tuple[str, str]]] = Factory(deque[tuple[int, tuple[str, str]]])
 
@@ -298,13 +306,13 @@ class Partition:
         entity.last = last
         del self.running[entity.name]
 
-    def index(self, entity: Entity) -> None:
+    def index(self, entity: Entity, at_least_ms: int = 0) -> None:
         """Bring the entity's place in the index of ready entities up to date."""
         head = None if entity.parked or entity.running is not None else entity.head()
         if head is None:
             self.ready.pop(entity.name, None)
         else:
-            self.ready[entity.name] = head.not_before_ms
+            self.ready[entity.name] = max(head.not_before_ms, at_least_ms)
 
     # Keys, streams and the ends of lives.
 
@@ -323,7 +331,7 @@ class Partition:
         if kept is not None and kept[1] == message.unique:
             del self.keys[where]
 
-    def send(self, target: int, entity: str, unique: str, body: bytes) -> None:
+    def send(self, target: Target, entity: str, unique: str, body: bytes) -> None:
         """Give a message the next number of the stream to another partition."""
         number = self.numbers_out[target] = self.numbers_out.get(target, 0) + 1
         entry = RelayEntry(number, entity, unique, body)

@@ -195,10 +195,10 @@ def finish(partition: Partition, step: Finish, now_ms: int) -> Finished | Stale 
     last = FinishedTurn(step.turn, step.claim, entity.version, not_buried)
     partition.end_turn(entity, last)
     for outgoing in step.outbox:
-        if outgoing.partition == step.partition:
+        if outgoing.target == step.partition:
             partition.accept(partition.entity(outgoing.entity), outgoing.unique, outgoing.body)
         else:
-            partition.send(outgoing.partition, outgoing.entity, outgoing.unique, outgoing.body)
+            partition.send(outgoing.target, outgoing.entity, outgoing.unique, outgoing.body)
     answer = _finished(partition, entity, step, last, now_ms, run_limit=step.run_limit)
     partition.index(entity)
     return answer
@@ -256,13 +256,15 @@ def _has_room(partition: Partition, step: Finish, now_ms: int) -> bool:
 def _check_outbox(partition: Partition, home: int, outbox: tuple[Outgoing, ...]) -> Rejected | None:
     seen: set[tuple[str, str]] = set()
     for outgoing in outbox:
-        if not 0 <= outgoing.partition < partition.settings.partitions:
+        if outgoing.partition < 0 or (
+            not outgoing.service and outgoing.partition >= partition.settings.partitions
+        ):
             return bad_step(f"outbox: there is no partition {outgoing.partition}")
         try:
             unpack_body(outgoing.body)
         except ValueError as error:
             return bad_step(f"outbox: {error}")
-        target = partition.entities.get(outgoing.entity) if outgoing.partition == home else None
+        target = partition.entities.get(outgoing.entity) if outgoing.target == home else None
         where = (outgoing.entity, outgoing.unique)
         if where in seen or (target is not None and outgoing.unique in target.messages):
             return bad_step(f"outbox: {outgoing.unique} was sent before")

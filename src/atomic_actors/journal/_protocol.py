@@ -10,7 +10,7 @@ Rules that every journal keeps (the conformance suite in `testing` checks them):
 * Every step may be sent twice and gives the same answer the second time. An owner's steps carry
   `(claim, entity, turn)`; `append` carries the message's unique id.
 * A step validates everything before it writes anything.
-* Owner's steps (`Take`, `Finish`, `Interrupt`, `Sweep`, `RelayRead`, `RelayAck`, `Release`) answer
+* Owner's steps (`Take`, `Finish`, `Interrupt`, `Defer`, `Sweep`, `RelayRead`, `RelayAck`, `Release`) answer
   `Stale` unless `claim` is the partition's current claim id.
 * Time is the store's, in whole milliseconds, and never below the highest the partition has seen.
 
@@ -40,6 +40,7 @@ from atomic_actors.journal._answers import (
     Audited,
     Claimed,
     DeadLetterPage,
+    Deferred,
     Dispatch,
     Dispatched,
     EntityStatus,
@@ -66,14 +67,17 @@ from atomic_actors.journal._answers import (
     StoredLetter,
     Swept,
     Taken,
+    Target,
     Unsettled,
     WithdrawAnswer,
+    sort_targets,
 )
 from atomic_actors.journal._steps import (
     Append,
     Audit,
     ClaimPartition,
     CountKind,
+    Defer,
     Expire,
     Finish,
     Inspect,
@@ -114,6 +118,8 @@ __all__ = (
     "Claimed",
     "CountKind",
     "DeadLetterPage",
+    "Defer",
+    "Deferred",
     "DirectJournal",
     "Dispatch",
     "Dispatched",
@@ -165,11 +171,13 @@ __all__ = (
     "Swept",
     "Take",
     "Taken",
+    "Target",
     "Unsettled",
     "Verdict",
     "Withdraw",
     "WithdrawAnswer",
     "pack_body",
+    "sort_targets",
     "split_outcome",
     "unpack_body",
 )

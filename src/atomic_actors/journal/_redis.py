@@ -48,6 +48,7 @@ class RedisJournal:
         connect_timeout_s: how long it may take to connect, sign in and check the store.
         allow_eviction: accept a store that may evict keys when its memory is full.
         allow_no_persistence: accept a store that writes no append-only file, or never forces it to the disk.
+        fixes_partitions: whether this decides how many partitions the service has, where nothing did before.
 
     Raises:
         InvalidConfig: the location is no single server, or a name holds braces or control characters.
@@ -63,6 +64,7 @@ class RedisJournal:
         connect_timeout_s: float = 3.0,
         allow_eviction: bool = False,
         allow_no_persistence: bool = False,
+        fixes_partitions: bool = True,
     ) -> None:
         for name, text in (("namespace", settings.namespace), ("service", settings.service)):
             if not text or any(letter in "{}" or letter < " " for letter in text):
@@ -81,13 +83,14 @@ class RedisJournal:
         #: The highest commit number that is known of each partition.
         self.commits = self.history.numbers
         #: The nodes that use the store.
-        self.directory = RedisDirectory(self.call_function, settings.namespace)
+        self.directory = RedisDirectory(self.call, settings.namespace)
         self._settings = settings
         self._wire = Wire(settings)
         self._merge_partitions = merge_partitions
         self._timeout_s = timeout_s
         self._allow_eviction = allow_eviction
         self._allow_no_persistence = allow_no_persistence
+        self._fixes_partitions = fixes_partitions
         self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
@@ -188,6 +191,34 @@ class RedisJournal:
             self._read_commits(question, calls, replies)
         return self._read(calls, positions, replies, len(steps))
 
+    async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        """Call a function of the library that is no step, and return what it answers.
+
+        Raises:
+            JournalUnavailable: no usable answer; it may have been called unless `sent` is False.
+            StoreIncompatible: as `execute`.
+        """
+        if self._task_group is None:
+            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+        command: list[Sequence[bytes | int]] = [(function, len(keys), *keys, *arguments)]
+        async with self._lock:
+            connection = await self._link.open(self._task_group)
+            pending = self._request(connection, command)
+        replies = await self._receive(connection, pending)
+        if is_missing(replies[0]):
+            async with self._lock:
+                connection = await self._link.open(self._task_group)
+                try:
+                    with anyio.fail_after(self._timeout_s):
+                        await load_library(connection)
+                except (RedisError, TimeoutError) as error:
+                    raise explain(error, sent=False) from error
+                pending = self._request(connection, command)
+            replies = await self._receive(connection, pending)
+        if isinstance(replies[0], Exception):
+            raise explain(replies[0], sent=True) from replies[0]
+        return replies[0]
+
     def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
         """Send steps at once, without waiting; `on_answer` gets what `execute` returns or raises.
 
@@ -260,6 +291,9 @@ class RedisJournal:
         commands: list[Sequence[bytes | int]] = [
             (COMMIT, len(call.keys), *call.keys, *call.arguments) for call in calls
         ]
+        return self._request(connection, commands)
+
+    def _request(self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]]) -> list[Any]:
         try:
             return request_all(connection, commands, self._timeout_s)
         except RedisError as error:
@@ -326,27 +360,6 @@ class RedisJournal:
         ]
         self.history.read(question, chain.from_iterable(numbers))
 
-    async def call_function(self, function: bytes, key: bytes, *arguments: bytes | str | int) -> Any:
-        """Call another function of the library, on one key.
-
-        Raises:
-            JournalUnavailable: no usable answer.
-            StoreIncompatible: the store's library or its user does not allow it.
-        """
-        if self._task_group is None:
-            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
-        for last in (False, True):
-            async with self._lock:
-                connection = await self._link.open(self._task_group)
-            try:
-                with anyio.fail_after(self._timeout_s):
-                    return await ask(connection, b"FCALL", function, 1, key, *arguments)
-            except (RedisError, TimeoutError) as error:
-                if last or not is_missing(error):
-                    raise explain(error, sent=True) from error
-                await load_library(connection)
-        raise AssertionError("unreachable")
-
     # A new connection.
 
     async def _greet(self, connection: BaseConnection) -> None:
@@ -364,7 +377,7 @@ class RedisJournal:
                 allow_no_persistence=self._allow_no_persistence,
             )
             await load_library(connection)
-            await register_service(connection, self._settings)
+            await register_service(connection, self._settings, fixes_partitions=self._fixes_partitions)
             self.run_id = run_id
         await self._look_back(connection)
 

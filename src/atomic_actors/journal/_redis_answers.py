@@ -21,6 +21,8 @@ from atomic_actors.journal._protocol import (
     ClaimPartition,
     CountKind,
     DeadLetterPage,
+    Defer,
+    Deferred,
     Dispatch,
     Dispatched,
     EntityStatus,
@@ -70,6 +72,7 @@ from atomic_actors.journal._protocol import (
     Unsettled,
     Withdraw,
     WithdrawAnswer,
+    sort_targets,
 )
 
 __all__ = ("read_results",)
@@ -237,7 +240,9 @@ def _swept(step: Sweep, reply: Reply) -> Result:
         entity, turn, members = reply[at : at + 3]
         unsettled.append(Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members)))
         at += 3 + members
-    outbound = tuple(sorted(int(target) for target in reply[4 + due : 4 + due + targets]))
+    outbound = sort_targets(
+        int(target) if target.isdigit() else target.decode() for target in reply[4 + due : 4 + due + targets]
+    )
     return Swept(_texts(reply, 4, 4 + due), tuple(unsettled), next_due_ms, outbound)
 
 
@@ -248,6 +253,10 @@ def _relay_page(step: RelayRead, reply: Reply) -> Result:
         for number, j in enumerate(range(3, len(reply), 3))
     )
     return RelayPage(reply[1], entries)
+
+
+def _deferred(step: Defer, reply: Reply) -> Result:
+    return Deferred(reply[1] == 1)
 
 
 def _expired(step: Expire, reply: Reply) -> Result:
@@ -311,6 +320,7 @@ _READERS: Final = cast(
         Finish: _finished,
         Interrupt: _settled,
         SettleLost: _settled,
+        Defer: _deferred,
         Expire: _expired,
         Withdraw: _withdrawn,
         ReadOutcome: _outcome_read,

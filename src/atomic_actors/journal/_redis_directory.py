@@ -10,8 +10,8 @@ from atomic_actors.journal._protocol import PROTOCOL_VERSION
 
 __all__ = ("CallFunction", "RedisDirectory")
 
-#: Calls a function of the library: its name, its only key, its arguments.
-CallFunction = Callable[..., Awaitable[Any]]
+#: Calls a function of the library: its name, its keys, its arguments.
+CallFunction = Callable[[bytes, Sequence[bytes], Sequence[bytes]], Awaitable[Any]]
 
 _ANNOUNCE: Final = b"aa%d_announce" % PROTOCOL_VERSION
 _NODES: Final = b"aa%d_nodes" % PROTOCOL_VERSION
@@ -33,20 +33,22 @@ class RedisDirectory:
 
     async def announce(self, node_id: str, record: bytes) -> Sequence[NodeEntry]:
         """See `Directory.announce`."""
-        return _read_entries(await self._call(_ANNOUNCE, self._key, node_id, record))
+        return _read_entries(await self._call(_ANNOUNCE, (self._key,), (node_id.encode(), record)))
 
     async def read(self) -> Sequence[NodeEntry]:
         """See `Directory.read`."""
-        return _read_entries(await self._call(_NODES, self._key))
+        return _read_entries(await self._call(_NODES, (self._key,), ()))
 
     async def forget(self, node_id: str, beats: int | None = None) -> bool:
         """See `Directory.forget`."""
-        expected = "" if beats is None else str(beats)
-        return bool(await self._call(_FORGET, self._key, node_id, expected))
+        expected = b"" if beats is None else b"%d" % beats
+        return bool(await self._call(_FORGET, (self._key,), (node_id.encode(), expected)))
 
     async def drain(self, node_ids: Sequence[str]) -> Sequence[str]:
         """See `Directory.drain`."""
-        found: list[bytes] = await self._call(_DRAIN, self._key, *node_ids)
+        found: list[bytes] = await self._call(
+            _DRAIN, (self._key,), [node_id.encode() for node_id in node_ids]
+        )
         return [node_id.decode() for node_id in found]
 
 

@@ -79,8 +79,15 @@ async def load_library(connection: BaseConnection) -> None:
     )
 
 
-async def register_service(connection: BaseConnection, settings: JournalSettings) -> None:
+async def register_service(
+    connection: BaseConnection, settings: JournalSettings, *, fixes_partitions: bool
+) -> None:
     """Note the service's number of partitions where the namespace is new; else compare it.
+
+    Args:
+        connection: to the store.
+        settings: the service and its partitions.
+        fixes_partitions: False only compares.
 
     Raises:
         StoreIncompatible: the service has another number of partitions, or another protocol.
@@ -88,9 +95,10 @@ async def register_service(connection: BaseConnection, settings: JournalSettings
     """
     meta = f"{{{settings.namespace}:meta}}"
     service = settings.service
-    answer = await ask(
-        connection, b"FCALL", REGISTER, 1, meta, service, settings.partitions, PROTOCOL_VERSION
-    )
+    arguments: list[str | int] = [service, settings.partitions, PROTOCOL_VERSION]
+    if not fixes_partitions:
+        arguments.append("compare")
+    answer = await ask(connection, b"FCALL", REGISTER, 1, meta, *arguments)
     partitions, protocol = int(answer[0]), int(answer[1])
     if protocol != PROTOCOL_VERSION:
         raise StoreIncompatible(

@@ -21,6 +21,7 @@ from atomic_actors.journal._protocol import (
     Audit,
     ClaimPartition,
     CountKind,
+    Defer,
     Expire,
     Finish,
     Inspect,
@@ -43,6 +44,7 @@ from atomic_actors.journal._protocol import (
     Step,
     Sweep,
     Take,
+    Target,
     Withdraw,
 )
 
@@ -313,16 +315,23 @@ def _finish(wire: Wire, call: Call, step: Finish, keys: PartitionKeys, index: by
     call.keys += own_keys
     call.arguments += (b"finish", index, _number(len(own_keys)), _number(len(own)))
     call.arguments += own
+    for channel, payload in step.pushes:
+        call.arguments += (b"push", index, channel, payload)
+
+
+def _target(target: Target) -> bytes:
+    return _number(target) if isinstance(target, int) else target.encode()
 
 
 def _outbox(
     wire: Wire, step: Finish, keys: PartitionKeys, own_keys: list[bytes], own: list[bytes]
 ) -> tuple[bytes, bytes]:
     local = 0
-    remote: dict[int, list[Outgoing]] = {}
+    remote: dict[Target, list[Outgoing]] = {}
     for message in step.outbox:
-        if message.partition != step.partition:
-            remote.setdefault(message.partition, []).append(message)
+        target = message.target
+        if target != step.partition:
+            remote.setdefault(target, []).append(message)
             continue
         name, record, log, _, _ = wire.entity(keys, message.entity)
         own_keys += (record, log)
@@ -331,7 +340,7 @@ def _outbox(
     if remote:
         own_keys.append(keys.streams)
     for target, messages in remote.items():
-        number = b"%d" % target
+        number = _target(target)
         own_keys.append(keys.outbound + number)
         own += (number, _number(len(messages)))
         for message in messages:
@@ -371,6 +380,12 @@ def _settle_lost(wire: Wire, call: Call, step: SettleLost, keys: PartitionKeys, 
         _number(step.interruptions),
         _FLAGS[step.recovering],
     )
+
+
+def _defer(wire: Wire, call: Call, step: Defer, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, _, _ = wire.entity(keys, step.entity)
+    call.keys += (record, log)
+    call.arguments += (b"defer", index, name, step.claim.encode(), _number(step.delay_ms))
 
 
 def _expire(wire: Wire, call: Call, step: Expire, keys: PartitionKeys, index: bytes) -> None:
@@ -438,23 +453,27 @@ def _count(wire: Wire, call: Call, step: CountKind, keys: PartitionKeys, index: 
 
 def _audit(wire: Wire, call: Call, step: Audit, keys: PartitionKeys, index: bytes) -> None:
     targets = [keys.outbound + b"%d" % target for target in range(wire.settings.partitions)]
-    _sized(call, b"audit", index, (keys.index, *targets), ())
+    _sized(call, b"audit", index, (keys.index, *targets, keys.streams), (b"w",))
 
 
 def _sweep(wire: Wire, call: Call, step: Sweep, keys: PartitionKeys, index: bytes) -> None:
     call.keys.append(keys.streams)
-    call.arguments += (b"sweep", index, step.claim.encode(), _number(step.limit))
+    if step.ahead_ms:
+        call.arguments += (b"sweep_ahead", index, step.claim.encode(), _number(step.limit))
+        call.arguments.append(_number(step.ahead_ms))
+    else:
+        call.arguments += (b"sweep", index, step.claim.encode(), _number(step.limit))
 
 
 def _relay_read(wire: Wire, call: Call, step: RelayRead, keys: PartitionKeys, index: bytes) -> None:
-    target = b"%d" % step.target
+    target = _target(step.target)
     call.keys += (keys.streams, keys.outbound + target)
     call.arguments += (b"relay_read", index, step.claim.encode(), target, _number(step.limit))
 
 
 def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index: bytes) -> None:
     own_keys = [keys.inbound]
-    own = [b"%d" % step.source, b"%d" % step.incarnation]
+    own = [_target(step.source), b"%d" % step.incarnation]
     for entry in step.entries:
         name, record, log, _, _ = wire.entity(keys, entry.entity)
         own_keys += (record, log)
@@ -463,7 +482,7 @@ def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index:
 
 
 def _relay_ack(wire: Wire, call: Call, step: RelayAck, keys: PartitionKeys, index: bytes) -> None:
-    target = b"%d" % step.target
+    target = _target(step.target)
     call.keys += (keys.streams, keys.outbound + target)
     opcode = b"relay_ack_of" if step.incarnation else b"relay_ack"
     call.arguments += (opcode, index, step.claim.encode(), target, _number(step.last))
@@ -501,6 +520,7 @@ _ENCODERS: Final = cast(
         Finish: _finish,
         Interrupt: _interrupt,
         SettleLost: _settle_lost,
+        Defer: _defer,
         Expire: _expire,
         Withdraw: _withdraw,
         ReadOutcome: _read_outcome,

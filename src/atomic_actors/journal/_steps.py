@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from atomic_actors.journal._answers import RelayEntry
+from atomic_actors.journal._answers import RelayEntry, Target
 
 __all__ = (
     "Append",
     "Audit",
     "ClaimPartition",
     "CountKind",
+    "Defer",
     "Expire",
     "Finish",
     "Inspect",
@@ -200,6 +201,13 @@ class Outgoing(Struct, frozen=True, gc=False):
     entity: str
     unique: str
     body: bytes
+    #: The service that its kind belongs to; "" for the sender's own.
+    service: str = ""
+
+    @property
+    def target(self) -> Target:
+        """Where its stream leads."""
+        return f"{self.service}/{self.partition}" if self.service else self.partition
 
 
 class Finish(Struct, frozen=True, gc=False):
@@ -236,6 +244,9 @@ class Finish(Struct, frozen=True, gc=False):
     policy: str = ""
     #: 0 takes nothing: the owner is draining.
     run_limit: int = 1
+    #: What the store publishes with the commit, as (channel, payload). Hints, which may be lost; a journal without
+    #: channels leaves them out.
+    pushes: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Interrupt(Struct, frozen=True, gc=False):
@@ -277,6 +288,20 @@ class SettleLost(Struct, frozen=True, gc=False):
     recovering: bool = False
 
 
+class Defer(Struct, frozen=True, gc=False):
+    """Let sweeps find an entity again only after `delay_ms`: nothing here can run its head.
+
+    Changes nothing but the entity's place in the index of ready ones, and that only where it waits there. A
+    take, an append or any other step on the entity goes as if nothing had been, and may bring it back to its
+    place in that index.
+    """
+
+    partition: int
+    entity: str
+    claim: str
+    delay_ms: int
+
+
 class Expire(Struct, frozen=True, gc=False):
     """Expire a waiting message by name: its deadline has passed and no attempt was made."""
 
@@ -292,6 +317,8 @@ class Sweep(Struct, frozen=True, gc=False):
     partition: int
     claim: str
     limit: int = 100
+    #: Entities that will be due so soon count as due: what an earlier owner put off may be for this one.
+    ahead_ms: int = 0
 
 
 class RelayRead(Struct, frozen=True, gc=False):
@@ -299,7 +326,7 @@ class RelayRead(Struct, frozen=True, gc=False):
 
     partition: int
     claim: str
-    target: int
+    target: Target
     limit: int = 100
 
 
@@ -312,7 +339,7 @@ class RelayIn(Struct, frozen=True, gc=False):
     """
 
     partition: int
-    source: int
+    source: Target
     incarnation: int
     entries: tuple[RelayEntry, ...]
 
@@ -322,7 +349,7 @@ class RelayAck(Struct, frozen=True, gc=False):
 
     partition: int
     claim: str
-    target: int
+    target: Target
     last: int
     #: The page's; 0 means the one of the stream's oldest message.
     incarnation: int = 0
@@ -377,6 +404,7 @@ Step = (
     | Finish
     | Interrupt
     | SettleLost
+    | Defer
     | Expire
     | Withdraw
     | ReadOutcome

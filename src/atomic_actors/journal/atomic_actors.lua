@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 6
+-- revision: 17
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -17,10 +17,17 @@
 --   T:k:<entity>:<key>      unique and digest of the first message with this key, expires
 --   T:dl            hash    message id -> dead letter
 --   T:dlx           zset    message id by time of death
---   T:x:<target>    list    outbound messages, oldest first; its numbers end at out:<target> of T:w
+--   T:x:<target>    list    outbound messages, oldest first; its numbers end at out:<target> of T:w. A target is a
+--                           partition of this service, or one of another: "service/partition"
 --   T:w             hash    out:<target> last number given in this incarnation, left:<target> length of T:x:<target>
 --                           old:<target> what of that is of earlier incarnations: lines "incarnation last left"
---   T:i             hash    <source>:<incarnation> last number taken
+--   T:i             hash    <source>:<incarnation> last number taken; a source is written as a target is
+--
+-- Keys of a namespace, M = {namespace:meta}:
+--   M               hash    <service>:partitions, <service>:protocol
+--   M:kinds         hash    kind -> the service that it belongs to, for good
+--   M:contracts     hash    kind -> what its service said of it last
+--   M:before        hash    kind -> "replaced at\n" and what was said before that: the release that is being replaced
 --
 -- A dispatch is lines: turn, claim, stamp, recovering, then three a message: unique, attempt, interruptions.
 -- A history is "attempts interruptions recovering not_before"; none means that all are zero.
@@ -208,6 +215,14 @@ end
 
 local function is_partition(number)
   return number >= 0 and number < partition_count
+end
+
+-- A stream may lead to any partition of another service: how many that has is known there.
+local function is_target(target)
+  if find(target, "^%d+$") then
+    return is_partition(tonumber(target))
+  end
+  return find(target, "^.+/%d+$") ~= nil
 end
 
 local function is_transactional(stamp)
@@ -573,7 +588,10 @@ end
 -- What the owner does next, after the append of `unique` that did not take it.
 local function offer_after_append(P, record, q, entity, unique, claim, held)
   if not is_current(P, claim) then
-    ring(P, entity)
+    -- The commit of a turn of the present owner takes what is next; only one that is not to be would not.
+    if not record.dispatch or P.claim == "" or not find(record.dispatch, "\n" .. P.claim .. "\n", 1, true) then
+      ring(P, entity)
+    end
     return OFFER_NOTHING
   end
   if record.dispatch then
@@ -1020,11 +1038,21 @@ local function count_kind(P, k, a)
   }
 end
 
--- keys: dlx, then the outbound list of each target
+-- keys: dlx, the outbound list of each target of this service, w where there is an argument; anything or nothing
 local function audit(P, k, a, stop, stop_key)
   local dispatched, outbound = 0, 0
   for _, text in ipairs(call("HVALS", P.run)) do
     dispatched = dispatched + #read_dispatch(text).messages
+  end
+  if stop >= a then
+    -- The targets in other services are not known to the caller, so their lists are no keys of its.
+    local streams = call("HGETALL", K[stop_key])
+    for j = 1, #streams, 2 do
+      if match(streams[j], "^left:.+/%d+$") then
+        outbound = outbound + tonumber(streams[j + 1])
+      end
+    end
+    stop_key = stop_key - 1
   end
   for j = k + 1, stop_key do
     outbound = outbound + call("LLEN", K[j])
@@ -1037,6 +1065,24 @@ local function audit(P, k, a, stop, stop_key)
 end
 
 -- Steps of an owner.
+
+-- keys: e q; entity claim delay
+local function defer(P, k, a)
+  local record, delay = read_record(K[k]), integer(A[a + 2], "delay_ms")
+  if delay < 0 then
+    refuse("delay_ms must not be negative")
+  end
+  if not is_current(P, A[a + 1]) then
+    return { STALE, "claim" }
+  end
+  local waits = record.waiting > 0 and not record.dispatch and not record.parked
+  local not_before = waits and head_not_before(K[k], K[k + 1])
+  if waits then
+    index_ready(P, A[a], max(not_before, min(P.now + delay, EXACT_MAX)))
+    P.wrote = true
+  end
+  return { DONE, waits and 1 or 0 }
+end
 
 -- Take what is next of an entity that is idle by now. Adds to `fields` what its record has to hold then.
 local function take_next(P, record, q, entity, claim, policy, held, limit, fields)
@@ -1191,7 +1237,7 @@ local function read_outbox(P, own, k, a, locals, groups)
   outbox.streams = K[k]
   for j = 1, groups do
     local target, n, x = A[a], integer(A[a + 1], "outbox"), K[k + j]
-    if not is_partition(tonumber(target)) then
+    if not is_target(target) then
       refuse("outbox: there is no partition " .. target)
     end
     local numbers = call("HMGET", outbox.streams, "out:" .. target, "left:" .. target)
@@ -1566,7 +1612,7 @@ local function settle_lost(P, k, a)
 end
 
 -- keys: w; claim limit
-local function sweep(P, k, a)
+local function sweep(P, k, a, ahead)
   local claim, limit = A[a], integer(A[a + 1], "limit")
   if limit <= 0 then
     refuse("limit must be positive")
@@ -1574,14 +1620,14 @@ local function sweep(P, k, a)
   if not is_current(P, claim) then
     return { STALE, "claim" }
   end
-  local now = decimal(P.now)
+  local now = decimal(P.now + ahead)
   local due = call("ZRANGEBYSCORE", P.ready, "-inf", now, "LIMIT", 0, limit)
   local later = call("ZRANGEBYSCORE", P.ready, "(" .. now, "+inf", "WITHSCORES", "LIMIT", 0, 1)
   local targets = {}
   if book(P, "outbound") > 0 then
     local streams = call("HGETALL", K[k])
     for j = 1, #streams, 2 do
-      local target = match(streams[j], "^left:(%d+)$")
+      local target = match(streams[j], "^left:(.+)$")
       if target and streams[j + 1] ~= "0" then
         targets[#targets + 1] = target
       end
@@ -1611,6 +1657,15 @@ local function sweep(P, k, a)
     end
   end
   return answer
+end
+
+local function sweep_now(P, k, a)
+  return sweep(P, k, a, 0)
+end
+
+-- keys: w; claim limit ahead
+local function sweep_ahead(P, k, a)
+  return sweep(P, k, a, min(max(integer(A[a + 2], "ahead_ms"), 0), EXACT_MAX - P.now))
 end
 
 local function format_old(incarnation, last, left)
@@ -1736,7 +1791,7 @@ local function begin_incarnation(P, w)
     values[streams[j]] = streams[j + 1]
   end
   for name, last in pairs(values) do
-    local target = match(name, "^out:(%d+)$")
+    local target = match(name, "^out:(.+)$")
     if target then
       local old, left = values["old:" .. target] or "", tonumber(values["left:" .. target] or 0)
       for older in gmatch(old, "%d+ %d+ (%d+)\n") do
@@ -1824,6 +1879,14 @@ end
 
 -- Calls.
 
+-- Channel payload. No step of its own: it belongs to the one before, is published only if that is done, and has no
+-- answer. A hint: where it is not allowed or not heard, the asker looks the outcome up.
+local function push(result, a)
+  if result[1] == DONE then
+    redis.pcall("PUBLISH", A[a], A[a + 1])
+  end
+end
+
 -- Each step: how many keys and how many arguments of its own; -1 where the two first arguments say so. `append_run`
 -- stands for several appends and has a list of answers.
 local STEPS = {
@@ -1832,6 +1895,7 @@ local STEPS = {
   append_run = { append_run, -1 },
   take = { take, 2, 5 },
   finish = { finish, -1 },
+  push = { push, 0, 2 },
   interrupt = { interrupt, -1 },
   settle_lost = { settle_lost, 5, 7 },
   expire = { expire, 6, 3 },
@@ -1842,9 +1906,11 @@ local STEPS = {
   letters = { list_letters, 2, 5 },
   park = { park, 2, 2 },
   inspect = { inspect, 2, 1 },
+  defer = { defer, 2, 3 },
   count = { count_kind, 1, 1 },
   audit = { audit, -1 },
-  sweep = { sweep, 1, 2 },
+  sweep = { sweep_now, 1, 2 },
+  sweep_ahead = { sweep_ahead, 1, 3 },
   relay_read = { relay_read, 2, 3 },
   relay_in = { relay_in, -1 },
   relay_ack = { relay_ack_any, 2, 3 },
@@ -1949,11 +2015,15 @@ local function commit(keys, arguments)
       size_keys, size = tonumber(A[a]), tonumber(A[a + 1])
       a = a + 2
     end
-    local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
-    if step[1] == append_run then
-      extend(answer, went and result or refuse_run(result, size))
+    if step[1] == push then
+      push(answer[#answer], a)
     else
-      answer[#answer + 1] = went and result or failure(result)
+      local went, result = pcall(P.exists and step[1] or no_partition, P, k, a, a + size - 1, k + size_keys - 1)
+      if step[1] == append_run then
+        extend(answer, went and result or refuse_run(result, size))
+      else
+        answer[#answer + 1] = went and result or failure(result)
+      end
     end
     k, a = k + size_keys, a + size
   end
@@ -1978,15 +2048,79 @@ local function renew_leases(keys, claims)
   return renewals
 end
 
--- KEYS the namespace's record, ARGV service, partitions, protocol: what the store holds of the service now.
+-- KEYS the namespace's record, ARGV service, partitions, protocol: what the store holds of the service now. With one
+-- more argument nothing is written.
 local function register(keys, arguments)
   local fields = { arguments[1] .. ":partitions", arguments[1] .. ":protocol" }
   local stored = redis.call("HMGET", keys[1], fields[1], fields[2])
   if stored[1] then
     return { stored[1], stored[2] }
   end
-  redis.call("HSET", keys[1], fields[1], arguments[2], fields[2], arguments[3])
+  if not arguments[4] then
+    redis.call("HSET", keys[1], fields[1], arguments[2], fields[2], arguments[3])
+  end
   return { arguments[2], arguments[3] }
+end
+
+-- How long what a service said before counts beside what it says now: a deploy takes that long at the most.
+local DEPLOY_MS = 3600000
+
+-- KEYS the namespace's record, its kinds, their contracts, those before; ARGV what is asked for, then
+--   register  service and its partitions, then kind and contract of each: the service that each belongs to. Nothing
+--             is written where one of them belongs to another service.
+--   find      kinds: for each nothing, or its service, the service's partitions, its contract, and the one before
+--             that where it still counts.
+--   list      every kind and its service.
+local function kinds(keys, arguments)
+  local time = redis.call("TIME")
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local answer = {}
+  if arguments[1] == "list" then
+    return redis.call("HGETALL", keys[2])
+  elseif arguments[1] == "find" then
+    for j = 2, #arguments do
+      local kind = arguments[j]
+      local service = redis.call("HGET", keys[2], kind)
+      if service then
+        local partitions = redis.call("HGET", keys[1], service .. ":partitions") or ""
+        local contract = redis.call("HGET", keys[3], kind) or ""
+        local replaced, before = string.match(redis.call("HGET", keys[4], kind) or "", "^(%d+)\n(.*)$")
+        if replaced and now - tonumber(replaced) > DEPLOY_MS then
+          before = nil
+        end
+        answer[j - 1] = { service, partitions, contract, before }
+      else
+        answer[j - 1] = {}
+      end
+    end
+    return answer
+  end
+  local service, is_free = arguments[2], true
+  for j = 4, #arguments, 2 do
+    local owner = redis.call("HGET", keys[2], arguments[j]) or service
+    answer[#answer + 1] = owner
+    is_free = is_free and owner == service
+  end
+  if not is_free then
+    return answer
+  end
+  redis.call("HLEN", keys[3])
+  redis.call("HLEN", keys[4])
+  -- Where somebody emptied the store since the service was registered.
+  redis.call("HSETNX", keys[1], service .. ":partitions", arguments[3])
+  redis.call("HSETNX", keys[1], service .. ":protocol", PROTOCOL)
+  for j = 4, #arguments, 2 do
+    local kind, contract = arguments[j], arguments[j + 1]
+    local known = redis.call("HGET", keys[3], kind)
+    if known ~= contract then
+      redis.call("HSET", keys[2], kind, service)
+      redis.call("HSET", keys[3], kind, contract)
+      if known then
+        redis.call("HSET", keys[4], kind, string.format("%.0f", now) .. "\n" .. known)
+      end
+    end
+  end
+  return answer
 end
 
 -- The nodes of a namespace: r:<id> what a node says of itself, b:<id> how often it said so, d:<id> that it shall drain.
@@ -2044,3 +2178,4 @@ redis.register_function("aa1_drain", drain_nodes)
 redis.register_function("aa1_commit", commit)
 redis.register_function("aa1_renew", renew_leases)
 redis.register_function("aa1_register", register)
+redis.register_function("aa1_kinds", kinds)

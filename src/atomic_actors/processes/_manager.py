@@ -201,10 +201,15 @@ class Manager:
         while not self._stop.is_set():
             child = slot.child
             if child is None:
-                child = slot.child = await self._start(slot)
+                child = await self._start(slot)
                 if child is None:
                     await self._wait_before_restart(slot, 0.0)
                     continue
+                if slot.child is not None:
+                    # A successor has taken over in the very moment: two are one too many.
+                    self._group.start_soon(self._leave, slot, child)
+                    continue
+                slot.child = child
                 await self._wait_ready(child)
             while slot.child is child and not child.ended.is_set():
                 await slot.changed.wait()

@@ -90,14 +90,25 @@ class ReportReader:
 
     def read_nowait(self) -> Iterator[Report]:
         """Whatever has arrived. A worker that was killed in the middle of a line leaves half of it."""
-        with suppress(BlockingIOError):
-            while not self.ended:
-                try:
-                    data = self.channel.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
-                except ConnectionResetError:
-                    data = b""
-                self.ended = not data
-                self._rest += data
-                *lines, self._rest = self._rest.split(b"\n")
-                for line in lines:
-                    yield _decoder.decode(line)
+        while not self.ended:
+            try:
+                data = self.channel.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            self.ended = not data
+            self._rest += data
+            *lines, self._rest = self._rest.split(b"\n")
+            for line in lines:
+                report = _decode(line)
+                if report is not None:
+                    yield report
+
+
+def _decode(line: bytes) -> Report | None:
+    """None for what is not known: a reload may start workers of a newer release than this process has."""
+    try:
+        return _decoder.decode(line)
+    except msgspec.MsgspecError:
+        return None

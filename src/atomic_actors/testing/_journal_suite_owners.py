@@ -9,6 +9,8 @@ from atomic_actors.journal._protocol import (
     Append,
     Claimed,
     ClaimPartition,
+    Defer,
+    Deferred,
     Dispatch,
     Finish,
     Interrupt,
@@ -267,6 +269,43 @@ class Owners:
             assert await probe.once(Resume(0, "account/a")) == Parked(False)
             assert (await sweep(probe)).due == ("account/a",)
             assert (await probe.dispatch()).messages[0].unique == step.unique
+
+    # Leaving what cannot be run.
+
+    async def test_defer(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            assert await probe.once(Defer(0, "account/a", "claim-1", 3_600_000)) == Deferred(False)
+            step = probe.message()
+            await probe.accept(step)
+            assert (await sweep(probe)).due == ("account/a",)
+            assert await probe.once(Defer(0, "account/a", "claim-1", 3_600_000)) == Deferred(True)
+            assert (await sweep(probe)).due == ()
+            assert (await sweep(probe, ahead_ms=3_599_000)).due == ()
+            assert (await sweep(probe, ahead_ms=3_601_000)).due == ("account/a",)
+            # Only sweeps do not see it.
+            await probe.accept(probe.message())
+            assert (await sweep(probe)).due == ()
+            assert await probe.send(Defer(0, "account/a", "other", 0)) == Stale("claim")
+            assert expect(Rejected, await probe.send(Defer(0, "account/a", "claim-1", -1))).code == "bad_step"
+            dispatch = await probe.dispatch()
+            assert dispatch.messages[0].unique == step.unique
+            assert await probe.send(Defer(0, "account/a", "claim-1", 0)) == Deferred(False)
+            assert (await probe.inspect()).dispatched == 1
+            await probe.finish(dispatch, "complete", run_limit=0)
+            assert (await sweep(probe)).due == ("account/a",)
+
+    async def test_defer_what_is_given_back(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            await probe.taken(step)
+            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.unique,), began=False))
+            assert settled == Settled("requeue")
+            assert await probe.send(Defer(0, "account/a", "claim-1", 3_600_000)) == Deferred(True)
+            assert (await sweep(probe)).due == ()
+            again = await probe.dispatch()
+            assert (again.turn, again.messages[0].attempt) == (2, 1)
 
     async def test_park_an_entity_without_messages(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

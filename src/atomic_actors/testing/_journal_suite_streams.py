@@ -11,6 +11,7 @@ from atomic_actors.journal._protocol import (
     Append,
     Appended,
     Audited,
+    ClaimPartition,
     Finished,
     Journal,
     Outgoing,
@@ -114,6 +115,49 @@ class Streams:
             assert (await read_stream(probe, 3)).entries == ()
             audited = await probe.audit()
             assert (audited.outbound, audited.counts["accepted"]) == (4, 1)
+
+    async def test_outbox_of_other_services(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            claimed = await probe.own()
+            # The other service may have more partitions, and its name anything but braces.
+            sent = [
+                Outgoing(partition, "bill/t", probe.new_unique(), probe.body(), service)
+                for service, partition in (("b/1: x", 0), ("b/1: x", 900), ("z", 1), ("b/1: x", 0))
+            ]
+            own = outgoing(probe, 1, "account/t")
+            await send_out(probe, *sent, own)
+            swept = expect(Swept, await probe.send(Sweep(0, "claim-1")))
+            assert swept.outbound == (1, "b/1: x/0", "b/1: x/900", "z/1")
+            page = expect(RelayPage, await probe.send(RelayRead(0, "claim-1", "b/1: x/0")))
+            assert page.incarnation == claimed.incarnation
+            assert [(entry.number, entry.unique) for entry in page.entries] == [
+                (1, sent[0].unique), (2, sent[3].unique)
+            ]  # fmt: skip
+            assert [entry.unique for entry in (await read_stream(probe, 1)).entries] == [own.unique]
+            assert (await probe.audit()).outbound == 5
+            # In a new incarnation, what waits keeps its numbers.
+            await probe.send(ClaimPartition(0, "claim-2", b"node", "claim-1", 0, new_incarnation=True))
+            assert expect(RelayPage, await probe.send(RelayRead(0, "claim-2", "b/1: x/0"))) == page
+            assert await probe.send(RelayAck(0, "claim-2", "b/1: x/0", 2, page.incarnation)) == RelayAcked(0)
+            assert (await probe.audit()).outbound == 3
+
+    async def test_outbox_of_another_service_from_its_own_number(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            # Partition 0 of the other service is another one than partition 0 of this.
+            await send_out(probe, Outgoing(0, "bill/t", probe.new_unique(), probe.body(), "other"))
+            assert (await probe.audit()).counts["accepted"] == 1
+            assert expect(Swept, await probe.send(Sweep(0, "claim-1"))).outbound == ("other/0",)
+
+    async def test_relay_in_from_another_service(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own("claim-t", 1)
+            entries = stream_of(probe, 1, 2)
+            assert await probe.once(RelayIn(1, "other/0", 7, entries)) == Relayed(2, ("account/t",))
+            assert await probe.once(RelayIn(1, "other/0", 7, entries)) == Relayed(2, ())
+            # The same numbers of another stream are other messages.
+            assert await probe.once(RelayIn(1, 0, 7, stream_of(probe, 1))) == Relayed(1, ("account/t",))
+            assert len(await order_of(probe, "account/t")) == 3
 
     async def test_acknowledged_numbers_are_not_used_again(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

@@ -1,0 +1,130 @@
+"""Threads that wait for an outcome, and who else relies on the same message."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from attrs import define, field
+
+from atomic_actors._outcomes import Waiting
+
+__all__ = ("Waiter", "Waiters")
+
+
+class Waiter:
+    """A thread that waits for a message: an ask or a result for its outcome, a tell for its acceptance.
+
+    Invariant: `value` is set once, together with `done`; what it is set to is an outcome (bytes) or the
+    exception to raise.
+    """
+
+    __slots__ = ("_gate", "accepted", "done", "entity", "is_joined", "key", "unique", "value", "waiting")
+
+    def __init__(self, waiting: Waiting, entity: str, unique: str, key: str = "") -> None:
+        self.waiting: Waiting = waiting
+        self.entity = entity
+        self.unique = unique
+        self.key = key
+        self.accepted = False
+        #: Somebody else relies on its message: who cancels this ask must not withdraw that.
+        self.is_joined = False
+        self.done = False
+        self.value: bytes | BaseException | None = None
+        # A lock that is held until there is a value: the cheapest thing that a thread can wait for.
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    @property
+    def message_id(self) -> str:
+        """`kind/id/<uuid7>`."""
+        return f"{self.entity}/{self.unique}"
+
+    def resolve(self, value: bytes | BaseException) -> None:
+        """Hand over what is known; later answers are dropped. Only `Waiters` calls it, under its lock."""
+        if not self.done:
+            self.value, self.done = value, True
+            self._gate.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a value at most so long; returns whether there is one."""
+        if self.done:
+            return True
+        return self._gate.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX)) or self.done
+
+
+@define(eq=False)
+class Waiters:
+    """All waiters of a process."""
+
+    _by_unique: dict[str, list[Waiter]] = field(factory=dict[str, list[Waiter]], init=False)
+    #: Those who sent a key and have no answer yet: they may share one message.
+    _by_key: dict[tuple[str, str], list[Waiter]] = field(
+        factory=dict[tuple[str, str], list[Waiter]], init=False
+    )
+    _lock: Any = field(factory=threading.RLock, init=False)
+    #: Why nobody may wait any more.
+    _closed: BaseException | None = field(default=None, init=False)
+
+    def add(self, waiter: Waiter) -> None:
+        """Begin to listen for a waiter's outcome."""
+        with self._lock:
+            self._by_unique.setdefault(waiter.unique, []).append(waiter)
+            if waiter.key:
+                self._by_key.setdefault((waiter.entity, waiter.key), []).append(waiter)
+            if self._closed is not None:
+                waiter.resolve(self._closed)
+
+    def remove(self, waiter: Waiter) -> None:
+        """`waiter` waits no longer."""
+        with self._lock:
+            _take_out(self._by_unique, waiter.unique, waiter)
+            if waiter.key:
+                _take_out(self._by_key, (waiter.entity, waiter.key), waiter)
+
+    def answered(self, entity: str, unique: str, outcome: bytes | BaseException) -> None:
+        """Hand an outcome to everybody here who waits for it."""
+        with self._lock:
+            # A message id that somebody made up may carry the unique part of another entity's message.
+            for waiter in self._by_unique.get(unique, ()):
+                if waiter.entity == entity:
+                    waiter.resolve(outcome)
+
+    def join(self, waiter: Waiter, unique: str) -> None:
+        """The waiter's key was used before: its message is that one."""
+        with self._lock:
+            _take_out(self._by_unique, waiter.unique, waiter)
+            waiter.unique = unique
+            # Where an ask of this process sent it, whoever cancels last withdraws it. Otherwise nobody here may.
+            others = self._by_unique.get(unique, ())
+            waiter.is_joined = all(other.is_joined or other.waiting != "ask" for other in others)
+            self._by_unique.setdefault(unique, []).append(waiter)
+
+    def keep(self, unique: str) -> None:
+        """Somebody who does not wait relies on a message: no cancelled ask may withdraw it any more."""
+        with self._lock:
+            for waiter in self._by_unique.get(unique, ()):
+                waiter.is_joined = True
+
+    def is_shared(self, waiter: Waiter) -> bool:
+        """Whether an ask that is cancelled, and removed, leaves its message to others."""
+        with self._lock:
+            if waiter.is_joined or (waiter.key and (waiter.entity, waiter.key) in self._by_key):
+                return True
+            return any(other.entity == waiter.entity for other in self._by_unique.get(waiter.unique, ()))
+
+    def close(self, why: BaseException) -> None:
+        """Resolve everybody, now and later."""
+        with self._lock:
+            self._closed = why
+            for waiters in self._by_unique.values():
+                for waiter in waiters:
+                    waiter.resolve(why)
+
+
+def _take_out(table: dict[Any, list[Waiter]], place: Any, waiter: Waiter) -> None:
+    waiters = table.get(place)
+    if waiters is not None and waiter in waiters:
+        waiters.remove(waiter)
+        if not waiters:
+            del table[place]
