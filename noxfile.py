@@ -26,6 +26,8 @@ SHARED = ROOT / ".nox" / "shared"
 BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 EXTRAS = ".[testing,dev,uvloop]"
+# How often each thing happens in `chaos_long`.
+LONG_CHAOS = {"CHAOS_CLUSTER_KILLS": "200", "CHAOS_FAILOVERS": "30", "CHAOS_MIGRATIONS": "20"}
 # Run by sessions of their own.
 APART = ["types", "simulation", "chaos"]
 
@@ -92,6 +94,15 @@ def sim(session: nox.Session) -> None:
 @nox.session
 def chaos(session: nox.Session) -> None:
     """Real servers and processes, killed and paused while they work."""
+    run(session, "pytest", "tests/chaos", *session.posargs)
+
+
+@nox.session
+def chaos_long(session: nox.Session) -> None:
+    """Chaos as often as a release needs it: 200 kills of workers, 30 failovers, 20 slot migrations."""
+    # What is set outside wins: `CHAOS_CLUSTER_KILLS=1000 nox -s chaos_long -- -k test_kills`.
+    for name, count in LONG_CHAOS.items():
+        os.environ.setdefault(name, count)
     run(session, "pytest", "tests/chaos", *session.posargs)
 
 

@@ -25,6 +25,8 @@ from attrs import define, field
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from atomic_actors.journal._redis_link import ACL_RULES
+
 Kind = Literal["valkey", "redis"]
 AppendOnly = Literal["always", "everysec", "no"]
 
@@ -68,6 +70,8 @@ class Server:
     appendonly: AppendOnly
     extra: tuple[str, ...] = ()
     port: int = 0
+    #: `user:password@` for those who are tested; the tests themselves need none.
+    credentials: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -76,7 +80,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0" if self.tcp else f"unix://{self.socket_path}"
+        return (
+            f"redis://{self.credentials}127.0.0.1:{self.port}/0" if self.tcp else f"unix://{self.socket_path}"
+        )
 
     @property
     def pid(self) -> int:
@@ -92,7 +98,7 @@ class Server:
         """Make a blocking client that never retries; close it."""
         options = {"socket_timeout": 5.0, "retry": Retry(NoBackoff(), 0), "protocol": 2, **options}
         make = cast("Callable[..., redis.Redis]", redis.Redis.from_url)
-        return make(self.url, **options)
+        return make(self.url.replace(self.credentials, ""), **options)
 
     def call(self, *command: str | int | bytes) -> Any:
         """Send one command on a connection of its own."""
@@ -200,7 +206,11 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    with start_server("redis", tmp_path=tmp_path_factory.mktemp("r"), tcp=True, appendonly="no") as server:
+    """Whatever is tested with it has the rights that the docs name, and no others."""
+    user = ("--user", "app", "on", ">secret", *ACL_RULES.replace("<namespace>", "*").split())
+    folder = tmp_path_factory.mktemp("r")
+    with start_server("redis", tmp_path=folder, tcp=True, appendonly="no", extra=user) as server:
+        server.credentials = "app:secret@"
         yield server
 
 

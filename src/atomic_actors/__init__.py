@@ -54,7 +54,7 @@ from atomic_actors._messages import Command, EntityId, Message, Query, RawMessag
 from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
 from atomic_actors._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
 from atomic_actors._system import ActorSystem, EntityHandle
-from atomic_actors._telemetry import HistoryLost, LifecycleEvent
+from atomic_actors._telemetry import HistoryLost, LifecycleEvent, StoreHealth
 
 __all__ = [
     "ALL",
@@ -115,6 +115,7 @@ __all__ = [
     "Refused",
     "ResultExpired",
     "Retry",
+    "StoreHealth",
     "StoreIncompatible",
     "StoreUnavailable",
     "StoreUnsafe",

@@ -85,7 +85,7 @@ class Services(RunnerServices, Protocol):
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int]
 
-    def is_leaving(self, partition: int) -> bool: ...
+    def is_leaving(self, partition: int, entity: str) -> bool: ...
     def is_valid(self, partition: int) -> bool: ...
     def commit(
         self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None], backlog: int
@@ -205,7 +205,9 @@ class Activation:
         self.admitted -= 1
         self._backlog += offer.more
         self.accept(offer)
-        if not self.admitted and (self._is_closing() or self.services.is_leaving(self.partition)):
+        if not self.admitted and (
+            self._is_closing() or self.services.is_leaving(self.partition, self.entity)
+        ):
             self._wake()  # it stayed only for this answer
         self._heed_bell()
 
@@ -340,7 +342,9 @@ class Activation:
 
     async def _next_offer(self) -> Offer | None:
         while self._offer is None:
-            if (self._is_closing() or self.services.is_leaving(self.partition)) and not self.admitted:
+            if (
+                self._is_closing() or self.services.is_leaving(self.partition, self.entity)
+            ) and not self.admitted:
                 return None
             cell = self._waiting = self.services.new_cell()
             self.services.went_idle()  # may close this very activation, and set the cell
@@ -458,7 +462,7 @@ class Activation:
             tuple(turn.outbox),
             turn.park,
             self.policy,
-            0 if self.services.is_leaving(self.partition) else self.kind.settings.max_run_length,
+            0 if self.services.is_leaving(self.partition, self.entity) else self.kind.settings.max_run_length,
             self._pack_replies(turn),
         )
         turn.committing = True
@@ -490,14 +494,14 @@ class Activation:
             self._backlog = max(0, self._backlog - len(dispatch.messages)) if dispatch is not None else 0
             if result.offer.more:
                 # Nothing runs that would take it. Who gives the partition up asks for no more.
-                self.rung = self.rung or not self.services.is_leaving(self.partition)
+                self.rung = self.rung or not self.services.is_leaving(self.partition, self.entity)
             elif result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.services.clock()
         if (
             self._offer is not None
             or self.status != "active"
-            or self.services.is_leaving(self.partition)
+            or self.services.is_leaving(self.partition, self.entity)
             or not isinstance(result, Finished)
         ):
             self._finished = result

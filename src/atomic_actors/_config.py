@@ -241,7 +241,7 @@ class Config:
 
     # The store.
     store_timeout_s: float = _seconds(1.5, "How long one call to the store may take.")
-    store_ping_interval_s: float = _seconds(0.5, "How often a store that failed is asked whether it is back.")
+    store_ping_interval_s: float = _seconds(0.5, "How often a silent store is asked whether it is there.")
     store_failure_threshold: int = _count(
         3, "calls", "After so many failed calls in a row the store counts as unavailable and nothing is sent."
     )

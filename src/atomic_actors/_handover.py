@@ -115,6 +115,10 @@ class Handover:
 
     async def hand_over_all(self) -> None:
         """Give every partition up, each as soon as its own turns have ended; waits for them without end."""
+        if not any(await self.membership.nodes.placement(self.membership.partitions)):
+            # Nobody takes over: what running turns still ask has to be answered here, until all have ended.
+            await self.volatile.drain()
+            await self.supervisor.drain()
         async with anyio.create_task_group() as task_group:
             for partition in self.membership.owned():
                 task_group.start_soon(self._drain_and_give_up, partition)

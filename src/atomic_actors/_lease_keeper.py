@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
+from atomic_actors._errors import StoreIncompatible
 from atomic_actors._telemetry import logger
 
 __all__ = ("Instant", "LeaseClient", "LeaseKeeper", "NodeIdentity", "elapsed_s", "instant_now")
@@ -31,8 +32,9 @@ Instant = tuple[float, float]
 
 NEVER: Final[Instant] = (float("-inf"), float("-inf"))
 
-#: How soon a failed renewal is tried again.
+#: How soon a failed renewal is tried again, and how often: after that there is no lease left to save.
 RETRY_INTERVAL_S: Final = 0.1
+RETRIES_MAX: Final = 20
 
 _BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -174,6 +176,8 @@ class LeaseKeeper:
     renewed: list[Instant] = field(init=False)
     #: `time.monotonic()` of the loop's last sign of life. Written by the loop.
     beat: float = field(factory=time.monotonic, init=False)
+    #: Why the thread has ended, if it was not asked to. Written by the thread.
+    crash: BaseException | None = field(default=None, init=False)
     _stop: threading.Event = field(factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _loop_thread_id: int = field(factory=threading.get_ident, init=False)
@@ -189,6 +193,7 @@ class LeaseKeeper:
             try:
                 self._run()
             except BaseException as error:
+                self.crash = error
                 on_crash(error)
             finally:
                 self.client.close()
@@ -204,12 +209,13 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         stalled = False
-        reachable = True
+        failures = 0
         try:
             # Now, while the loop has little to do: connecting takes several turns of the interpreter's
             # lock, and beside a busy loop each of them may take long.
             self.client.open()
         except Exception as error:
+            failures = 1
             logger.warning("cannot connect to renew leases: %s: %s", type(error).__name__, error)
         wait_s = self.interval_s
         while not self._stop.wait(wait_s):
@@ -225,15 +231,18 @@ class LeaseKeeper:
                 unknown = self._renew()
                 if unknown:
                     raise ConnectionError(f"{unknown} of them had no answer")
+            except StoreIncompatible:
+                raise  # another try would get the same answer
             except Exception as error:
                 # The store is away: leases run out by themselves, and the loop's watchdog sees to it.
-                if reachable:
+                failures += 1
+                if failures == 1:
                     logger.warning("cannot renew leases: %s: %s", type(error).__name__, error)
-                reachable = False
                 # A store that restarts is back soon, and the leases do not wait for it.
-                wait_s = min(RETRY_INTERVAL_S, self.interval_s)
+                if failures <= RETRIES_MAX:
+                    wait_s = min(RETRY_INTERVAL_S, self.interval_s)
             else:
-                reachable = True
+                failures = 0
 
     def _renew(self) -> int:
         """Renew what is held; returns of how many it is not known whether they were renewed."""

@@ -295,9 +295,17 @@ class Membership:
         while True:
             if self.keeper is not None:
                 self.keeper.beat = time.monotonic()
-                for partition in self.owned():
-                    if elapsed_s(self._renewed[partition]) >= self._usable_s:
-                        self.lose(partition, "its lease was not renewed in time")
+                if self.keeper.crash is not None:
+                    raise self.keeper.crash
+                ended = [
+                    partition
+                    for partition in self.owned()
+                    if elapsed_s(self._renewed[partition]) >= self._usable_s
+                ]
+                for partition in ended:
+                    self.lose(partition, "its lease was not renewed in time")
+                if ended:
+                    logger.warning("the leases of %d partitions were not renewed in time", len(ended))
             if self.nodes.find_dead():
                 self.look_soon()
             await anyio.sleep(WATCH_INTERVAL_S)

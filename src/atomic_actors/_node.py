@@ -117,9 +117,9 @@ class Node:
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
-    def is_leaving(self, partition: int) -> bool:
+    def is_leaving(self, partition: int, entity: str) -> bool:
         """Whether nothing more is taken in a partition: it is about to be given up."""
-        return self.supervisor.leaving[partition]
+        return self.supervisor.is_leaving(partition, entity)
 
     @property
     def listening(self) -> bool:
@@ -341,8 +341,8 @@ class Node:
         """A part of the node failed by its own fault: the system ends, with this as the cause."""
         while isinstance(error, BaseExceptionGroup):
             error = cast("BaseExceptionGroup[BaseException]", error)
-            if len(error.exceptions) != 1:
-                break
+            if len({type(each) for each in error.exceptions}) != 1:
+                break  # else the first one says what the others do
             error = error.exceptions[0]
         self.on_crash(error)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -33,12 +33,13 @@ from atomic_actors._router import Router
 from atomic_actors._sender import Sender
 from atomic_actors._store import Store
 from atomic_actors._supervisor import Supervisor
-from atomic_actors._telemetry import Listeners, logger
+from atomic_actors._telemetry import Listeners, StoreHealth, logger
 from atomic_actors._timers import Sweeper
 from atomic_actors._volatile import VolatileKinds
 from atomic_actors._volatile_host import VolatileHost
 from atomic_actors._volatile_routes import VolatileRoutes
 from atomic_actors.journal._group_commit import GroupCommit
+from atomic_actors.journal._health import HealthWatch
 from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._laned_commit import commit_class
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
@@ -73,6 +74,7 @@ class Parts:
         self.config = config
         self.store = store
         self.kinds = kinds
+        self._listeners = listeners
         self._codec = codec
         #: The store lost history, and with it perhaps what kinds there are: they are being registered again.
         self._registering = False
@@ -259,6 +261,7 @@ class Parts:
         self.volatile.send_other = self.sender.send_soon
         self.supervisor.relay.on_gap = self.node.stream_lost
         self.journal.on_answer = self.router.on_answer
+        self.journal.on_availability = self._store_health
         if self.store.history is not None:
             self.store.history.on_loss = self._history_lost
 
@@ -287,6 +290,11 @@ class Parts:
         if not self._registering:
             self._registering = True
             self._run(self._register_again)
+
+    def _store_health(self, available: bool, reason: str) -> None:
+        name: Literal["store-lost", "store-back"] = "store-back" if available else "store-lost"
+        if self._listeners.wants(name):
+            self._listeners.emit(StoreHealth(name, reason))
 
     def _tick_supervisor(self, now_s: float) -> None:
         self.supervisor.tick(now_s, self.router.store_now_ms())
@@ -338,6 +346,7 @@ class Parts:
             "forget": host.on_forget,
             "told": routes.on_told,
         }
+        self._run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
         self._run(partial(exchange.listen, self.identity.node_id, handlers, routes.heard))
         if self.kinds:
             self._run(partial(exchange.listen_bells, self.supervisor.rung, self.membership.owns))
@@ -379,11 +388,11 @@ class Parts:
         try:
             await function()
         except Exception as error:
-            self._on_crash(error)
+            self.node.crashed(error)
 
     def _keeper_crashed(self, error: BaseException) -> None:
-        """Called in the keeper's thread: leases run out by themselves, and the watchdog sees it."""
-        logger.error("the lease keeper crashed; leases are not renewed any more", exc_info=error)
+        """Called in the keeper's thread. The watchdog finds the error and ends the system with it."""
+        logger.error("leases are not renewed any more: %s: %s", type(error).__name__, error)
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

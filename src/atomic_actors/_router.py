@@ -299,8 +299,17 @@ class Router:
         pending.poll_delay_s = POLL_FIRST_REMOTE_S
         self._look_up(pending)
 
-    async def wait(self, pending: Pending, on_cancel: Literal["withdraw", "detach"], key: str) -> bytes:
+    async def wait(
+        self, pending: Pending, on_cancel: Literal["withdraw", "detach"], key: str, *, in_turn: bool = False
+    ) -> bytes:
         """Wait for a pending ask's outcome bytes.
+
+        Args:
+            pending: the ask.
+            on_cancel: what becomes of its message if this is cancelled.
+            key: its idempotency key.
+            in_turn: a turn waits. Cancelled, it has to end at once, since its lease may be about to: the store is
+                not waited for.
 
         Raises:
             AtomicActorsError: what the outcome, or the lack of one, says.
@@ -314,7 +323,13 @@ class Router:
                 self.forget_key(pending)
             if on_cancel == "detach":
                 self.keep(pending.unique)
-            elif pending.waiting == "ask" and not self._is_shared(pending):
+            elif pending.waiting != "ask" or self._is_shared(pending):
+                pass
+            elif in_turn:
+                self._withdraw_soon(
+                    pending.journal, Withdraw(pending.partition, pending.entity, pending.unique, key)
+                )
+            else:
                 with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
                     await self.withdraw(
                         pending.journal, pending.partition, pending.entity, pending.unique, key
@@ -336,6 +351,20 @@ class Router:
         if word == "completed":
             return pending.decode(rest)
         raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
+
+    def _withdraw_soon(self, journal: GroupCommit, step: Withdraw) -> None:
+        def on_result(answer: Result | JournalUnavailable) -> None:
+            if not isinstance(answer, WithdrawAnswer):
+                logger.info("%s/%s could not be withdrawn: %s", step.entity, step.unique, answer)
+            elif answer.state == "needs_key":
+                self._withdraw_soon(journal, Withdraw(step.partition, step.entity, step.unique, answer.key))
+            elif answer.state == "withdrawn":
+                self.answered(step.entity, step.unique, b"withdrawn\n")
+
+        try:
+            journal.submit(step, on_result)
+        except JournalUnavailable as error:
+            on_result(error)
 
     async def withdraw(
         self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str

@@ -6,7 +6,8 @@ content and size by `_calls`; the key, the time limits, a cycle of asks here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -127,7 +128,23 @@ class Sender:
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
         if call.is_volatile:
             return await self._ask_volatile(call, message, timeout_s, headers)
-        return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+        with self._awaiting(call):
+            return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+
+    @contextmanager
+    def _awaiting(self, call: Call) -> Generator[None]:
+        if call.kind is None:
+            yield  # it does not live here
+            return
+        awaited, entity = self.supervisor.awaited, call.entity
+        awaited[entity] = awaited.get(entity, 0) + 1
+        try:
+            yield
+        finally:
+            awaited[entity] -= 1
+            if not awaited[entity]:
+                del awaited[entity]
+                self.supervisor.let_go(call.partition, entity)
 
     def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
         """Path and deadline of an ask inside a turn."""
@@ -240,7 +257,8 @@ class Sender:
         router.send(
             pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s
         )
-        return await router.wait(pending, on_cancel, key or ""), pending
+        in_turn = current_activation.get() is not None
+        return await router.wait(pending, on_cancel, key or "", in_turn=in_turn), pending
 
     def _admit(self, call: Call) -> Admission | None:
         if call.kind is None:

@@ -38,6 +38,9 @@ from atomic_actors.journal._sentinel import Primary
 
 __all__ = ("Store", "directory_of", "journal_settings", "open_store")
 
+#: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
+CONNECT_CALLS: Final = 2
+CONNECT_TIMEOUT_MIN_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 3.0
 
 
@@ -109,7 +112,9 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
             yield store
     else:
         primary = Primary(
-            location, connect_timeout_s=CONNECT_TIMEOUT_S, warn_asynchronous=config.replication == "none"
+            location,
+            connect_timeout_s=_connect_timeout_s(config),
+            warn_asynchronous=config.replication == "none",
         )
         async with primary, _redis_store(config, primary) as store:
             yield store
@@ -129,12 +134,13 @@ async def _redis_store(
     place: StoreLocation | Primary,
     before_connect: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Store]:
+    connect_timeout_s = _connect_timeout_s(config)
     connect: Connect
     url: str | Callable[[], str]
     if isinstance(place, Primary):
         connect, url = place.connect, place.url
     else:
-        connect, url = connector(place, connect_timeout_s=CONNECT_TIMEOUT_S), redis_url(place)
+        connect, url = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
     # Only the journal brings a dead server back to life.
     reconnect = connect if before_connect is None else _after(before_connect, connect)
     replication = _replication(config)
@@ -145,7 +151,7 @@ async def _redis_store(
             reconnect,
             settings,
             timeout_s=config.store_timeout_s,
-            connect_timeout_s=CONNECT_TIMEOUT_S,
+            connect_timeout_s=connect_timeout_s,
             allow_eviction=config.allow_eviction,
             allow_no_persistence=config.allow_no_persistence,
             fixes_partitions=offers_kinds,
@@ -157,7 +163,9 @@ async def _redis_store(
     lease_client = RedisLeaseClient(
         url, journal.lease_key, timeout_s=_lease_timeout_s(config), replication=replication
     )
-    async with RedisChannels(connect, settings, answer_timeout_s=config.store_timeout_s) as channels:
+    async with RedisChannels(
+        connect, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
+    ) as channels:
         yield Store(
             journal,
             lease_client,
@@ -167,6 +175,11 @@ async def _redis_store(
             RedisKindRegistry(journal.call, config.namespace),
             open_journal,
         )
+
+
+def _connect_timeout_s(config: Config) -> float:
+    """How long it may take to connect, sign in and check the store: some calls, one after the other."""
+    return min(max(CONNECT_CALLS * config.store_timeout_s, CONNECT_TIMEOUT_MIN_S), CONNECT_TIMEOUT_S)
 
 
 def _lease_timeout_s(config: Config) -> float:
@@ -181,14 +194,14 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
             f"replication: {config.replication!r} is not supported with redis+cluster:// yet; use redis+sentinel:// or "
             'replication="none"'
         )
-    settings = journal_settings(config)
+    settings, connect_timeout_s = journal_settings(config), _connect_timeout_s(config)
 
     def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
         return ClusterJournal(
             location,
             settings,
             timeout_s=config.store_timeout_s,
-            connect_timeout_s=CONNECT_TIMEOUT_S,
+            connect_timeout_s=connect_timeout_s,
             allow_eviction=config.allow_eviction,
             allow_no_persistence=config.allow_no_persistence,
             fixes_partitions=offers_kinds,
@@ -197,7 +210,11 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
     journal = open_journal(settings, offers_kinds=bool(config.actors))
     lease_client = ClusterLeaseClient(location, journal.lease_key, timeout_s=_lease_timeout_s(config))
     async with ClusterChannels(
-        location, settings, journal.slots, answer_timeout_s=config.store_timeout_s
+        location,
+        settings,
+        journal.slots,
+        connect_timeout_s=connect_timeout_s,
+        answer_timeout_s=config.store_timeout_s,
     ) as channels:
         yield Store(
             journal,

@@ -100,6 +100,7 @@ class Supervisor:
     draining: bool = False
     #: Whether nothing more is taken in a partition. Read on the hot path.
     leaving: list[bool] = field(init=False)
+    awaited: dict[str, int] = field(factory=dict[str, int], init=False)  #: turns here that wait for each
     #: No partition's scope opens any more.
     _left: bool = field(default=False, init=False)
     relay: Relay = field(init=False)
@@ -151,7 +152,7 @@ class Supervisor:
     def lost(self, number: int, why: str) -> None:
         """A partition is not this node's any more: end everything in it."""
         partition = self._partitions.get(number)
-        logger.warning("partition %d is not owned any more: %s", number, why)
+        logger.info("partition %d is not owned any more: %s", number, why)
         self.unhandled.lost(number)
         if partition is None:
             return
@@ -257,13 +258,17 @@ class Supervisor:
 
     # Activations.
 
+    def is_leaving(self, number: int, entity: str) -> bool:
+        """Whether no more is taken for an entity: its partition is given up, and no turn here waits for it."""
+        return self.leaving[number] and entity not in self.awaited
+
     def admit(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
         """The activation that takes a message with its append; None where this node is not to take it.
 
         Raises:
             ActorLimitExceeded: too many activations are busy, and this entity is not active.
         """
-        if self.leaving[number] or not self.membership.claims[number]:
+        if self.is_leaving(number, entity) or not self.membership.claims[number]:
             return None
         activation = self._by_entity.get(entity)
         if activation is None:
@@ -307,6 +312,11 @@ class Supervisor:
         if activation.status == "active":
             self._closing += 1
             activation.close()
+
+    def let_go(self, number: int, entity: str) -> None:
+        """No turn waits for an entity any more."""
+        if self.leaving[number] and (activation := self._by_entity.get(entity)) is not None:
+            self.close(activation)
 
     def used(self, activation: Activation) -> None:
         """An activation ended a turn: it is the most recently used one of its kind."""
@@ -406,7 +416,7 @@ class Supervisor:
 
     def wake(self, number: int, entity: str) -> None:
         """Something waits for an entity: take it, unless a turn is on that will find it anyway."""
-        if self.leaving[number] or not self.membership.claims[number]:
+        if self.is_leaving(number, entity) or not self.membership.claims[number]:
             return
         activation = self._by_entity.get(entity)
         if activation is not None and activation.is_busy:
@@ -554,8 +564,7 @@ class Supervisor:
     def stop_taking(self) -> None:
         """The node is about to leave: nothing more is taken, in any partition."""
         self.draining = True
-        for number in range(len(self.leaving)):
-            self.leaving[number] = True
+        self.leaving[:] = [True] * len(self.leaving)
 
     async def drain(self) -> None:
         """Stop taking, ask everybody to passivate, return once nobody is left."""

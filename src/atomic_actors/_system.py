@@ -43,7 +43,15 @@ from atomic_actors._outcomes import RefusalReader
 from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._store import Store, directory_of, open_store
-from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listener, Listeners, logger
+from atomic_actors._telemetry import (
+    EventName,
+    HistoryLost,
+    LifecycleEvent,
+    Listener,
+    Listeners,
+    StoreHealth,
+    logger,
+)
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
 
 __all__ = ("ActorSystem", "EntityHandle")
@@ -248,6 +256,12 @@ class ActorSystem:
     ) -> Callable[[], None]: ...
     @overload
     def listen(
+        self,
+        event: Literal["store-lost", "store-back"],
+        callback: Callable[[StoreHealth], object],
+    ) -> Callable[[], None]: ...
+    @overload
+    def listen(
         self, event: EventName, callback: Callable[[LifecycleEvent], object]
     ) -> Callable[[], None]: ...
     def listen(self, event: EventName, callback: Listener) -> Callable[[], None]:
@@ -255,7 +269,8 @@ class ActorSystem:
 
         Args:
             event: accepted, dispatched, completed, refused, failed, interrupted or dead-lettered, about a
-                message; or history-lost, about a partition (`HistoryLost`).
+                message; or history-lost, about a partition (`HistoryLost`); or store-lost and store-back
+                (`StoreHealth`).
             callback: called in the thread of the event loop, not always in a task; must be quick and cannot
                 wait. One that raises is logged.
 

@@ -15,19 +15,37 @@ from attrs import define, field, frozen
 from atomic_actors._errors import InvalidConfig
 from atomic_actors._records import EntityRef
 
-__all__ = ("EVENT_NAMES", "EventName", "HistoryLost", "LifecycleEvent", "Listener", "Listeners", "logger")
+__all__ = (
+    "EVENT_NAMES",
+    "EventName",
+    "HistoryLost",
+    "LifecycleEvent",
+    "Listener",
+    "Listeners",
+    "StoreHealth",
+    "logger",
+)
 
 logger: Final = logging.getLogger("atomic_actors")
 
 EventName = Literal[
-    "accepted", "dispatched", "completed", "refused", "failed", "interrupted", "dead-lettered", "history-lost"
+    "accepted",
+    "dispatched",
+    "completed",
+    "refused",
+    "failed",
+    "interrupted",
+    "dead-lettered",
+    "history-lost",
+    "store-lost",
+    "store-back",
 ]
 EVENT_NAMES: Final[tuple[EventName, ...]] = get_args(EventName)
 
 
 @frozen
 class LifecycleEvent:
-    """Something that happened to a message: every event but `history-lost`.
+    """Something that happened to a message: every event but `history-lost`, `store-lost` and `store-back`.
 
     Payloads are not in here, and never in logs: they may hold personal data.
     """
@@ -55,6 +73,15 @@ class HistoryLost:
     #: those of the last message that was taken, and of the last one that `partition` still knows.
     source: int | None = field(default=None, kw_only=True)
     event: Literal["history-lost"] = "history-lost"
+
+
+@frozen
+class StoreHealth:
+    """The store counts as unavailable from now on, and new work is refused; or it answers again."""
+
+    event: Literal["store-lost", "store-back"]
+    #: The last error; "" for `store-back`.
+    reason: str = ""
 
 
 #: What it is called with follows from the event that it listens to.
@@ -94,7 +121,7 @@ class Listeners:
         """Whether anybody listens to this event."""
         return self.active and bool(self._by_event.get(event))
 
-    def emit(self, event: LifecycleEvent | HistoryLost) -> None:
+    def emit(self, event: LifecycleEvent | HistoryLost | StoreHealth) -> None:
         """Tell everyone who listens to this event, in the order of registration."""
         for listener in tuple(self._by_event.get(event.event, ())):
             try:

@@ -6,19 +6,24 @@ if its message is a dead letter. One that fills a gap is *late*: right only if i
 comes out of turn is *wrong*.
 
 Every handler, before anything else, writes what it is about to do to a *witness* file that is appended to
-by every process; the kernel puts the lines in order.
+by every process, and after everything else how it ended; the kernel puts the lines in order. An account also
+keeps the fencing token of the last turn that was committed: one that is lower is *wrong*, too.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 from attrs import Factory, define, field, frozen
 
-from atomic_actors import Actor, Command, EntityRef, Query, Refused, handler
+from atomic_actors import Actor, Command, Context, EntityRef, Query, Refused, handler
 
 __all__ = ("OPENING", "Account", "Book", "Decline", "Declined", "Look", "Move", "Rates", "Receive", "Witness")
 
@@ -27,7 +32,10 @@ OPENING = 1000
 
 @define(eq=False)
 class Witness:
-    """Writes a line for each handler that starts: message id, attempt, fencing token, process, sort."""
+    """Writes a line for each handler that begins and for each that ends.
+
+    The line: what happened, message id, attempt, fencing token, process, sort of handler, and when.
+    """
 
     path: Path
     #: The longest that an effectful handler waits in its middle.
@@ -40,10 +48,24 @@ class Witness:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def write(self, context: object, sort: str) -> None:
-        message_id, attempt = getattr(context, "message_id"), getattr(context, "attempt")  # noqa: B009
-        token = getattr(context, "fencing_token")  # noqa: B009
-        os.write(self._descriptor, f"{message_id} {attempt} {token} {os.getpid()} {sort}\n".encode())
+    @contextmanager
+    def turn(self, context: Context[Any], sort: str) -> Generator[None]:
+        """The whole of a handler: `begun` here, and in the end `done`, `raised` or `cancelled`."""
+        # As it was at the beginning: a zombie's end has to show with which claim it began.
+        turn = f"{context.message_id} {context.attempt} {context.fencing_token} {os.getpid()} {sort}"
+        self._write("begun", turn)
+        try:
+            yield
+        except Exception:
+            self._write("raised", turn)
+            raise
+        except BaseException:
+            self._write("cancelled", turn)
+            raise
+        self._write("done", turn)
+
+    def _write(self, what: str, turn: str) -> None:
+        os.write(self._descriptor, f"{what} {turn} {time.monotonic_ns()}\n".encode())
 
 
 @frozen
@@ -103,8 +125,13 @@ class Book:
     gaps: list[str] = Factory(list)
     late: list[str] = Factory(list)
     wrong: list[str] = Factory(list)
+    #: The fencing token of the last turn.
+    token: int = 0
 
-    def note(self, stream: str, number: int) -> None:
+    def note(self, stream: str, number: int, token: int) -> None:
+        if token < self.token:
+            self.wrong.append(f"{stream}#{number} with token {token} after {self.token}")
+        self.token = token
         last = self.last.get(stream, 0)
         if number > last:
             self.gaps += [f"{stream}#{missing}" for missing in range(last + 1, number)]
@@ -134,8 +161,8 @@ class Rates(Actor, kind="rates"):
 
     @handler
     async def fee(self, message: GetFee) -> int:
-        self.witness.write(self.context, "t")
-        return 0
+        with self.witness.turn(self.context, "t"):
+            return 0
 
 
 class Account(Actor[Book], kind="account"):
@@ -144,20 +171,20 @@ class Account(Actor[Book], kind="account"):
 
     @handler(transactional=True)
     async def move(self, message: Move) -> int:
-        self.witness.write(self.context, "t")
-        return self._move(message, 0)
+        with self.witness.turn(self.context, "t"):
+            return self._move(message, 0)
 
     @handler
     async def slow_move(self, message: SlowMove) -> int:
-        self.witness.write(self.context, "e")
-        await self._dawdle()
-        fee = 0
-        if message.number % 4 == 0:
-            fee = await self.context.ask(Rates.ref("of-the-day"), GetFee())
-        return self._move(message, fee)
+        with self.witness.turn(self.context, "e"):
+            await self._dawdle()
+            fee = 0
+            if message.number % 4 == 0:
+                fee = await self.context.ask(Rates.ref("of-the-day"), GetFee())
+            return self._move(message, fee)
 
     def _move(self, message: Move | SlowMove, fee: int) -> int:
-        self.state.note(message.stream, message.number)
+        self.state.note(message.stream, message.number, self.context.fencing_token)
         self.state.amount -= message.amount
         number = self.state.sent.get(message.to, 0) + 1
         self.state.sent[message.to] = number
@@ -169,29 +196,31 @@ class Account(Actor[Book], kind="account"):
 
     @handler(transactional=True)
     async def receive(self, message: Receive) -> None:
-        self.witness.write(self.context, "t")
-        self._receive(message)
+        with self.witness.turn(self.context, "t"):
+            self._receive(message)
 
     @handler
     async def slow_receive(self, message: SlowReceive) -> None:
-        self.witness.write(self.context, "e")
-        await self._dawdle()
-        self._receive(message)
+        with self.witness.turn(self.context, "e"):
+            await self._dawdle()
+            self._receive(message)
 
     def _receive(self, message: Receive | SlowReceive) -> None:
-        self.state.note(message.stream, message.number)
+        self.state.note(message.stream, message.number, self.context.fencing_token)
         self.state.amount += message.amount
 
     @handler(transactional=True)
     async def decline(self, message: Decline) -> None:
-        self.witness.write(self.context, "t")
-        self.state.amount = -1
-        self.outbox.add(Account.ref("a0"), Receive("nobody", 1, 1))
-        raise Declined(message.text)
+        with self.witness.turn(self.context, "t"):
+            self.state.amount = -1
+            self.outbox.add(Account.ref("a0"), Receive("nobody", 1, 1))
+            raise Declined(message.text)
 
     @handler
     async def look(self, message: Look) -> Book:
         return self.state
 
     async def _dawdle(self) -> None:
-        await anyio.sleep(random.random() * self.witness.pace_s)
+        # In several parts: one who was paused meanwhile and lost the entity has to be cancelled in the next one.
+        for _ in range(4):
+            await anyio.sleep(random.random() * self.witness.pace_s / 4)

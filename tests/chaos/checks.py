@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import anyio
-from attrs import define
+from attrs import define, frozen
 
 from atomic_actors import ActorSystem, DeadLetter
 from atomic_actors._operations import AuditReport
 from tests.chaos.bank import OPENING, Account, Book, Look, Witness
 from tests.chaos.workload import Clients, Plan, done, make_config, target_of
 
-__all__ = ("Start", "Verdict", "check_witness", "finish", "read_witness", "wait_quiet")
+__all__ = ("Line", "Verdict", "check_owners", "check_witness", "finish", "read_witness", "wait_quiet")
 
 #: Enough for what is left to end, on a busy machine.
 PATIENCE_S = 60.0
 
 
-@define
-class Start:
+@frozen
+class Line:
     """One line of the witness file."""
 
+    #: `begun`, `done`, `raised` or `cancelled`.
+    what: str
     message_id: str
     attempt: int
     token: int
     process: int
     sort: str
+    at_ns: int
 
     @property
     def entity(self) -> str:
@@ -45,29 +49,63 @@ class Verdict:
     accepted: int
     told: Counter[str]
     balances: dict[str, int]
+    #: How the turns of paused processes ended that overlapped a turn of another owner.
+    zombies: Counter[str]
 
 
-def read_witness(plan: Plan) -> list[Start]:
+def read_witness(plan: Plan) -> list[Line]:
     # The process may have been killed before its first line.
     text = plan.witness_path.read_text() if plan.witness_path.exists() else ""
     return [
-        Start(parts[0], int(parts[1]), int(parts[2]), int(parts[3]), parts[4])
+        Line(parts[0], parts[1], int(parts[2]), int(parts[3]), int(parts[4]), parts[5], int(parts[6]))
         for parts in map(str.split, text.split("\n")[:-1])
     ]
 
 
-def check_witness(starts: list[Start]) -> tuple[int, int]:
-    """No turn started twice, no owner after a later one. Returns the transactional ones that ran again."""
+def check_owners(lines: list[Line], paused: Collection[int] = ()) -> Counter[str]:
+    """Never two owners' turns at the same time for an entity, nor an owner after a later one.
+
+    Only the processes in `paused` may break that, as they could not know; returns how their turns ended that
+    another owner's overlapped. Whether they *committed* shows in the books.
+    """
+    last_word = {line.process: number for number, line in enumerate(lines)}
+    running: dict[str, Line] = {}
+    tokens: dict[str, Line] = {}
+    zombies: dict[tuple[str, int, int], Line] = {}
+    ends: Counter[str] = Counter()
+    for number, line in enumerate(lines):
+        turn = (line.message_id, line.attempt, line.token)
+        other = running.get(line.entity)
+        if line.what != "begun":
+            if other is not None and (other.message_id, other.attempt, other.token) == turn:
+                del running[line.entity]
+            else:
+                assert zombies.pop(turn, None), f"the end of a turn that never began: {line}"
+                ends[line.what] += 1
+            continue
+        if other is not None:
+            is_dead = other.process != line.process and last_word[other.process] < number
+            assert is_dead or other.process in paused, f"two turns at once: {other} and {line}"
+            if not is_dead:
+                zombies[other.message_id, other.attempt, other.token] = other
+        highest = tokens.get(line.entity, line)
+        if line.token < highest.token:
+            assert line.process in paused, f"an owner came back after a later one: {line} after {highest}"
+        else:
+            tokens[line.entity] = line
+        running[line.entity] = line
+    ends["unended"] += len(zombies)
+    return +ends
+
+
+def check_witness(starts: list[Line]) -> tuple[int, int]:
+    """No turn started twice. Returns the transactional ones that ran again."""
     effectful = Counter(start.message_id for start in starts if start.sort == "e")
     twice = [message_id for message_id, count in effectful.items() if count > 1]
     assert not twice, f"effectful handlers started twice: {twice}"
     by_claim = Counter((start.message_id, start.attempt, start.token) for start in starts)
     twice = [key[0] for key, count in by_claim.items() if count > 1]
     assert not twice, f"started twice by the same owner as the same attempt: {twice}"
-    tokens: dict[str, int] = {}
-    for start in starts:
-        assert start.token >= tokens.get(start.entity, 0), f"an owner came back after a later one: {start}"
-        tokens[start.entity] = start.token
     again = sum(count - 1 for count in Counter(start.message_id for start in starts).values())
     by_attempt = Counter((start.message_id, start.attempt) for start in starts)
     return again, sum(count - 1 for count in by_attempt.values())
@@ -96,8 +134,11 @@ def _name(letter: DeadLetter) -> str:
     return f"{letter.message['stream']}#{letter.message['number']}"
 
 
-async def finish(plan: Plan, *, outages: bool = False) -> Verdict:
-    """Start once more, let the clients end what they had begun, and check everything; then replay."""
+async def finish(plan: Plan, *, outages: bool = False, paused: Collection[int] = ()) -> Verdict:
+    """Start once more, let the clients end what they had begun, and check everything; then replay.
+
+    `paused` are the processes that were stopped for longer than a lease.
+    """
     witness = Witness(plan.witness_path, 0.001)
     try:
         async with ActorSystem(make_config(plan, witness)) as system:
@@ -108,7 +149,7 @@ async def finish(plan: Plan, *, outages: bool = False) -> Verdict:
                 await _send_once_more(clients)
             else:
                 await clients.run()
-            verdict = await check_all(plan, system, clients.told)
+            verdict = await check_all(plan, system, clients.told, paused)
     finally:
         witness.close()
     return verdict
@@ -121,7 +162,9 @@ async def _send_once_more(clients: Clients) -> None:
             group.start_soon(clients._send, client, done(plan, client))
 
 
-async def check_all(plan: Plan, system: ActorSystem, told: Counter[str]) -> Verdict:
+async def check_all(
+    plan: Plan, system: ActorSystem, told: Counter[str], paused: Collection[int] = ()
+) -> Verdict:
     await wait_quiet(system)
     books = await _books(plan, system)
     letters = await system.dead_letters.list(limit=1_000_000)
@@ -146,10 +189,12 @@ async def check_all(plan: Plan, system: ActorSystem, told: Counter[str]) -> Verd
     assert sum(book.amount for book in books.values()) == OPENING * plan.accounts
     _check_pairs(books, [])
     assert report.interrupted == len(letters)
-    starts = read_witness(plan)
+    lines = read_witness(plan)
+    zombies = check_owners(lines, paused)
+    starts = [line for line in lines if line.what == "begun"]
     again, same_attempt = check_witness(starts)
     balances = {name: book.amount for name, book in books.items()}
-    return Verdict(len(starts), again, same_attempt, len(letters), report.accepted, told, balances)
+    return Verdict(len(starts), again, same_attempt, len(letters), report.accepted, told, balances, zombies)
 
 
 def _check_book(plan: Plan, name: str, book: Book, dead: dict[str, DeadLetter]) -> None:

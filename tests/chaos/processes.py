@@ -120,14 +120,14 @@ def start_template() -> Generator[Template]:
                 process.kill()
 
 
-def read_store(plan: Plan, socket: Path) -> AuditReport:
+def read_store(plan: Plan, url: str) -> AuditReport:
     """The books, read from outside, on a connection of its own."""
     settings = journal_settings(
         Config(url=plan.url, namespace=plan.namespace, partitions=plan.partitions, **plan.settings)
     )
 
     async def read() -> AuditReport:
-        async with RedisJournal.from_url(f"unix://{socket}", settings) as journal:
+        async with RedisJournal.from_url(url, settings) as journal:
             answer = await journal.execute([Audit(number) for number in range(plan.partitions)])
         return make_report([book for book in answer.results if isinstance(book, Audited)])
 

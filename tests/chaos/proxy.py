@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 from attrs import define, field
 
-__all__ = ("Fault", "Proxy", "frame_end", "run_proxy")
+__all__ = ("Fault", "Frames", "Proxy", "frame_end", "run_proxy")
 
 #: What happens to the call: it never arrives; its answer never arrives; it arrives twice and the second
 #: answer is the one that counts; its answer comes late; its answer never comes and nobody gets through.
@@ -100,7 +100,7 @@ class Proxy:
                     self._connections.discard(connection)
 
     async def _requests(self, connection: _Connection) -> None:
-        frames = _Frames(connection.client)
+        frames = Frames(connection.client)
         try:
             while (frame := await frames.receive()) is not None:
                 fate = self._fate(frame)
@@ -134,7 +134,7 @@ class Proxy:
             other.scope.cancel()
 
     async def _replies(self, connection: _Connection) -> None:
-        frames = _Frames(connection.server)
+        frames = Frames(connection.server)
         try:
             while (frame := await frames.receive()) is not None:
                 # A push answers nobody.
@@ -151,7 +151,9 @@ class Proxy:
 
 
 @define(eq=False)
-class _Frames:
+class Frames:
+    """The frames that come out of a stream."""
+
     stream: SocketStream
     _data: bytearray = field(factory=bytearray, init=False)
 

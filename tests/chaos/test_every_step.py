@@ -57,7 +57,7 @@ def test_crash_at_every_call(where: str, template: Template, server: Server, tmp
         status = worker.wait()
         assert status == -signal.SIGKILL, f"call {call} did not happen ({status})\n{worker.log()}"
         if call > FIRST_CALLS:
-            in_turn += read_store(plan, server.socket_path).dispatched > 0
+            in_turn += read_store(plan, server.url).dispatched > 0
         verdict = _finish(plan, call, where)
         again += verdict.again
         letters += verdict.dead_letters

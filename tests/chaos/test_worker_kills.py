@@ -57,7 +57,7 @@ def test_kills(part: int, template: Template, store: Path) -> None:
         worker.kill()
         record = read_record(files_of(store))
         assert record is not None
-        report = read_store(plan, Path(record.socket_path))
+        report = read_store(plan, f"unix://{record.socket_path}")
         assert report.is_balanced, report.problems
         in_turn += report.dispatched > 0
         in_flight += report.dispatched

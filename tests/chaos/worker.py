@@ -40,6 +40,8 @@ class Job:
     sends: bool = True
     #: Whether another worker runs that may own the partitions.
     joins: bool = False
+    #: Those of the plan's clients that it runs; all where None.
+    clients: list[int] | None = None
 
     def encode(self) -> dict[str, Any]:
         from attrs import asdict
@@ -111,14 +113,23 @@ async def work(job: Job, began_s: float) -> None:
         if not job.joins:
             await wait_ownership(plan, system)
         say(plan, ready_s=time.monotonic() - began_s)
-        clients = Clients(plan, system, job.outages)
+        for event in ("store-lost", "store-back"):
+            system.listen(event, lambda health: say(plan, store=health.event, reason=health.reason))
+        clients = Clients(plan, system, job.outages, only=job.clients)
         clients.on_interrupted = partial(say, plan, heard="interrupted")
         async with anyio.create_task_group() as group:
-            group.start_soon(stop_at_signal, plan, clients)
-            group.start_soon(wait_ownership, plan, system)
-            if job.sends:
-                await clients.run()
-            if job.sends and plan.places:
+            if job.clients is None:
+                group.start_soon(stop_at_signal, plan, clients)
+                group.start_soon(wait_ownership, plan, system)
+                if job.sends:
+                    await clients.run()
+            else:
+                group.start_soon(report_ownership, plan, system)
+                async with anyio.create_task_group() as both:
+                    both.start_soon(stop_at_signal, plan, clients)
+                    await clients.run()
+                    say(plan, silent=True)
+            if job.clients is not None or (job.sends and plan.places):
                 group.cancel_scope.cancel()
         say(plan, told=dict(clients.told))
 
@@ -130,13 +141,25 @@ async def wait_ownership(plan: Plan, system: ActorSystem) -> None:
     say(plan, owns_at_s=time.monotonic())
 
 
+async def report_ownership(plan: Plan, system: ActorSystem) -> None:
+    """Say how many partitions are this process's, whenever that changes."""
+    owned = -1
+    while True:
+        now = system.statistics().owned_partitions
+        if now != owned:
+            owned = now
+            say(plan, owned=owned)
+        await anyio.sleep(0.02)
+
+
 async def stop_at_signal(plan: Plan, clients: Clients) -> None:
-    """SIGTERM: the clients end what they are at, and the process leaves in good order."""
-    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _ in signals:
+    """SIGUSR1: the clients end what they are at. SIGTERM: and then the process leaves in good order."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+        async for number in signals:
             clients.stop = True
-            say(plan, stopping=True)
-            break
+            if number == signal.SIGTERM:
+                say(plan, stopping=True)
+                break
 
 
 def child(job: Job) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,12 @@ class Clients:
     told: Counter[str] = field(factory=Counter)
     #: Called when an ask is told that its message was interrupted.
     on_interrupted: Callable[[], None] | None = None
+    #: Those of the plan's clients that run here; all where None. Each may run in one process only.
+    only: Sequence[int] | None = None
 
     async def run(self) -> None:
         async with anyio.create_task_group() as group:
-            for client in range(self.plan.clients):
+            for client in range(self.plan.clients) if self.only is None else self.only:
                 group.start_soon(self._run_one, client)
 
     async def _run_one(self, client: int) -> None:

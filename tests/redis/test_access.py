@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import redis
 
 from atomic_actors import ActorSystem, Config, HandlerFailed, StoreIncompatible, SystemFailed
 from atomic_actors.journal._redis_link import ACL_RULES
+from tests.chaos.network import run_network
 from tests.servers import Kind, Server, start_server
 from tests.system.support import Break, Desk, Read, Send, Stage, Work, Write, desk, unlike, until
 
@@ -120,3 +123,75 @@ async def test_a_missing_right_is_named(kind: Kind, namespace: str, tmp_path: Pa
         assert isinstance(cause, StoreIncompatible)
         assert "the store's user may not do this" in str(cause)
         assert str(cause).endswith(f"it needs {ACL_RULES}")
+
+
+# --- told once, and not tried for ever -------------------------------------------------------------------
+
+#: The journal, the lease keeper and the listeners may each have tried, and once more.
+CONNECTIONS_MAX = 12
+
+
+def warnings_of(log: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in log.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_wrong_password(kind: Kind, namespace: str, tmp_path: Path) -> None:
+    with server_with_user(kind, tmp_path, namespace) as server, run_network(server.port) as network:
+        url = network.url.replace("127", "app:wrong@127", 1)
+        with pytest.raises(StoreIncompatible, match="needs another user or password"):
+            async with new_system(url, namespace, Desk.using(stage=Stage())):
+                raise AssertionError("entered")
+        assert network.opened == 1
+        assert "wrong" not in str(server.log)
+
+
+@pytest.mark.parametrize("what", ["password", "right"])
+async def test_taken_away_while_it_runs(
+    kind: Kind, what: str, namespace: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with server_with_user(kind, tmp_path, namespace) as server, run_network(server.port) as network:
+        opened = 0
+
+        async def run() -> None:
+            nonlocal opened
+            url = network.url.replace("127", "app:secret@127", 1)
+            async with new_system(url, namespace, Desk.using(stage=Stage())) as system:
+                assert await system.ask(desk(), Work("a")) == "a"
+                opened = network.opened
+                if what == "right":
+                    server.call("ACL", "SETUSER", "app", "-fcall")
+                else:
+                    server.call("ACL", "SETUSER", "app", "resetpass", ">another")
+                    for sort in ("normal", "pubsub"):
+                        server.call("CLIENT", "KILL", "TYPE", sort)
+                await anyio.sleep_forever()
+
+        with anyio.fail_after(15), pytest.raises(SystemFailed) as failed:
+            await run()
+        assert isinstance(failed.value.__cause__, StoreIncompatible)
+        assert network.opened - opened <= CONNECTIONS_MAX
+        assert len(warnings_of(caplog)) <= 5, warnings_of(caplog)
+
+
+async def test_a_right_to_listen_is_missed_once(
+    kind: Kind, namespace: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Replies and doorbells are only hints: without them it works, and is slower."""
+    caplog.set_level(logging.WARNING)
+    with (
+        server_with_user(kind, tmp_path, namespace, "+@pubsub") as server,
+        run_network(server.port) as network,
+    ):
+        url = network.url.replace("127", "app:secret@127", 1)
+        async with new_system(url, namespace, Desk.using(stage=Stage())) as owner:
+            async with new_system(url, namespace) as sender:
+                assert await sender.ask(desk(), Work("remote")) == "remote"
+                assert await owner.ask(desk(), Work("here")) == "here"
+                opened = network.opened
+                # Three listeners, once a second at the most.
+                await anyio.sleep(2)
+                assert network.opened - opened <= CONNECTIONS_MAX
+    told = warnings_of(caplog)
+    assert 1 <= len(told) <= 3, told
+    assert all("cannot listen at the store" in text and ACL_RULES in text for text in told)

@@ -181,7 +181,10 @@ async def test_everything_goes_over_tls(store: TlsServer, certificates: Certific
 
 
 async def test_a_certificate_that_nobody_vouches_for(store: TlsServer, namespace: str) -> None:
+    before = store.server.log.count("Error accepting a client connection")
     await refuse(store.url(), namespace, "CERTIFICATE_VERIFY_FAILED|certificate verify failed")
+    # Told at once, without another try.
+    assert store.server.log.count("Error accepting a client connection") - before <= 1
     async with new_system(store.url(ssl_cert_reqs="none"), namespace) as system:
         assert await system.ask(ADDER, Add(1)) == 1
 

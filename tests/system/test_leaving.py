@@ -122,7 +122,17 @@ class RateSource(Actor[None], kind="rate_source", durable=False):
         return 7
 
 
-async def test_a_turn_may_ask_while_it_leaves(new_system: NewSystem) -> None:
+class DurableRateSource(Actor[None], kind="durable_rate_source"):
+    @handler
+    async def rate(self, message: Rate) -> int:
+        return 7
+
+
+@pytest.mark.parametrize("partitions", [1, 16])
+@pytest.mark.parametrize("source", [RateSource, DurableRateSource])
+async def test_a_turn_may_ask_while_it_leaves(
+    source: type[RateSource | DurableRateSource], partitions: int, new_system: NewSystem
+) -> None:
     begun, gate = anyio.Event(), anyio.Event()
 
     class Asker(Actor[None], kind="asker"):
@@ -130,11 +140,11 @@ async def test_a_turn_may_ask_while_it_leaves(new_system: NewSystem) -> None:
         async def hold(self, message: Hold) -> int:
             begun.set()
             await gate.wait()
-            return await self.context.ask(RateSource.ref("one"), Rate())
+            return await self.context.ask(source.ref("one"), Rate())
 
     answers: list[int] = []
     async with anyio.create_task_group() as outside:
-        async with new_system(Asker, RateSource, drain_timeout_s=30) as system:
+        async with new_system(Asker, source, drain_timeout_s=30, partitions=partitions) as system:
 
             async def ask() -> None:
                 answers.append(await system.ask(Asker.ref("a"), Hold(), timeout_s=0))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from attrs import define
+from attrs import define, frozen
 from msgspec import Struct
 
 from atomic_actors.journal._protocol import (
@@ -26,6 +26,7 @@ __all__ = (
     "SPLIT_STEPS_MIN",
     "Batch",
     "Entry",
+    "GroupCommitStatistics",
     "OnResult",
     "answers_of",
     "belongs_to_owner",
@@ -41,6 +42,17 @@ OVERTAKEN_MAX: Final = 8
 SPLIT_STEPS_MIN: Final = 16
 
 OnResult = Callable[[Result | JournalUnavailable], None]
+
+
+@frozen
+class GroupCommitStatistics:
+    """Counters since the start, and what waits now."""
+
+    batches: int
+    steps: int
+    retries: int
+    pending: int
+    available: bool
 
 
 def size_of(step: Step) -> int:

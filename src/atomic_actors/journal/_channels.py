@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import anyio
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
-from coredis.exceptions import RedisError
+from coredis.exceptions import AuthorizationError, RedisError
 
 from atomic_actors._cells import clock_function
 from atomic_actors._errors import StoreIncompatible
@@ -24,13 +24,15 @@ from atomic_actors._store_url import StoreLocation
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._direct_connection import DirectConnection
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
-from atomic_actors.journal._redis_link import Connect, Link, ask, connector
+from atomic_actors.journal._redis_link import Connect, Link, ask, connector, explain
 from atomic_actors.journal._redis_wire import Wire
 
 __all__ = ("RedisChannels",)
 
 RECONNECT_DELAY_FIRST_S: Final = 0.05
 RECONNECT_DELAY_MAX_S: Final = 1.0
+#: After a refusal: the next answer is the same, until somebody has changed the user's rights.
+REFUSED_DELAY_S: Final = 5.0
 #: A connection that is silent for so long is asked whether it is still there.
 HEARTBEAT_S: Final = 5.0
 #: Pushes that wait while the store is away; more are dropped.
@@ -290,7 +292,9 @@ class RedisChannels:
     ) -> None:
         assert self._task_group is not None, "enter the channels with `async with` first"
         delay_s = RECONNECT_DELAY_FIRST_S
+        refused = False
         while True:
+            error: Exception | None = None
             try:
                 connection = await link.open(self._task_group)
                 if isinstance(connection, DirectConnection):
@@ -298,15 +302,20 @@ class RedisChannels:
                 subscribe(connection)
                 # An error to the subscription has no request of its own, so it becomes the answer to this.
                 await self._check(connection)
-                delay_s = RECONNECT_DELAY_FIRST_S
+                delay_s, refused = RECONNECT_DELAY_FIRST_S, False
                 await self._read_pushes(connection, on_push)
-            except (RedisError, JournalUnavailable, TimeoutError) as error:
+            except AuthorizationError as denied:
+                error = explain(denied, sent=True)
+            except (RedisError, JournalUnavailable, StoreIncompatible, TimeoutError) as ended:
+                error = ended
+            if isinstance(error, StoreIncompatible) and not refused:
+                refused = True  # once, however often it is tried
+                logger.warning("cannot listen at the store, replies and doorbells are late: %s", error)
+            elif error is not None:
                 logger.debug("a listening connection to the store ended: %s", error)
-            except StoreIncompatible as error:
-                logger.warning("cannot listen at the store: %s", error)
             link.close("it is of no use any more")
             on_end()
-            await anyio.sleep(delay_s)
+            await anyio.sleep(REFUSED_DELAY_S if refused else delay_s)
             delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
 
     async def _check(self, connection: BaseConnection) -> None:

@@ -20,7 +20,7 @@ from typing import Final, Self
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import define, field, frozen
+from attrs import define, field
 from msgspec.structs import replace
 
 from atomic_actors._cells import Cell, cell_factory, clock_function
@@ -30,6 +30,7 @@ from atomic_actors.journal._batches import (
     SPLIT_STEPS_MIN,
     Batch,
     Entry,
+    GroupCommitStatistics,
     OnResult,
     answers_of,
     belongs_to_owner,
@@ -67,17 +68,6 @@ QUICKEST_MIN_S: Final = 0.00005
 
 def _ignore(_: object) -> None:
     """The answer was the question."""
-
-
-@frozen
-class GroupCommitStatistics:
-    """Counters since the start, and what waits now."""
-
-    batches: int
-    steps: int
-    retries: int
-    pending: int
-    available: bool
 
 
 @define(eq=False)
@@ -149,9 +139,9 @@ class GroupCommit:
     _retries: int = field(default=0, init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     _stack: AsyncExitStack = field(factory=AsyncExitStack, init=False)
-    #: Called with each answer's time and round trip, and on each change of `available`.
+    #: Called with each answer's time; and on each change of `available`, with the reason where it is False now.
     on_answer: Callable[[int], None] | None = field(default=None, init=False)
-    on_availability: Callable[[bool], None] | None = field(default=None, init=False)
+    on_availability: Callable[[bool, str], None] | None = field(default=None, init=False)
     #: Called if a flusher ends by an error of ours, or the store turns out to be another one; without
     #: it such an error leaves through the task group.
     on_crash: Callable[[BaseException], None] | None = field(default=None, init=False)
@@ -542,7 +532,7 @@ class GroupCommit:
         if self._failures == self.failure_threshold:
             self.warn(f"the store does not answer: {error}")
             if self.on_availability is not None:
-                self.on_availability(False)
+                self.on_availability(False, str(error))
         if self._failures >= self.failure_threshold:
             self._refuse_unsent(batch, error)
             if not batch:
@@ -561,7 +551,7 @@ class GroupCommit:
         if not was_available:
             self.warn("the store answers again")
             if self.on_availability is not None:
-                self.on_availability(True)
+                self.on_availability(True, "")
 
     def _tell_drained(self) -> None:
         waiting, self._drained = self._drained, []

@@ -143,12 +143,12 @@ class LanedCommit(GroupCommit):
             if self.on_answer is not None:
                 self.on_answer(now_ms)
 
-    def _lane_changed(self, _: bool) -> None:
+    def _lane_changed(self, _: bool, reason: str) -> None:
         available = self.available
         if available != self._was_available:
             self._was_available = available
             if self.on_availability is not None:
-                self.on_availability(available)
+                self.on_availability(available, reason)
 
     def _lane_crashed(self, error: BaseException) -> None:
         if self.on_crash is None:

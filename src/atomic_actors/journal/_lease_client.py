@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
+from atomic_actors._errors import StoreIncompatible
 from atomic_actors.journal._replication import Replication
 
 __all__ = ("RedisLeaseClient",)
@@ -69,6 +71,7 @@ class RedisLeaseClient:
         """Renew; False for each claim that is not the current one.
 
         Raises:
+            StoreIncompatible: it wants another user or password, or this one may not renew.
             redis.RedisError: the store gave no usable answer, or none that counts.
         """
         keys = [self._lease_key(partition) for partition in partitions]
@@ -79,6 +82,8 @@ class RedisLeaseClient:
             # Another server is the primary now, perhaps under the same name.
             self.close()
             raise
+        except (AuthenticationError, NoPermissionError) as error:
+            raise StoreIncompatible(f"the store does not let this user renew leases: {error}") from error
         if self._where() != self._url:
             raise redis.ConnectionError("there is another primary since the renewal was sent")
         return [int(answer) >= 0 for answer in answers]

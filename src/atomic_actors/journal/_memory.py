@@ -131,8 +131,7 @@ class MemoryJournal:
         self.on_bell = on_bell
         self._settings = settings
         self._clock_ms = now_ms if now_ms is not None else _wall_clock_ms
-        self._highest_ms = 0
-        self._entered = 0
+        self._highest_ms = self._entered = 0
         self._partitions: dict[int, Partition] = {}
         self._bells: list[tuple[int, str]] = []
         #: The nodes that use this store.
@@ -571,9 +570,9 @@ class MemoryJournal:
     def _claim(
         self, partition: Partition, step: ClaimPartition, now_ms: int
     ) -> Claimed | LeaseHeld | Rejected:
+        lease = partition.lease
         if not step.claim:
             return bad_step("claim: must not be empty")
-        lease = partition.lease
         if lease.claim != step.claim:
             expected = (step.expected_claim, step.expected_renewals)
             if lease.claim and (lease.claim, lease.renewals) != expected:

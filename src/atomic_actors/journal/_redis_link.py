@@ -7,8 +7,10 @@ only when an answer does not come in time.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -76,6 +78,18 @@ _STREAMS: Final[tuple[type[Any], ...]] = (MemoryObjectSendStream, MemoryObjectRe
 #: Makes a connection that is not open yet. Asynchronous, because a Sentinel has to be asked where to.
 Connect = Callable[[], Awaitable[BaseConnection]]
 Argument = bytes | str | int
+
+#: Set in the tasks of our connections.
+_is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
+
+
+def _is_others(_: logging.LogRecord) -> bool:
+    return not _is_ours.get()
+
+
+# The driver writes a traceback for each connection that does not come about: in an outage, one with every try.
+# Our own log says once what is wrong.
+logging.getLogger("coredis").addFilter(_is_others)
 
 
 def tls_context(location: StoreLocation) -> ssl.SSLContext:
@@ -273,6 +287,7 @@ class Link:
         self, connection: BaseConnection, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         started = False
+        _is_ours.set(True)
         scope, shielded = anyio.CancelScope(), self._shielded
         self._scopes[connection] = scope
 
