@@ -22,7 +22,11 @@ from atomic_actors.journal._protocol import (
 )
 
 __all__ = (
+    "CONTENDED_TIMES",
     "OVERTAKEN_MAX",
+    "QUICKEST_FADE",
+    "QUICKEST_MIN_S",
+    "RETRY_DELAY_FIRST_S",
     "SPLIT_STEPS_MIN",
     "Batch",
     "Entry",
@@ -40,6 +44,15 @@ STEP_OVERHEAD_BYTES: Final = 256
 OVERTAKEN_MAX: Final = 8
 #: Batches are not made smaller than this for the sake of having several on their way.
 SPLIT_STEPS_MIN: Final = 16
+
+#: How many times later than the quickest one an answer comes where others use the store, too.
+CONTENDED_TIMES: Final = 4.0
+#: By how much the quickest answer is forgotten with every small batch.
+QUICKEST_FADE: Final = 1.001
+#: No answer counts as quicker: a clock may be coarse.
+QUICKEST_MIN_S: Final = 0.00005
+#: How soon a batch without a usable answer is sent again, at first.
+RETRY_DELAY_FIRST_S: Final = 0.02
 
 OnResult = Callable[[Result | JournalUnavailable], None]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from math import inf
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -26,7 +26,11 @@ from msgspec.structs import replace
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._batches import (
+    CONTENDED_TIMES,
     OVERTAKEN_MAX,
+    QUICKEST_FADE,
+    QUICKEST_MIN_S,
+    RETRY_DELAY_FIRST_S,
     SPLIT_STEPS_MIN,
     Batch,
     Entry,
@@ -56,14 +60,6 @@ from atomic_actors.journal._protocol import (
 )
 
 __all__ = ("GroupCommit", "GroupCommitStatistics")
-
-RETRY_DELAY_FIRST_S: Final = 0.02
-#: How many times later than the quickest one an answer comes where others use the store, too.
-CONTENDED_TIMES: Final = 4.0
-#: By how much the quickest answer is forgotten with every small batch.
-QUICKEST_FADE: Final = 1.001
-#: No answer counts as quicker: a clock may be coarse.
-QUICKEST_MIN_S: Final = 0.00005
 
 
 def _ignore(_: object) -> None:
