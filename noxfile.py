@@ -82,7 +82,8 @@ def tests(session: nox.Session) -> None:
 def tests_all(session: nox.Session) -> None:
     """The tests on every supported Python that this machine has."""
     session.install("--editable", EXTRAS)
-    session.run("pytest", "tests", *without(*APART), *session.posargs)
+    # Here also those modes of the conformance suite that add little but time.
+    session.run("pytest", "tests", *without(*APART), *session.posargs, env={"ATOMIC_ACTORS_ALL_MODES": "1"})
 
 
 @nox.session

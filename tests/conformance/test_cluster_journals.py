@@ -7,7 +7,9 @@ import pytest
 from atomic_actors.journal._protocol import JournalSettings
 from atomic_actors.journal._redis_cluster import ClusterJournal
 from atomic_actors.testing import JournalSuite, Subject
+from atomic_actors.testing._journal_probe import OpenProbe, probe_opener
 from tests.cluster_servers import Cluster
+from tests.conformance.modes import SLOW_STORE_MODES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -23,3 +25,7 @@ class TestOverClusters(JournalSuite):
         kind = "valkey" if anyio_backend_name == "asyncio" else "redis"
         cluster: Cluster = request.getfixturevalue(f"{kind}_cluster")
         return Subject(lambda settings: open_cluster(cluster, settings))
+
+    @pytest.fixture(params=SLOW_STORE_MODES)
+    def open_probe(self, request: pytest.FixtureRequest, subject: Subject) -> OpenProbe:
+        return probe_opener(subject, request.param)

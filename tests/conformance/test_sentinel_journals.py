@@ -12,6 +12,8 @@ from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._replication import Replication
 from atomic_actors.journal._sentinel import Primary
 from atomic_actors.testing import JournalSuite, Subject
+from atomic_actors.testing._journal_probe import OpenProbe, probe_opener
+from tests.conformance.modes import SLOW_STORE_MODES
 from tests.sentinel_servers import Watched, start_watched
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -38,3 +40,7 @@ class TestOverSentinel(JournalSuite):
                 Primary(location, warn_asynchronous=False).connect, settings, replication=Replication(1, 1.0)
             )
         )
+
+    @pytest.fixture(params=SLOW_STORE_MODES)
+    def open_probe(self, request: pytest.FixtureRequest, subject: Subject) -> OpenProbe:
+        return probe_opener(subject, request.param)
