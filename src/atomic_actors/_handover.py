@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import anyio
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from atomic_actors._errors import DrainTimeout, NotSupported, UnknownNode
 from atomic_actors._exchange import Exchange
@@ -94,6 +94,8 @@ class Handover:
     exchange: Exchange | None
     drain_timeout_s: float
     clock: Callable[[], float]
+    #: Partitions that are being released: nothing without a journal begins there any more.
+    releasing: set[int] = field(factory=set[int], init=False)
 
     @property
     def _directory(self) -> Directory | None:
@@ -139,8 +141,18 @@ class Handover:
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
+        self.releasing.add(partition)
+        try:
+            await self._release(partition)
+        finally:
+            self.releasing.discard(partition)
+
+    async def _release(self, partition: int) -> None:
         with anyio.move_on_after(SETTLE_LIMIT_S) as limit:
             await self.supervisor.end_partition(partition)
+            # The store does not fence it: what runs longer than it may must not run beside the next owner's.
+            self.volatile.lost(partition)
+            await self.volatile.wait_ended(partition)
             try:
                 if not await self.membership.release(partition, self.supervisor.settle_swept):
                     self.membership.lose(partition, "it could not be released")

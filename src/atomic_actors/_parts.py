@@ -105,7 +105,7 @@ class Parts:
         self.volatile = VolatileKinds(
             self.new_cell,
             self.clock,
-            self.membership.is_valid,
+            self._runs_volatile,
             config.max_activations,
             config.max_outbox_messages,
         )
@@ -223,7 +223,7 @@ class Parts:
             return None, None
 
         def claim_of(partition: int) -> str:
-            return membership.claims[partition] if membership.is_valid(partition) else ""
+            return membership.claims[partition] if self._runs_volatile(partition) else ""
 
         def node_of(owner: bytes) -> str:
             identity = NodeIdentity.decode(owner)
@@ -248,6 +248,9 @@ class Parts:
             self.config.accept_timeout_s,
         )
         return host, routes
+
+    def _runs_volatile(self, partition: int) -> bool:
+        return self.membership.is_valid(partition) and partition not in self.handover.releasing
 
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
