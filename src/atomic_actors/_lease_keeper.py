@@ -71,6 +71,17 @@ def _process_start_time(pid: int) -> str:
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there, of another user, of which /proc does not tell us (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
 @frozen
 class NodeIdentity:
     """Which process a node is, so that its successors on the same host can tell that it is dead."""
@@ -137,7 +148,8 @@ class NodeIdentity:
             return False
         if other.pid == self.pid and other.start_time == self.start_time:
             return other.node_id not in _live_nodes
-        return _process_start_time(other.pid) != other.start_time
+        start_time = _process_start_time(other.pid)
+        return start_time != other.start_time if start_time else not _is_hidden(other.pid)
 
 
 class LeaseClient(Protocol):
