@@ -424,7 +424,8 @@ class Membership:
         for _ in range(RELEASE_TRIES):
             result = await self.journal.request(Release(partition, claim))
             if not isinstance(result, Rejected):
-                self._forget(partition)
+                if self.claims[partition] == claim:  # it may have been lost, and claimed anew, meanwhile
+                    self._forget(partition)
                 return isinstance(result, Released)
             left = await self.journal.request(Sweep(partition, claim))
             if isinstance(left, Swept):
