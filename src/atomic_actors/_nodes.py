@@ -126,6 +126,8 @@ class Nodes:
     lease_ttl_s: float
     same_host_takeover: bool
     _peers: dict[str, Peer] = field(factory=dict[str, Peer], init=False)
+    #: This node has taken itself off: a look that was under way must not bring it back.
+    _has_left: bool = field(default=False, init=False)
     _table: tuple[tuple[Candidate, ...], int, tuple[str, ...]] = field(default=((), 0, ()), init=False)
 
     @property
@@ -150,7 +152,7 @@ class Nodes:
         Raises:
             JournalUnavailable: the store gave no answer.
         """
-        if self.directory is None:
+        if self.directory is None or self._has_left:
             return
         self._observe(await self.directory.announce(self.node_id, self.record.encode()))
         for peer in list(self._peers.values()):
@@ -187,6 +189,7 @@ class Nodes:
         Raises:
             JournalUnavailable: the store gave no answer; the others see by themselves that it is gone.
         """
+        self._has_left = True
         if self.directory is not None:
             await self.directory.forget(self.node_id)
 

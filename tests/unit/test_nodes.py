@@ -67,3 +67,12 @@ async def test_a_node_that_announces_itself_reads_at_once() -> None:
     await node.announce()
     with anyio.fail_after(LEASE_S * 20):
         assert len(await node.read()) == 2
+
+
+async def test_who_has_left_does_not_come_back_by_a_late_look() -> None:
+    directory = MemoryDirectory()
+    node = nodes_of(directory)
+    await node.announce()
+    await node.leave()
+    await node.announce()
+    assert await directory.read() == ()
