@@ -91,9 +91,11 @@ class NodeIdentity:
     pid_namespace: str
     pid: int
     start_time: str
+    #: How long its own leases last, which others may have set to less; 0 where it did not say.
+    lease_ttl_s: float = 0.0
 
     @classmethod
-    def of_this_process(cls) -> NodeIdentity:
+    def of_this_process(cls, lease_ttl_s: float = 0.0) -> NodeIdentity:
         """A new identity for a node of this process."""
         try:
             pid_namespace = os.readlink("/proc/self/ns/pid")
@@ -108,6 +110,7 @@ class NodeIdentity:
             pid_namespace=pid_namespace,
             pid=pid,
             start_time=_process_start_time(pid),
+            lease_ttl_s=lease_ttl_s,
         )
 
     def retire(self) -> None:
@@ -123,6 +126,7 @@ class NodeIdentity:
                 "pidns": self.pid_namespace,
                 "pid": self.pid,
                 "start": self.start_time,
+                "lease": self.lease_ttl_s,
             },
             separators=(",", ":"),
         ).encode()
@@ -132,8 +136,10 @@ class NodeIdentity:
         """Read a stored form; None where it is not one (written by another version)."""
         try:
             plain = json.loads(data)
-            return cls(plain["node"], plain["boot"], plain["pidns"], int(plain["pid"]), plain["start"])
-        except (ValueError, KeyError, TypeError):
+            node_id, boot_id, pid_namespace = plain["node"], plain["boot"], plain["pidns"]
+            lease_ttl_s = float(plain.get("lease", 0))
+            return cls(node_id, boot_id, pid_namespace, int(plain["pid"]), plain["start"], lease_ttl_s)
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def knows_dead(self, other: NodeIdentity) -> bool:

@@ -82,7 +82,7 @@ class Parts:
         self._on_signal = on_signal
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
-        self.identity = NodeIdentity.of_this_process()
+        self.identity = NodeIdentity.of_this_process(config.lease_ttl_s)
         self.journal = self._gather(store.journal)
         self.keeper, self.membership = self._make_membership()
         self.router = Router(

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
@@ -191,3 +191,20 @@ async def test_a_late_release_leaves_a_newer_claim_alone() -> None:
         await membership.release(0, lambda partition, swept: None)
         assert node.log == ["claimed", "lost: late", "claimed"]
         assert membership.claims[0] not in ("", first)
+
+
+async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
+    async with owner() as node:
+        await node.membership.release_all()
+        identity = NodeIdentity.of_this_process(lease_ttl_s=LEASE_S * 4)
+        patient = evolve(identity, boot_id="elsewhere").encode()
+        claim = ClaimPartition(0, "other", patient)
+        assert isinstance((await node.store.execute([claim])).results[0], Claimed)
+        other = Node(node.store, node.journal)
+        await other.membership.look()
+        await anyio.sleep(LEASE_S * 1.2)
+        await other.membership.look()
+        assert other.log == []
+        await anyio.sleep(LEASE_S * 3)
+        await other.membership.look()
+        assert other.log == ["claimed"]
