@@ -159,6 +159,7 @@ class Handover:
             except JournalUnavailable as error:
                 self.membership.lose(partition, f"it could not be released: {error}")
             else:
+                self.supervisor.unhandled.lost(partition)
                 await self.tell_next(partition)
         if limit.cancelled_caught:
             self.membership.lose(partition, "a turn in it did not end")
@@ -201,7 +202,12 @@ class Handover:
                 self.exchange.push(node_id, ["claim", -1])
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
-        return sum(partition.node_id in node_ids for partition in await self.partitions())
+        # What a dead node has, it gives to nobody; and while all drain, nobody takes it either.
+        nodes = self.membership.nodes
+        await nodes.announce()  # the last look may be long ago
+        dead = {peer.node_id for peer in nodes.peers() if not nodes.is_live(peer)}
+        waited_for = set(node_ids) - dead
+        return sum(partition.node_id in waited_for for partition in await self.partitions())
 
     # Looking.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from atomic_actors import (
     ALL,
@@ -21,6 +21,7 @@ from atomic_actors import (
     UnknownNode,
     handler,
 )
+from atomic_actors.journal._protocol import ClaimPartition
 from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
 
 pytestmark = pytest.mark.anyio
@@ -205,6 +206,17 @@ async def test_no_volatile_turn_outlives_the_hand_over(new_system: NewSystem, st
             assert stage.running == 0
             stage.release("long")
         assert system.statistics().volatile_activations == 0
+
+
+async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, stage: Stage) -> None:
+    async with new_system() as sender:
+        parts: Any = vars(sender)["_parts"]
+        identity = evolve(parts.identity, node_id="dead", boot_id="elsewhere")
+        directory, record = parts.store.directory, evolve(parts.membership.nodes.record, identity=identity)
+        await directory.announce("dead", record.encode())
+        await parts.journal.execute([ClaimPartition(0, "claim", identity.encode())])
+        await sender.drain(ALL, timeout_s=SETTLE_S)
+        assert {owner.node_id for owner in await sender.partitions()} == {"dead", ""}
 
 
 async def test_there_is_no_such_node(new_system: NewSystem, stage: Stage) -> None:
