@@ -170,6 +170,8 @@ class Handover:
         owner = (await nodes.placement(self.membership.partitions))[partition]
         if self.exchange is not None and owner and owner != nodes.node_id:
             self.exchange.push(owner, ["claim", partition])
+        elif owner == nodes.node_id:
+            self.membership.look_soon()  # the table has changed back meanwhile
 
     # Asking others.
 

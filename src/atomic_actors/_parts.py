@@ -19,7 +19,7 @@ from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._contracts import contract_of
 from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._errors import AtomicActorsError, KindConflict
+from atomic_actors._errors import AtomicActorsError, KindConflict, StoreIncompatible
 from atomic_actors._handover import Handover
 from atomic_actors._kinds import Kind
 from atomic_actors._known_kinds import KnownKinds
@@ -449,7 +449,7 @@ class Parts:
         if self.journal.available:
             try:
                 await self.membership.nodes.announce()
-            except JournalUnavailable as error:
+            except (JournalUnavailable, StoreIncompatible) as error:
                 logger.info("the other nodes do not know that this one leaves: %s", error)
 
     async def _release(self) -> None:
@@ -459,7 +459,7 @@ class Parts:
             await self.membership.nodes.leave()
             for partition in freed:
                 await self.handover.tell_next(partition)
-        except JournalUnavailable as error:
+        except (JournalUnavailable, StoreIncompatible) as error:
             logger.warning("the partitions could not be released, their leases run out: %s", error)
 
     async def stop_keeper(self) -> None:

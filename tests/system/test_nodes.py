@@ -18,9 +18,11 @@ from atomic_actors import (
     AtomicActorsError,
     Command,
     DrainTimeout,
+    StoreIncompatible,
     UnknownNode,
     handler,
 )
+from atomic_actors._nodes import Nodes
 from atomic_actors.journal._protocol import ClaimPartition
 from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
 
@@ -217,6 +219,21 @@ async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, 
         await parts.journal.execute([ClaimPartition(0, "claim", identity.encode())])
         await sender.drain(ALL, timeout_s=SETTLE_S)
         assert {owner.node_id for owner in await sender.partitions()} == {"dead", ""}
+
+
+async def test_a_directory_that_refuses_does_not_keep_partitions(
+    new_system: NewSystem, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(nodes: Nodes) -> None:
+        raise StoreIncompatible("the store's user may not do this")
+
+    async with node(new_system, stage, lease_ttl_s=60.0) as first:
+        await owns(first, PARTITIONS)
+        monkeypatch.setattr(Nodes, "announce", refuse)
+        monkeypatch.setattr(Nodes, "leave", refuse)
+    monkeypatch.undo()
+    async with new_system(partitions=PARTITIONS) as sender:
+        assert {owner.node_id for owner in await sender.partitions()} == {""}
 
 
 async def test_there_is_no_such_node(new_system: NewSystem, stage: Stage) -> None:
