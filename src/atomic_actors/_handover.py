@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import anyio
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from atomic_actors._errors import DrainTimeout, NotSupported, UnknownNode
 from atomic_actors._exchange import Exchange
@@ -94,6 +94,8 @@ class Handover:
     exchange: Exchange | None
     drain_timeout_s: float
     clock: Callable[[], float]
+    #: Partitions that are being released: nothing without a journal begins there any more.
+    releasing: set[int] = field(factory=set[int], init=False)
 
     @property
     def _directory(self) -> Directory | None:
@@ -139,14 +141,25 @@ class Handover:
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
+        self.releasing.add(partition)
+        try:
+            await self._release(partition)
+        finally:
+            self.releasing.discard(partition)
+
+    async def _release(self, partition: int) -> None:
         with anyio.move_on_after(SETTLE_LIMIT_S) as limit:
             await self.supervisor.end_partition(partition)
+            # The store does not fence it: what runs longer than it may must not run beside the next owner's.
+            self.volatile.lost(partition)
+            await self.volatile.wait_ended(partition)
             try:
                 if not await self.membership.release(partition, self.supervisor.settle_swept):
                     self.membership.lose(partition, "it could not be released")
             except JournalUnavailable as error:
                 self.membership.lose(partition, f"it could not be released: {error}")
             else:
+                self.supervisor.unhandled.lost(partition)
                 await self.tell_next(partition)
         if limit.cancelled_caught:
             self.membership.lose(partition, "a turn in it did not end")
@@ -157,6 +170,8 @@ class Handover:
         owner = (await nodes.placement(self.membership.partitions))[partition]
         if self.exchange is not None and owner and owner != nodes.node_id:
             self.exchange.push(owner, ["claim", partition])
+        elif owner == nodes.node_id:
+            self.membership.look_soon()  # the table has changed back meanwhile
 
     # Asking others.
 
@@ -189,7 +204,12 @@ class Handover:
                 self.exchange.push(node_id, ["claim", -1])
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
-        return sum(partition.node_id in node_ids for partition in await self.partitions())
+        # What a dead node has, it gives to nobody; and while all drain, nobody takes it either.
+        nodes = self.membership.nodes
+        await nodes.announce()  # the last look may be long ago
+        dead = {peer.node_id for peer in nodes.peers() if not nodes.is_live(peer)}
+        waited_for = set(node_ids) - dead
+        return sum(partition.node_id in waited_for for partition in await self.partitions())
 
     # Looking.
 

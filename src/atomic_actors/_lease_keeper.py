@@ -71,6 +71,17 @@ def _process_start_time(pid: int) -> str:
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process is there, of another user, of which /proc does not tell us (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
 @frozen
 class NodeIdentity:
     """Which process a node is, so that its successors on the same host can tell that it is dead."""
@@ -80,9 +91,11 @@ class NodeIdentity:
     pid_namespace: str
     pid: int
     start_time: str
+    #: How long its own leases last, which others may have set to less; 0 where it did not say.
+    lease_ttl_s: float = 0.0
 
     @classmethod
-    def of_this_process(cls) -> NodeIdentity:
+    def of_this_process(cls, lease_ttl_s: float = 0.0) -> NodeIdentity:
         """A new identity for a node of this process."""
         try:
             pid_namespace = os.readlink("/proc/self/ns/pid")
@@ -97,6 +110,7 @@ class NodeIdentity:
             pid_namespace=pid_namespace,
             pid=pid,
             start_time=_process_start_time(pid),
+            lease_ttl_s=lease_ttl_s,
         )
 
     def retire(self) -> None:
@@ -112,6 +126,7 @@ class NodeIdentity:
                 "pidns": self.pid_namespace,
                 "pid": self.pid,
                 "start": self.start_time,
+                "lease": self.lease_ttl_s,
             },
             separators=(",", ":"),
         ).encode()
@@ -121,8 +136,10 @@ class NodeIdentity:
         """Read a stored form; None where it is not one (written by another version)."""
         try:
             plain = json.loads(data)
-            return cls(plain["node"], plain["boot"], plain["pidns"], int(plain["pid"]), plain["start"])
-        except (ValueError, KeyError, TypeError):
+            node_id, boot_id, pid_namespace = plain["node"], plain["boot"], plain["pidns"]
+            lease_ttl_s = float(plain.get("lease", 0))
+            return cls(node_id, boot_id, pid_namespace, int(plain["pid"]), plain["start"], lease_ttl_s)
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def knows_dead(self, other: NodeIdentity) -> bool:
@@ -137,7 +154,8 @@ class NodeIdentity:
             return False
         if other.pid == self.pid and other.start_time == self.start_time:
             return other.node_id not in _live_nodes
-        return _process_start_time(other.pid) != other.start_time
+        start_time = _process_start_time(other.pid)
+        return start_time != other.start_time if start_time else not _is_hidden(other.pid)
 
 
 class LeaseClient(Protocol):

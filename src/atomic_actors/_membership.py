@@ -169,7 +169,7 @@ class Membership:
         """
         await self.nodes.announce()
         for seen in self._seen.values():
-            if seen.holder is not None and elapsed_s(seen.since) >= self.lease_ttl_s:
+            if seen.holder is not None and self._left_s(seen) <= 0:
                 self.nodes.suspect(seen.holder.node_id)
         table = await self.nodes.placement(self.partitions)
         claim = os.urandom(8).hex()
@@ -266,7 +266,7 @@ class Membership:
         """Return when it is time for the next look: soon where a lease ends, or somebody asks for it."""
         wait_s = self.lease_ttl_s / LOOKS_A_LEASE
         for seen in self._seen.values():
-            left_s = self.lease_ttl_s - elapsed_s(seen.since)
+            left_s = self._left_s(seen)
             if left_s > 0:
                 wait_s = min(wait_s, left_s)
         await anyio.sleep(LOOK_PAUSE_S)
@@ -316,8 +316,13 @@ class Membership:
         if seen is None:
             return "", 0
         is_dead = seen.holder is not None and self.nodes.knows_dead(seen.holder)
-        may_be_taken = seen.is_ours or is_dead or elapsed_s(seen.since) >= self.lease_ttl_s
+        may_be_taken = seen.is_ours or is_dead or self._left_s(seen) <= 0
         return (seen.claim, seen.renewals) if may_be_taken else ("", 0)
+
+    def _left_s(self, seen: _Seen) -> float:
+        """How long somebody's lease may last yet: as long as ours, or as its holder says, if that is longer."""
+        said_s = seen.holder.lease_ttl_s if seen.holder is not None else 0.0
+        return max(self.lease_ttl_s, said_s) - elapsed_s(seen.since)
 
     def _observe(self, partition: int, held: LeaseHeld | LeaseState) -> None:
         if not held.claim:
@@ -424,7 +429,8 @@ class Membership:
         for _ in range(RELEASE_TRIES):
             result = await self.journal.request(Release(partition, claim))
             if not isinstance(result, Rejected):
-                self._forget(partition)
+                if self.claims[partition] == claim:  # it may have been lost, and claimed anew, meanwhile
+                    self._forget(partition)
                 return isinstance(result, Released)
             left = await self.journal.request(Sweep(partition, claim))
             if isinstance(left, Swept):

@@ -93,7 +93,7 @@ class NodeRecord:
             )
         except (ValueError, KeyError, TypeError):
             return None
-        return record if record.weight > 0 else None
+        return record if 0 < record.weight < float("inf") else None
 
 
 @define(eq=False)
@@ -126,6 +126,8 @@ class Nodes:
     lease_ttl_s: float
     same_host_takeover: bool
     _peers: dict[str, Peer] = field(factory=dict[str, Peer], init=False)
+    #: This node has taken itself off: a look that was under way must not bring it back.
+    _has_left: bool = field(default=False, init=False)
     _table: tuple[tuple[Candidate, ...], int, tuple[str, ...]] = field(default=((), 0, ()), init=False)
 
     @property
@@ -150,11 +152,11 @@ class Nodes:
         Raises:
             JournalUnavailable: the store gave no answer.
         """
-        if self.directory is None:
+        if self.directory is None or self._has_left:
             return
         self._observe(await self.directory.announce(self.node_id, self.record.encode()))
         for peer in list(self._peers.values()):
-            if elapsed_s(peer.since) >= FORGET_AFTER_LEASES * self.lease_ttl_s:
+            if not self.is_live(peer) and elapsed_s(peer.since) >= FORGET_AFTER_LEASES * self.lease_ttl_s:
                 await self.directory.forget(peer.node_id, peer.beats)
 
     async def read(self) -> Sequence[NodeEntry]:
@@ -187,6 +189,7 @@ class Nodes:
         Raises:
             JournalUnavailable: the store gave no answer; the others see by themselves that it is gone.
         """
+        self._has_left = True
         if self.directory is not None:
             await self.directory.forget(self.node_id)
 
@@ -220,14 +223,18 @@ class Nodes:
         return self.same_host_takeover and self.record.identity.knows_dead(identity)
 
     def suspect(self, node_id: str) -> None:
-        """A lease of a node has run out: it is dead until it is heard of again."""
+        """A lease of a node has run out: it is dead until it is heard of again.
+
+        Unless it was heard of just now: then it is this node that has not looked for long.
+        """
         peer = self._peers.get(node_id)
-        if peer is not None:
+        if peer is not None and elapsed_s(peer.since) >= self.lease_ttl_s / 2:
             peer.is_dead = True
 
     def is_live(self, peer: Peer) -> bool:
-        """Whether a node has announced itself within a lease."""
-        return not peer.is_dead and elapsed_s(peer.since) < self.lease_ttl_s
+        """Whether a node has announced itself within a lease: ours or its own, whichever is longer."""
+        said_s = peer.record.identity.lease_ttl_s if peer.record is not None else 0.0
+        return not peer.is_dead and elapsed_s(peer.since) < max(self.lease_ttl_s, said_s)
 
     def peers(self) -> list[Peer]:
         """The other nodes of the namespace, dead ones among them."""

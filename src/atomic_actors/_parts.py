@@ -19,7 +19,7 @@ from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._contracts import contract_of
 from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._errors import AtomicActorsError, KindConflict
+from atomic_actors._errors import AtomicActorsError, KindConflict, StoreIncompatible
 from atomic_actors._handover import Handover
 from atomic_actors._kinds import Kind
 from atomic_actors._known_kinds import KnownKinds
@@ -82,7 +82,7 @@ class Parts:
         self._on_signal = on_signal
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
-        self.identity = NodeIdentity.of_this_process()
+        self.identity = NodeIdentity.of_this_process(config.lease_ttl_s)
         self.journal = self._gather(store.journal)
         self.keeper, self.membership = self._make_membership()
         self.router = Router(
@@ -105,7 +105,7 @@ class Parts:
         self.volatile = VolatileKinds(
             self.new_cell,
             self.clock,
-            self.membership.is_valid,
+            self._runs_volatile,
             config.max_activations,
             config.max_outbox_messages,
         )
@@ -223,7 +223,7 @@ class Parts:
             return None, None
 
         def claim_of(partition: int) -> str:
-            return membership.claims[partition] if membership.is_valid(partition) else ""
+            return membership.claims[partition] if self._runs_volatile(partition) else ""
 
         def node_of(owner: bytes) -> str:
             identity = NodeIdentity.decode(owner)
@@ -248,6 +248,9 @@ class Parts:
             self.config.accept_timeout_s,
         )
         return host, routes
+
+    def _runs_volatile(self, partition: int) -> bool:
+        return self.membership.is_valid(partition) and partition not in self.handover.releasing
 
     def _wire(self) -> None:
         """Close the circles: parts that need each other."""
@@ -446,7 +449,7 @@ class Parts:
         if self.journal.available:
             try:
                 await self.membership.nodes.announce()
-            except JournalUnavailable as error:
+            except (JournalUnavailable, StoreIncompatible) as error:
                 logger.info("the other nodes do not know that this one leaves: %s", error)
 
     async def _release(self) -> None:
@@ -456,7 +459,7 @@ class Parts:
             await self.membership.nodes.leave()
             for partition in freed:
                 await self.handover.tell_next(partition)
-        except JournalUnavailable as error:
+        except (JournalUnavailable, StoreIncompatible) as error:
             logger.warning("the partitions could not be released, their leases run out: %s", error)
 
     async def stop_keeper(self) -> None:

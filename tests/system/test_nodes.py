@@ -8,8 +8,22 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import define, evolve, frozen
 
-from atomic_actors import ALL, ActorSystem, AskTimeout, DrainTimeout, UnknownNode
+from atomic_actors import (
+    ALL,
+    Actor,
+    ActorSystem,
+    AskTimeout,
+    AtomicActorsError,
+    Command,
+    DrainTimeout,
+    StoreIncompatible,
+    UnknownNode,
+    handler,
+)
+from atomic_actors._nodes import Nodes
+from atomic_actors.journal._protocol import ClaimPartition
 from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
 
 pytestmark = pytest.mark.anyio
@@ -156,6 +170,70 @@ async def test_what_does_not_end_in_time_is_interrupted(new_system: NewSystem, s
         await system.drain(ALL, timeout_s=SETTLE_S)
         (letter,) = await system.dead_letters.list()
         assert letter.reason == "interrupted"
+
+
+@define
+class Count:
+    number: int = 0
+
+
+@frozen
+class Bump(Command[int]):
+    word: str
+
+
+class Counter(Actor[Count], kind="counter", durable=False):
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @handler
+    async def bump(self, message: Bump) -> int:
+        await self.stage.visit(message.word)
+        self.state.number += 1
+        return self.state.number
+
+
+async def test_no_volatile_turn_outlives_the_hand_over(new_system: NewSystem, stage: Stage) -> None:
+    stage.hold("long")
+    async with new_system(Counter.using(stage=stage), drain_timeout_s=0.1) as system:
+        async with anyio.create_task_group() as task_group:
+
+            async def ask() -> None:
+                with pytest.raises(AtomicActorsError):
+                    await system.ask(Counter.ref("c"), Bump("long"))
+
+            task_group.start_soon(ask)
+            await stage.wait_for("long")
+            await system.drain(ALL, timeout_s=SETTLE_S)
+            assert stage.running == 0
+            stage.release("long")
+        assert system.statistics().volatile_activations == 0
+
+
+async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, stage: Stage) -> None:
+    async with new_system() as sender:
+        parts: Any = vars(sender)["_parts"]
+        identity = evolve(parts.identity, node_id="dead", boot_id="elsewhere")
+        directory, record = parts.store.directory, evolve(parts.membership.nodes.record, identity=identity)
+        await directory.announce("dead", record.encode())
+        await parts.journal.execute([ClaimPartition(0, "claim", identity.encode())])
+        await sender.drain(ALL, timeout_s=SETTLE_S)
+        assert {owner.node_id for owner in await sender.partitions()} == {"dead", ""}
+
+
+async def test_a_directory_that_refuses_does_not_keep_partitions(
+    new_system: NewSystem, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(nodes: Nodes) -> None:
+        raise StoreIncompatible("the store's user may not do this")
+
+    async with node(new_system, stage, lease_ttl_s=60.0) as first:
+        await owns(first, PARTITIONS)
+        monkeypatch.setattr(Nodes, "announce", refuse)
+        monkeypatch.setattr(Nodes, "leave", refuse)
+    monkeypatch.undo()
+    async with new_system(partitions=PARTITIONS) as sender:
+        assert {owner.node_id for owner in await sender.partitions()} == {""}
 
 
 async def test_there_is_no_such_node(new_system: NewSystem, stage: Stage) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
-from atomic_actors._lease_keeper import NEVER, LeaseKeeper, instant_now
+import pytest
+
+from atomic_actors import _lease_keeper
+from atomic_actors._lease_keeper import NEVER, LeaseKeeper, NodeIdentity, instant_now
 
 
 class HalfAnswered:
@@ -42,3 +46,24 @@ def test_what_is_not_known_keeps_its_instant() -> None:
     assert keeper.renewed[0] > before
     assert keeper.renewed[1] == NEVER
     assert keeper.renewed[2] == before
+
+
+def test_a_process_that_may_not_be_looked_at_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /proc is mounted with hidepid, or a service has ProtectProc=invisible."""
+    ours = NodeIdentity("a", "boot", "pid:[1]", os.getpid(), "1")
+    other = NodeIdentity("b", "boot", "pid:[1]", 4321, "1")
+
+    def hidden(pid: int) -> str:
+        return ""
+
+    def of_another_user(pid: int, number: int) -> None:
+        raise PermissionError
+
+    def gone(pid: int, number: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(_lease_keeper, "_process_start_time", hidden)
+    monkeypatch.setattr(os, "kill", of_another_user)
+    assert not ours.knows_dead(other)
+    monkeypatch.setattr(os, "kill", gone)
+    assert ours.knows_dead(other)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
@@ -23,7 +24,9 @@ from atomic_actors.journal._protocol import (
     Released,
     Renew,
     Renewed,
+    Result,
     Stale,
+    Step,
 )
 
 pytestmark = pytest.mark.anyio
@@ -167,3 +170,41 @@ async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
         assert node.log[-1] == "settled: True"
         claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]
         assert isinstance(claimed, Claimed | Released)
+
+
+async def test_a_late_release_leaves_a_newer_claim_alone() -> None:
+    async with owner() as node:
+        membership, first = node.membership, node.membership.claims[0]
+
+        class Late:
+            """The lease was lost while the release was on its way, and claimed anew before its answer was read."""
+
+            async def request(self, step: Step) -> Result:
+                result = (await node.store.execute([step])).results[0]
+                membership.lose(0, "late")
+                membership.journal = node.journal
+                await membership.look()
+                return result
+
+        late: Any = Late()
+        membership.journal = late
+        await membership.release(0, lambda partition, swept: None)
+        assert node.log == ["claimed", "lost: late", "claimed"]
+        assert membership.claims[0] not in ("", first)
+
+
+async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
+    async with owner() as node:
+        await node.membership.release_all()
+        identity = NodeIdentity.of_this_process(lease_ttl_s=LEASE_S * 4)
+        patient = evolve(identity, boot_id="elsewhere").encode()
+        claim = ClaimPartition(0, "other", patient)
+        assert isinstance((await node.store.execute([claim])).results[0], Claimed)
+        other = Node(node.store, node.journal)
+        await other.membership.look()
+        await anyio.sleep(LEASE_S * 1.2)
+        await other.membership.look()
+        assert other.log == []
+        await anyio.sleep(LEASE_S * 3)
+        await other.membership.look()
+        assert other.log == ["claimed"]

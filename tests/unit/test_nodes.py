@@ -45,6 +45,7 @@ async def test_a_bystander_does_not_wait_longer_than_it_must() -> None:
     directory = MemoryDirectory()
     live, bystander = nodes_of(directory, host="live"), nodes_of(directory, host="bystander")
     bystander.lease_ttl_s = LEASE_S * 20
+    await live.announce()
 
     async def announce() -> None:
         while True:
@@ -67,3 +68,32 @@ async def test_a_node_that_announces_itself_reads_at_once() -> None:
     await node.announce()
     with anyio.fail_after(LEASE_S * 20):
         assert len(await node.read()) == 2
+
+
+async def test_who_has_left_does_not_come_back_by_a_late_look() -> None:
+    directory = MemoryDirectory()
+    node = nodes_of(directory)
+    await node.announce()
+    await node.leave()
+    await node.announce()
+    assert await directory.read() == ()
+
+
+async def test_who_has_not_looked_for_long_takes_nobody_for_dead() -> None:
+    directory = MemoryDirectory()
+    live, node = nodes_of(directory, host="live"), nodes_of(directory)
+    await live.announce()
+    await node.announce()
+    await live.announce()
+    await node.announce()
+    node.suspect(live.node_id)
+    assert [node.is_live(peer) for peer in node.peers()] == [True]
+
+
+async def test_a_record_that_makes_no_sense_counts_for_nothing() -> None:
+    directory = MemoryDirectory()
+    strange, node = nodes_of(directory, host="strange"), nodes_of(directory)
+    strange.record = evolve(strange.record, weight=float("inf"))
+    await strange.announce()
+    await node.announce()
+    assert set(await node.placement(4)) == {node.node_id}
