@@ -412,7 +412,11 @@ class Sender:
 
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
-        call = self.calls.check(entity, message)
+        try:
+            call = self.calls.check(entity, message)
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
+            return
         if call is None:
             self.calls.outlets.run(partial(self._send_later, entity, message))
         else:
