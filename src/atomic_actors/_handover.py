@@ -139,14 +139,27 @@ class Handover:
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
+        if self.host is not None:
+            self.host.closing.add(partition)
+        try:
+            await self._end_and_release(partition)
+        finally:
+            if self.host is not None:
+                self.host.closing.discard(partition)
+
+    async def _end_and_release(self, partition: int) -> None:
         with anyio.move_on_after(SETTLE_LIMIT_S) as limit:
             await self.supervisor.end_partition(partition)
+            # What hung while it was drained, or came since: the next owner has copies of its own.
+            self.volatile.lost(partition)
+            await self.volatile.wait_ended(partition)
             try:
                 if not await self.membership.release(partition, self.supervisor.settle_swept):
                     self.membership.lose(partition, "it could not be released")
             except JournalUnavailable as error:
                 self.membership.lose(partition, f"it could not be released: {error}")
             else:
+                self.volatile.lost(partition)
                 await self.tell_next(partition)
         if limit.cancelled_caught:
             self.membership.lose(partition, "a turn in it did not end")
