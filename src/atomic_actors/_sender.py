@@ -450,9 +450,12 @@ class Sender:
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
         ref, unique, reply_type = locate_message(message)
+        self._check_keeps_results(ref)
+        return ref, unique, reply_type
+
+    def _check_keeps_results(self, ref: EntityRef) -> None:
         if self.calls.is_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
-        return ref, unique, reply_type
 
     def _check_not_leaving(self, ref: EntityRef, unique: str) -> None:
         """Of a message that was sent before, a system that is leaving knows nothing: not even that it never ran."""
@@ -474,6 +477,8 @@ class Sender:
             raise OutcomeUnknown(
                 f"what became of {message_id} could not be looked up: {error}", message_id=message_id
             ) from error
+        self._check_keeps_results(ref)
+        self._check_not_leaving(ref, unique)
         return journal, partition
 
     async def result(self, message: object, timeout_s: float | None) -> Any:

@@ -387,6 +387,9 @@ async def test_a_volatile_kind_of_another_service(town: Town) -> None:
         await sender.tell(Echo.ref("x"), Charge(2))
         with pytest.raises(NotSupported, match="kind 'echo' is volatile"):
             await sender.ask(Echo.ref("x"), Charge(1), key="k")
+        async with town.sender() as another:
+            with pytest.raises(NotSupported, match="kind 'echo' is volatile"):
+                await another.result(f"echo/x/{make_unique(1, 1)}")
 
 
 async def test_a_sender_fixes_no_partitions(town: Town) -> None:
