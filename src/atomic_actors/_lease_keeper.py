@@ -121,8 +121,8 @@ class NodeIdentity:
         """Read a stored form; None where it is not one (written by another version)."""
         try:
             plain = json.loads(data)
-            return cls(plain["node"], plain["boot"], plain["pidns"], int(plain["pid"]), plain["start"])
-        except (ValueError, KeyError, TypeError):
+            return cls(str(plain["node"]), plain["boot"], plain["pidns"], int(plain["pid"]), plain["start"])
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def knows_dead(self, other: NodeIdentity) -> bool:

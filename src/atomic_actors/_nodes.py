@@ -91,9 +91,9 @@ class NodeRecord:
                 str(plain["release"]),
                 bool(plain["draining"]),
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return None
-        return record if record.weight > 0 else None
+        return record if 0 < record.weight < float("inf") else None
 
 
 @define(eq=False)

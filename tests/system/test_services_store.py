@@ -15,7 +15,17 @@ from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import JournalUnavailable
 from tests.servers import start_server
 from tests.system.support import Stage, until
-from tests.system.test_services import INVOICE, Charge, Charges, NewInvoice, Order, Place, Total, Town, reads_of
+from tests.system.test_services import (
+    INVOICE,
+    Charge,
+    Charges,
+    NewInvoice,
+    Order,
+    Place,
+    Total,
+    Town,
+    reads_of,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import anyio
 import pytest
 from attrs import evolve
@@ -67,3 +70,21 @@ async def test_a_node_that_announces_itself_reads_at_once() -> None:
     await node.announce()
     with anyio.fail_after(LEASE_S * 20):
         assert len(await node.read()) == 2
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"weight": float("inf")},
+        {"weight": 10**400},
+        {"protocol": float("inf")},
+        {"identity": {"pid": float("inf")}},
+    ],
+)
+def test_records_of_other_versions(strange: dict[str, Any]) -> None:
+    """They are no candidates; least of all may one of them leave every partition to nobody."""
+    record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", [], 1.0)
+    plain = json.loads(record.encode())
+    assert NodeRecord.decode(json.dumps(plain).encode()) == record
+    identity = {**plain["identity"], **strange.pop("identity", {})}
+    assert NodeRecord.decode(json.dumps({**plain, **strange, "identity": identity}).encode()) is None
