@@ -148,6 +148,10 @@ class Calls:
         if message is None:
             message, target = target, target_of(cast("Message[Any]", target))
         entity = cast("EntityRef", target)
+        if not self.journal.available:
+            raise StoreUnavailable(
+                f"nothing was sent: kind {entity.kind!r} is not known here, and the store is away"
+            )
         limit_s = min(limit_s or self.config.accept_timeout_s, self.config.accept_timeout_s)
         try:
             with anyio.fail_after(limit_s):

@@ -59,8 +59,8 @@ class Exchange:
         Args:
             node_id: whose channel it goes to.
             frame: what it is, and the arguments.
-            on_sent: called once with how many nodes heard it: 0 means surely nobody, now or later; None that
-                this is not known. Must not raise.
+            on_sent: called once with how many nodes heard it: 0 means surely nobody, now or later; less that the
+                store has passed it on, to how many it does not say; None that nothing is known. Must not raise.
         """
         if node_id == self._node_id:
             if on_sent is not None:

@@ -160,6 +160,7 @@ class Handover:
                 self.membership.lose(partition, f"it could not be released: {error}")
             else:
                 self.supervisor.unhandled.lost(partition)
+                self.volatile.lost(partition)
                 await self.tell_next(partition)
         if limit.cancelled_caught:
             self.membership.lose(partition, "a turn in it did not end")

@@ -136,7 +136,7 @@ class NodeIdentity:
         """Read a stored form; None where it is not one (written by another version)."""
         try:
             plain = json.loads(data)
-            node_id, boot_id, pid_namespace = plain["node"], plain["boot"], plain["pidns"]
+            node_id, boot_id, pid_namespace = str(plain["node"]), plain["boot"], plain["pidns"]
             lease_ttl_s = float(plain.get("lease", 0))
             return cls(node_id, boot_id, pid_namespace, int(plain["pid"]), plain["start"], lease_ttl_s)
         except (ValueError, KeyError, TypeError, OverflowError):

@@ -500,7 +500,7 @@ class Router:
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)
             elif result.state == "unknown" and was_sent_before:
-                now_ms, ttl_ms = self.store_now_ms(), self.journal.settings.result_ttl_ms
+                now_ms, ttl_ms = self.store_now_ms(), pending.journal.settings.result_ttl_ms
                 pending.resolve(
                     unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
                 )

@@ -91,6 +91,11 @@ class Sender:
             return  # what was begun may still end well while the node is left
         raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
 
+    async def _look_up(self, target: object, message: object, limit_s: float = 0.0) -> Call:
+        call = await self.calls.look_up(target, message, limit_s)
+        self._check_running()  # the system may have been left meanwhile: no answer would come
+        return call
+
     # Sending.
 
     async def ask(
@@ -107,7 +112,7 @@ class Sender:
         if key is not None:
             check_key(key)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
-        call = self.calls.check(target, message) or await self.calls.look_up(target, message, timeout_s)
+        call = self.calls.check(target, message) or await self._look_up(target, message, timeout_s)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
@@ -124,7 +129,7 @@ class Sender:
     ) -> Any:
         """See `Context.ask`."""
         self._check_running()
-        call = self.calls.check(entity, message) or await self.calls.look_up(entity, message)
+        call = self.calls.check(entity, message) or await self._look_up(entity, message)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
         if call.is_volatile:
             return await self._ask_volatile(call, message, timeout_s, headers)
@@ -307,7 +312,7 @@ class Sender:
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
-        call = self.calls.check(target, message) or await self.calls.look_up(target, message)
+        call = self.calls.check(target, message) or await self._look_up(target, message)
         if call.is_volatile:
             if key is not None or expires_in_s is not None:
                 raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
@@ -359,7 +364,7 @@ class Sender:
         """See `ActorSystem.tell_many`."""
         self._check_running()
         pairs = [split_pair(pair) for pair in messages]
-        calls = [self.calls.check(*pair) or await self.calls.look_up(*pair) for pair in pairs]
+        calls = [self.calls.check(*pair) or await self._look_up(*pair) for pair in pairs]
         for call in calls:
             if call.is_volatile:
                 raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
@@ -412,7 +417,11 @@ class Sender:
 
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
-        call = self.calls.check(entity, message)
+        try:
+            call = self.calls.check(entity, message)
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
+            return
         if call is None:
             self.calls.outlets.run(partial(self._send_later, entity, message))
         else:
@@ -441,9 +450,12 @@ class Sender:
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
         ref, unique, reply_type = locate_message(message)
+        self._check_keeps_results(ref)
+        return ref, unique, reply_type
+
+    def _check_keeps_results(self, ref: EntityRef) -> None:
         if self.calls.is_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
-        return ref, unique, reply_type
 
     def _check_not_leaving(self, ref: EntityRef, unique: str) -> None:
         """Of a message that was sent before, a system that is leaving knows nothing: not even that it never ran."""
@@ -465,6 +477,8 @@ class Sender:
             raise OutcomeUnknown(
                 f"what became of {message_id} could not be looked up: {error}", message_id=message_id
             ) from error
+        self._check_keeps_results(ref)
+        self._check_not_leaving(ref, unique)
         return journal, partition
 
     async def result(self, message: object, timeout_s: float | None) -> Any:

@@ -36,7 +36,7 @@ from atomic_actors.journal._redis_link import Connect, connector, redis_url
 from atomic_actors.journal._replication import Replication
 from atomic_actors.journal._sentinel import Primary
 
-__all__ = ("Store", "directory_of", "journal_settings", "open_store")
+__all__ = ("Store", "directory_of", "journal_settings", "open_store", "replication_of")
 
 #: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
 CONNECT_CALLS: Final = 2
@@ -143,7 +143,7 @@ async def _redis_store(
         connect, url = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
     # Only the journal brings a dead server back to life.
     reconnect = connect if before_connect is None else _after(before_connect, connect)
-    replication = _replication(config)
+    replication = replication_of(config)
     settings = journal_settings(config)
 
     def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
@@ -227,7 +227,8 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         )
 
 
-def _replication(config: Config) -> Replication | None:
+def replication_of(config: Config) -> Replication | None:
+    """What replicas must have before an answer counts; None for nothing."""
     if config.replication == "none":
         return None
     return Replication(

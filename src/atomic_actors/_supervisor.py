@@ -425,7 +425,7 @@ class Supervisor:
         if activation is None:
             kind_name, _, entity_id = entity.partition("/")
             kind = self.kinds.get(kind_name)
-            if kind is None:
+            if kind is None or not kind.durable:
                 self.unhandled.leave(number, entity, self.membership.claims[number])
                 return
             activation = self._reserve(kind, EntityRef(kind_name, entity_id), entity, number)

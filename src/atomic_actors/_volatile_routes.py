@@ -265,6 +265,9 @@ class VolatileRoutes:
         route = self._routes.get(key)
         if route is None:
             route = self._routes[key] = _Route(journal, partition)
+        elif route.journal is not journal:
+            # The way to another service was closed, and whoever was asked there does not answer any more.
+            route.journal, route.is_looking = journal, False
         if len(route.waiting) >= WAITING_MAX:
             raise QueueDepthExceeded(
                 f"{entity}: {WAITING_MAX} messages wait already for the owner of partition {partition}"

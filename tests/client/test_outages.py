@@ -17,6 +17,7 @@ from atomic_actors import (
     AskTimeout,
     Expired,
     NotExecuted,
+    OutcomeUnknown,
     StoreIncompatible,
     StoreUnavailable,
     StoreUnsafe,
@@ -125,6 +126,23 @@ def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Serv
     """A server that a test may stop."""
     with start_server(request.param, tmp_path=tmp_path, tcp=True, appendonly="always") as server:
         yield server
+
+
+def test_answers_count_when_replicas_have_them(own_server: Server, new_client: NewClient) -> None:
+    """The server has no replica: it takes the message, and nobody may say so."""
+    careful = new_client(
+        own_server.url,
+        replication="acknowledged",
+        replication_timeout_s=0.05,
+        accept_timeout_s=0.5,
+        store_failure_threshold=100,
+    )
+    with pytest.raises(AcceptanceUnknown) as unknown:
+        careful.tell(till("a"), Add(1))
+    message_id = unknown.value.message_id or ""
+    with pytest.raises(OutcomeUnknown):
+        careful.result(message_id, timeout_s=0.3)
+    assert new_client(own_server.url).withdraw(message_id)
 
 
 @contextmanager

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from attrs import evolve
+from attrs import define, evolve, frozen
 
 from atomic_actors import (
+    Actor,
     ActorSystem,
     AtomicActorsError,
+    Command,
     Config,
     HistoryLost,
     StoreIncompatible,
     StoreUnavailable,
     StoreUnsafe,
+    handler,
 )
 from atomic_actors._records import partition_of
 from atomic_actors._store_url import parse_store_url
@@ -48,6 +52,23 @@ from tests.system.support import Desk, Read, Send, Stage, Work, Write, desk, unt
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 PARTITIONS = 12
+
+
+@frozen
+class Ring(Command[int]):
+    pass
+
+
+@define
+class Rings:
+    count: int = 0
+
+
+class Bell(Actor[Rings], kind="bell", durable=False):
+    @handler
+    async def ring(self, message: Ring) -> int:
+        self.state.count += 1
+        return self.state.count
 
 
 @pytest.fixture
@@ -143,6 +164,17 @@ async def test_a_system_over_a_cluster(store_cluster: Cluster, namespace: str) -
         assert owner.statistics().owned_partitions == PARTITIONS
         assert owner.statistics().histories_lost == 0
         assert await sender.ask(desk_in(0), Work("late")) == "late"
+
+
+async def test_volatile_kinds_over_a_cluster(store_cluster: Cluster, namespace: str) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(new_system(store_cluster, namespace, Bell))
+        # Each sender is connected to another node of the cluster than the one before, or hears at another.
+        for number in range(4):
+            sender = await stack.enter_async_context(new_system(store_cluster, namespace))
+            for _ in range(3):
+                await sender.tell(Bell.ref("b"), Ring())
+            assert await sender.ask(Bell.ref("b"), Ring()) == 4 * (number + 1)
 
 
 async def test_a_call_by_key(store_cluster: Cluster, namespace: str) -> None:
@@ -367,7 +399,7 @@ async def test_a_lane_for_each_partition(own_cluster: Cluster, namespace: str) -
     others = [p for p in range(PARTITIONS) if p not in theirs]
     seen: list[bool] = []
     async with LanedCommit(journal_at(own_cluster, namespace), retry_delay_max_s=0.1) as commit:
-        commit.on_availability = seen.append
+        commit.on_availability = lambda available, _: seen.append(available)
         await commit.execute([Audit(partition) for partition in range(PARTITIONS)])
         await anyio.to_thread.run_sync(victim.kill9)
         with anyio.fail_after(10):

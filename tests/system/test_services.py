@@ -24,11 +24,13 @@ from atomic_actors import (
     Query,
     RawMessage,
     Refused,
+    ResultExpired,
     UnknownKind,
     UnknownMessageType,
     UsageError,
     handler,
 )
+from atomic_actors._envelope import make_unique
 from atomic_actors._records import partition_of
 from tests.servers import Server
 from tests.system.support import PATIENCE_S, QUICK, Stage, until
@@ -224,6 +226,29 @@ async def test_verbs(town: Town, has_actors: bool) -> None:
         assert billing.statistics().owned_partitions == BILLING_PARTITIONS
 
 
+async def test_results_are_kept_as_long_as_their_service_says(town: Town) -> None:
+    async with town.billing(result_ttl_s=60.0), town.sender(result_ttl_s=3_600.0) as sender:
+        await sender.ask(INVOICE, Charge(5))
+        then_ms = sender._running.router.store_now_ms() - 120_000
+        with pytest.raises(ResultExpired):
+            await sender.result(f"{INVOICE}/{make_unique(then_ms, 1)}")
+
+
+async def test_a_way_to_volatile_kinds_that_is_opened_again(town: Town) -> None:
+    async with town.system("echoes", Echo), town.sender() as sender:
+        assert await sender.ask(Echo.ref("x"), Charge(1)) == 1
+        outlets = sender._running.outlets
+        outlets._outlets["echoes"].scope.cancel()
+
+        async def is_closed() -> bool:
+            return outlets.get("echoes") is None
+
+        await until(is_closed)
+        for route in sender._running.sender.routes._routes.values():  # type: ignore[union-attr]
+            route.node_id = ""  # the owner has to be looked up
+        assert await sender.ask(Echo.ref("x"), Charge(2)) == 2
+
+
 async def test_keys(town: Town) -> None:
     async with town.billing(), town.sender() as sender:
         assert await sender.ask(INVOICE, Charge(5), key="once") == 5
@@ -362,6 +387,9 @@ async def test_a_volatile_kind_of_another_service(town: Town) -> None:
         await sender.tell(Echo.ref("x"), Charge(2))
         with pytest.raises(NotSupported, match="kind 'echo' is volatile"):
             await sender.ask(Echo.ref("x"), Charge(1), key="k")
+        async with town.sender() as another:
+            with pytest.raises(NotSupported, match="kind 'echo' is volatile"):
+                await another.result(f"echo/x/{make_unique(1, 1)}")
 
 
 async def test_a_sender_fixes_no_partitions(town: Town) -> None:

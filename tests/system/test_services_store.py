@@ -6,13 +6,26 @@ import secrets
 from collections.abc import Generator
 from pathlib import Path
 
+import anyio
 import pytest
+from attrs import evolve
 
-from atomic_actors import NotExecuted, OutcomeUnknown, StoreUnavailable
+from atomic_actors import ActorSystem, NotExecuted, OutcomeUnknown, StoreUnavailable, SystemNotRunning
+from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import JournalUnavailable
 from tests.servers import start_server
 from tests.system.support import Stage, until
-from tests.system.test_services import INVOICE, Charge, Charges, NewInvoice, Order, Place, Town, reads_of
+from tests.system.test_services import (
+    INVOICE,
+    Charge,
+    Charges,
+    NewInvoice,
+    Order,
+    Place,
+    Total,
+    Town,
+    reads_of,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -34,6 +47,39 @@ async def test_a_look_up_needs_the_store(town: Town) -> None:
             await sender.result(f"{INVOICE}/{'0' * 32}")
         assert not await sender.withdraw(f"{INVOICE}/{'0' * 32}")
         town.server.start()
+
+
+async def test_a_look_up_that_ends_when_the_system_is_left(town: Town) -> None:
+    looking, may_answer = anyio.Event(), anyio.Event()
+    errors: list[Exception] = []
+
+    async def ask(sender: ActorSystem) -> None:
+        with pytest.raises(SystemNotRunning) as error:
+            await sender.ask(Order.ref("o"), Total(), timeout_s=0)
+        errors.append(error.value)
+
+    async with town.shop():
+        pass
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as task_group:
+            async with town.sender() as sender:
+                known = sender._running.known
+                registry = known.registry
+                assert registry is not None
+                found = await registry.find_kinds(["order"])
+
+                class Slow:
+                    async def find_kinds(self, names: object) -> dict[str, KindRecord]:
+                        looking.set()
+                        await may_answer.wait()
+                        # The service is this node's own, as it were: there is no other way to open.
+                        return {"order": evolve(found["order"], service="desk")}
+
+                known.registry = Slow()  # type: ignore[assignment]
+                task_group.start_soon(ask, sender)
+                await looking.wait()
+            may_answer.set()
+    assert len(errors) == 1
 
 
 async def test_an_outlet_outlives_a_restart_of_the_store(town: Town) -> None:

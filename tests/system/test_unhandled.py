@@ -100,6 +100,34 @@ async def test_a_message_without_a_handler_waits(
             assert new.statistics().unhandled == 0
 
 
+class Scratch(Actor[Notes], kind="pad", durable=False):
+    """A release that made the kind volatile."""
+
+    @handler
+    async def note(self, message: Note) -> int:
+        self.state.words.append(message.word)
+        return len(self.state.words)
+
+
+async def test_a_volatile_kind_runs_nothing_from_the_log(new_system: NewSystem) -> None:
+    """There would be two copies of the entity: one with a journal, one without."""
+    async with new_system(OldPad) as old:
+        await old.ask(PAD, Note("a"))
+        await old.pause(PAD)
+        receipt = await old.tell(PAD, Note("b"))
+    async with new_system(Scratch) as scratch:
+        await scratch.resume(PAD)
+
+        async def is_left() -> bool:
+            return scratch.statistics().unhandled == 1
+
+        await until(is_left)
+        assert await scratch.ask(PAD, Note("of another life")) == 1
+        assert scratch.statistics().activations == 0
+    async with new_system(OldPad) as old:
+        assert await old.result(receipt) == 2
+
+
 async def test_it_counts_as_no_attempt(new_system: NewSystem) -> None:
     await knows_new_pads(new_system)
     async with new_system() as sender:

@@ -352,6 +352,15 @@ async def test_asks_and_outbox(new_system: NewSystem, stage: Stage) -> None:
         assert await system.ask(desk(), Read()) == ["hello", "posted"]
 
 
+async def test_what_an_outbox_cannot_send_is_logged(
+    new_system: NewSystem, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with new_system(Ear.using(stage=stage)) as system:
+        await system.ask(EAR, Post())  # nobody has the first kind
+        assert await system.ask(Ear.ref("other"), Heard()) == ["posted"]
+    assert "was not sent" in caplog.text
+
+
 async def test_a_cycle_is_told_at_once(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Ear.using(stage=stage)) as system:
         with anyio.fail_after(2), pytest.raises((HandlerFailed, AskCycle), match="ear/e"):

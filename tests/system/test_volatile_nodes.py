@@ -19,6 +19,7 @@ from atomic_actors import (
     Command,
     EntityRef,
     HandlerFailed,
+    Interrupted,
     InvalidPayload,
     NotSupported,
     OwnerUnavailable,
@@ -468,6 +469,26 @@ async def test_a_partition_that_moves(new_system: NewSystem, stage: Stage, table
         assert len(stage.log) == len(set(stage.log))
         assert stage.most_running == 1
         assert stage.seen["activated"] == ["e", "e"]
+
+
+async def test_what_does_not_end_in_time_ends_with_its_partition(
+    new_system: NewSystem, stage: Stage, table: Table
+) -> None:
+    async with owner_and_others(new_system, stage, drain_timeout_s=0.3) as (first, second):
+        stage.hold("slow")
+
+        async def ask() -> None:
+            with pytest.raises(Interrupted):
+                await first.ask(EAR, Hear("slow"))
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(ask)
+            await stage.wait_for("slow")
+            await hand_over(table, first, second, partition_at(EAR))
+            # The next copy of the entity begins when this one has ended.
+            assert first.statistics().volatile_activations == 0
+            assert await second.ask(EAR, Hear("next")) == 1
+        stage.release()
 
 
 async def test_an_owner_that_leaves_loses_no_ask(new_system: NewSystem, stage: Stage) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import anyio
 import pytest
 from attrs import evolve
@@ -52,6 +55,7 @@ async def test_a_bystander_does_not_wait_longer_than_it_must() -> None:
             await live.announce()
             await anyio.sleep(0.01)
 
+    await live.announce()  # the task below may begin after the bystander has looked
     async with anyio.create_task_group() as group:
         group.start_soon(announce)
         with anyio.fail_after(LEASE_S * 15):
@@ -97,3 +101,21 @@ async def test_a_record_that_makes_no_sense_counts_for_nothing() -> None:
     await strange.announce()
     await node.announce()
     assert set(await node.placement(4)) == {node.node_id}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"weight": float("inf")},
+        {"weight": 10**400},
+        {"protocol": float("inf")},
+        {"identity": {"pid": float("inf")}},
+    ],
+)
+def test_records_of_other_versions(strange: dict[str, Any]) -> None:
+    """They are no candidates; least of all may one of them leave every partition to nobody."""
+    record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", [], 1.0)
+    plain = json.loads(record.encode())
+    assert NodeRecord.decode(json.dumps(plain).encode()) == record
+    identity = {**plain["identity"], **strange.pop("identity", {})}
+    assert NodeRecord.decode(json.dumps({**plain, **strange, "identity": identity}).encode()) is None

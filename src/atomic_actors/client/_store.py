@@ -17,7 +17,7 @@ from coredis.exceptions import RedisError
 from redis import exceptions
 
 from atomic_actors._config import Config
-from atomic_actors._store import journal_settings
+from atomic_actors._store import journal_settings, replication_of
 from atomic_actors._telemetry import logger
 from atomic_actors.client._connections import (
     BlockingAnswers,
@@ -90,6 +90,7 @@ class BlockingStore:
         self._servers = servers
         self._pool = pool
         self.settings = journal_settings(config)
+        self._replication = replication_of(config)
         self._wire = Wire(self.settings)
         self._wire_lock = RLock()
         self._meta = f"{{{config.namespace}:meta}}".encode()
@@ -227,6 +228,7 @@ class BlockingStore:
                     if asking:
                         exchange(connection, self._left_s(until_s), b"ASKING")
                     reply: Any = exchange(connection, self._left_s(until_s), *command)
+                    self._wait_for_replicas(connection, call, until_s)
             except exceptions.AskError as error:
                 if not tries_left:
                     raise JournalUnavailable(
@@ -252,6 +254,24 @@ class BlockingStore:
             self._clock = (int(reply[0]), _elapsed_s())
             return read_results(call.steps, reply[2:])
         raise AssertionError("unreachable")
+
+    def _wait_for_replicas(self, connection: Connection, call: Call, until_s: float) -> None:
+        """Return once enough replicas have what the call has written, or has seen.
+
+        Raises:
+            JournalUnavailable: too few have it in time.
+            StoreIncompatible: it cannot be found out.
+        """
+        replication = self._replication
+        if replication is None:
+            return
+        key = self._wire.partition(next(reversed(call.partitions))).prefix + b":ack"
+        answer: Any = None
+        for command in replication.commands(key):
+            answer = exchange(connection, self._left_s(until_s) + replication.timeout_s, *command)
+        refusal = replication.refusal(answer)
+        if refusal is not None:
+            raise refusal
 
     def _redirected(self, place: str, error: exceptions.AskError) -> str:
         try:

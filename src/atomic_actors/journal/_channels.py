@@ -38,8 +38,11 @@ HEARTBEAT_S: Final = 5.0
 #: Pushes that wait while the store is away; more are dropped.
 PENDING_MAX: Final = 10_000
 
-#: Gets how many heard what was published: 0 means surely nobody, now or later; None that this is not known.
+#: Gets how many heard what was published: 0 means surely nobody, now or later; `UNCOUNTED` that the store has passed
+#: it on and does not say to how many; None that nothing is known.
 OnSent = Callable[[int | None], None]
+
+UNCOUNTED: Final = -1
 
 Outgoing = tuple[bytes, bytes, OnSent | None]
 
@@ -390,7 +393,9 @@ class RedisChannels:
             on_sent(self._heard_by(count))
 
     def _heard_by(self, answer: object) -> int | None:
-        return answer if isinstance(answer, int) and (answer or self._counts_everybody) else None
+        if not isinstance(answer, int):
+            return None
+        return answer if answer or self._counts_everybody else UNCOUNTED
 
 
 def _subscriber(command: bytes, channels: Mapping[bytes, int]) -> Callable[[BaseConnection], None]:
