@@ -262,8 +262,8 @@ async def test_an_emptied_store(server: Server) -> None:
 async def test_another_node_does_not_run_it_either(server: Server) -> None:
     stage, backup = Stage(), Backup(server)
     async with (
-        new_system(server, stage) as owner,
-        new_system(server, stage) as other,
+        new_system(server, stage, node_weight=1_000.0) as owner,
+        new_system(server, stage, node_weight=0.001) as other,
         anyio.create_task_group() as task_group,
     ):
         here, there = Asks(owner, task_group), Asks(other, task_group)

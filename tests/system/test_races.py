@@ -182,7 +182,8 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         await system.tell(box.ref("s"), Slow())
         await script.begun.wait()
         sender = parts.sender
-        call = sender._check(box.ref("a"), Work())
+        call = sender.calls.check(box.ref("a"), Work())
+        assert call is not None
         admission = sender._admit(call)
         assert admission is not None
         step = sender._append(call, parts.router.new_unique(), None, 0, {}, admission, waits=False)
