@@ -167,7 +167,11 @@ class Membership:
         Raises:
             JournalUnavailable: the store gave no answer, for any of them.
         """
-        await self.nodes.announce()
+        try:
+            await self.nodes.announce()
+        except JournalUnavailable as error:
+            # In a cluster the directory's primary may be away alone. What was seen last has to do; claims decide.
+            logger.debug("the nodes cannot be seen now: %s", error)
         for seen in self._seen.values():
             if seen.holder is not None and self._left_s(seen) <= 0:
                 self.nodes.suspect(seen.holder.node_id)

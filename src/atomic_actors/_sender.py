@@ -218,6 +218,11 @@ class Sender:
         if call.service:
             return False
         here = self.volatile.owns(call.partition)
+        if self.volatile.is_draining(call.partition):
+            # What comes from outside is for the next owner, or a partition in use would never be given up. What
+            # a running turn asks is answered here: the drain waits for that turn.
+            turn = current_activation.get()
+            return here and turn is not None and turn.is_running
         return here and not routes.waits_for(journal_of(call), call.partition)
 
     def _routes_to(self, call: Call) -> VolatileRoutes:

@@ -497,7 +497,7 @@ class VolatileKinds:
     def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
         assert self._task_group is not None
         activation = _VolatileActivation(self, kind, ref, partition, self.clock())
-        activation.closing = None in self._closing or partition in self._closing
+        activation.closing = self.is_draining(partition)
         self._by_ref[ref] = activation
         self._task_group.start_soon(activation.run)
         return activation
@@ -575,6 +575,10 @@ class VolatileKinds:
             await self.wait_ended(partition)
         finally:
             self._closing.remove(partition)
+
+    def is_draining(self, partition: int) -> bool:
+        """Whether a partition is about to be given up."""
+        return None in self._closing or partition in self._closing
 
     async def wait_ended(self, partition: int | None = None) -> None:
         """Wait until nothing of a partition (of all where left out) is alive here."""

@@ -210,6 +210,26 @@ async def test_no_volatile_turn_outlives_the_hand_over(new_system: NewSystem, st
         assert system.statistics().volatile_activations == 0
 
 
+async def test_volatile_traffic_of_its_own_does_not_hold_up_a_drain(
+    new_system: NewSystem, stage: Stage
+) -> None:
+    if new_system.in_memory:
+        pytest.skip("there are no other processes")
+    async with new_system(Counter.using(stage=stage), drain_timeout_s=0, partitions=1) as system:
+        async with anyio.create_task_group() as task_group:
+
+            async def ask_on() -> None:
+                while True:
+                    await system.ask(Counter.ref("c"), Bump("word"), timeout_s=0)
+
+            for _ in range(4):
+                task_group.start_soon(ask_on)
+            await stage.wait_for("word")
+            await system.drain(ALL, timeout_s=SETTLE_S)
+            task_group.cancel_scope.cancel()
+        assert system.statistics().owned_partitions == 0
+
+
 async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, stage: Stage) -> None:
     async with new_system() as sender:
         parts: Any = vars(sender)["_parts"]
