@@ -112,7 +112,12 @@ class Sender:
         if key is not None:
             check_key(key)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
-        call = self.calls.check(target, message) or await self._look_up(target, message, timeout_s)
+        call = self.calls.check(target, message)
+        if call is None:
+            began_s = self.router.clock()
+            call = await self._look_up(target, message, timeout_s)
+            if timeout_s:
+                timeout_s = max(timeout_s - (self.router.clock() - began_s), 0.001)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.services is self.supervisor.node:
@@ -129,7 +134,10 @@ class Sender:
     ) -> Any:
         """See `Context.ask`."""
         self._check_running()
-        call = self.calls.check(entity, message) or await self._look_up(entity, message)
+        call = self.calls.check(entity, message)
+        if call is None:
+            left_s = max(context.deadline - self.router.clock(), 0.001)
+            call = await self._look_up(entity, message, 0.0 if left_s == float("inf") else left_s)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
         if call.is_volatile:
             return await self._ask_volatile(call, message, timeout_s, headers)

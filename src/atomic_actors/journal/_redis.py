@@ -217,6 +217,8 @@ class RedisJournal:
                 pending = self._request(connection, command, keys[0] + b":ack")
             replies = await self._receive(connection, pending)
         if isinstance(replies[0], Exception):
+            if isinstance(replies[0], ReadOnlyError):
+                self._link.close("it is no primary any more")
             raise explain(replies[0], sent=True) from replies[0]
         return replies[0]
 
