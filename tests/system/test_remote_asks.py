@@ -81,8 +81,8 @@ def quiet(store_server: Server) -> Callable[..., Any]:
     """Makes systems that do nothing by themselves while a test counts."""
     new_system = NewSystem(store_server.url)
 
-    def make(*actors: Any) -> Any:
-        return new_system(*actors, lease_ttl_s=60, lease_renew_interval_s=20)
+    def make(*actors: Any, weight: float = 1_000.0) -> Any:
+        return new_system(*actors, lease_ttl_s=60, lease_renew_interval_s=20, node_weight=weight)
 
     return make
 
@@ -108,7 +108,10 @@ async def test_three_calls_for_an_ask_of_another_node(
     quiet: Callable[..., Any], stage: Stage, store_server: Server
 ) -> None:
     asks = 40
-    async with quiet(Desk.using(stage=stage)) as owner, quiet(Desk.using(stage=stage)) as sender:
+    async with (
+        quiet(Desk.using(stage=stage)) as owner,
+        quiet(Desk.using(stage=stage), weight=0.001) as sender,
+    ):
         await until_heard(sender)
         await sender.ask(desk(), Work("warm"))
         assert parts_of(owner).supervisor.find(str(desk())) is not None
@@ -129,7 +132,7 @@ async def test_slow_turns_are_not_polled_for(
     quiet: Callable[..., Any], stage: Stage, store_server: Server
 ) -> None:
     stage.hold("slow")
-    async with quiet(Desk.using(stage=stage)), quiet(Desk.using(stage=stage)) as sender:
+    async with quiet(Desk.using(stage=stage)), quiet(Desk.using(stage=stage), weight=0.001) as sender:
         await until_heard(sender)
         steps = spy(sender)
         async with anyio.create_task_group() as task_group:
@@ -160,7 +163,7 @@ class Spied:
 
 def spy(system: Any) -> list[str]:
     """The names of the steps that a node's senders need from now on."""
-    router: Any = parts_of(system).router
-    router.journal = Spied(router.journal)
-    names: list[str] = router.journal.names
+    calls: Any = parts_of(system).sender.calls
+    calls.journal = Spied(calls.journal)
+    names: list[str] = calls.journal.names
     return names
