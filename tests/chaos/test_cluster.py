@@ -126,6 +126,7 @@ def test_replicas_take_over_under_load(backend: str, kind: Kind, template: Templ
         for round_ in range(_share(backend == "trio", 2)):
             pair = cluster.servers[round_ % 3], cluster.servers[round_ % 3 + 3]
             heir = next(server for server in pair if not cluster.is_primary(server))
+            wait_until(lambda: heir.call("ROLE")[3] == "connected", 20, "a replica")  # noqa: B023
             heir.call("CLUSTER", "FAILOVER")
             wait_until(lambda: cluster.is_primary(heir), 20, "a new primary")  # noqa: B023
             took_s.append(_wait_for_more(plan, worker.log))
