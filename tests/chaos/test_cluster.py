@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -76,6 +77,12 @@ def _end(plan: Plan, took_s: list[float], what: str) -> None:
     print(f"{len(took_s)} {what}, progress within {max(took_s, default=0):.2f} s; told {told}; {verdict}")
 
 
+def _is_replica(server: Server) -> bool:
+    """Whether a server follows a primary, and has caught up."""
+    role: list[Any] = server.call("ROLE")
+    return role[0] == "slave" and role[3] == "connected"
+
+
 @pytest.mark.timeout(180 + 20 * ROUNDS)
 @pytest.mark.parametrize(
     ("backend", "kind", "at_once"),
@@ -126,12 +133,12 @@ def test_replicas_take_over_under_load(backend: str, kind: Kind, template: Templ
         for round_ in range(_share(backend == "trio", 2)):
             pair = cluster.servers[round_ % 3], cluster.servers[round_ % 3 + 3]
             heir = next(server for server in pair if not cluster.is_primary(server))
-            wait_until(lambda: heir.call("ROLE")[3] == "connected", 20, "a replica")  # noqa: B023
+            wait_until(lambda: _is_replica(heir), 20, "a replica")  # noqa: B023
             heir.call("CLUSTER", "FAILOVER")
             wait_until(lambda: cluster.is_primary(heir), 20, "a new primary")  # noqa: B023
             took_s.append(_wait_for_more(plan, worker.log))
             other: Server = pair[0] if heir is pair[1] else pair[1]
-            wait_until(lambda: other.call("ROLE")[3] == "connected", 20, "a new replica")  # noqa: B023
+            wait_until(lambda: _is_replica(other), 20, "a new replica")  # noqa: B023
         worker.stop()
         _end(plan, took_s, "replicas took over")
 

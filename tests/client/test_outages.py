@@ -57,13 +57,14 @@ def test_a_push_is_what_wakes(worker: object, client: Client, store_server: Serv
 
 
 def test_pushes_that_are_not_allowed(worker: object, client: Client, store_server: Server) -> None:
-    store_server.call("ACL", "SETUSER", "default", "-publish")
+    user = "app" if store_server.credentials else "default"
+    store_server.call("ACL", "SETUSER", user, "-publish")
     try:
         assert [client.ask(till("a"), Add(1)) for _ in range(3)] == [1, 2, 3]
         rejected = store_server.call("INFO", "commandstats")["cmdstat_publish"]["rejected_calls"]
         assert rejected > 0
     finally:
-        store_server.call("ACL", "SETUSER", "default", "+@all")
+        store_server.call("ACL", "SETUSER", user, "+publish")
 
 
 def test_a_listener_that_is_cut_off(worker: object, client: Client, store_server: Server) -> None:
@@ -292,8 +293,8 @@ def test_a_store_that_never_answers(namespace: str) -> None:
 
 def with_user(server: Server, namespace: str) -> str:
     rules = [rule.replace("<namespace>", namespace) for rule in ACL_RULES.split()]
-    server.call("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
-    return f"redis://app:secret@127.0.0.1:{server.port}"
+    server.call("ACL", "SETUSER", "clerk", "reset", "on", ">secret", *rules)
+    return f"redis://clerk:secret@127.0.0.1:{server.port}"
 
 
 def test_a_wrong_password(store_server: Server, new_client: NewClient, namespace: str) -> None:
@@ -316,7 +317,7 @@ def test_few_rights_are_enough(
     assert client.result(receipt) == 1
     wait_until_listening(client)
     assert time.monotonic() < wait_until
-    store_server.call("ACL", "SETUSER", "app", "-fcall")
+    store_server.call("ACL", "SETUSER", "clerk", "-fcall")
     with pytest.raises(StoreIncompatible, match="may not do this"):
         client.tell(till("a"), Add(1))
 
@@ -349,5 +350,5 @@ def test_pushes_that_cannot_be_heard(
     worker: object, store_server: Server, new_client: NewClient, namespace: str
 ) -> None:
     client = new_client(with_user(store_server, namespace))
-    store_server.call("ACL", "SETUSER", "app", "-subscribe")
+    store_server.call("ACL", "SETUSER", "clerk", "-subscribe")
     assert [client.ask(till("a"), Add(1)) for _ in range(3)] == [1, 2, 3]

@@ -160,7 +160,11 @@ def start(url: str, namespace: str) -> int:
             os._exit(0 if sys.exc_info()[0] is None else 1)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        return pid if pipe.read() == b"ready" else -1
+        if pipe.read() == b"ready":
+            return pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -1
 
 
 def main() -> None:
@@ -169,18 +173,20 @@ def main() -> None:
         match json.loads(line):
             case {"start": [url, namespace]}:
                 answer = start(url, namespace)
-                alive.add(answer)
-            case {"stop": pid}:
+                if answer > 0:
+                    alive.add(answer)
+            case {"stop": int(pid)} if pid in alive:
                 os.kill(pid, signal.SIGTERM)
                 answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 alive.discard(pid)
-            case {"wait": pid}:
+            case {"wait": int(pid)} if pid in alive:
                 answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 alive.discard(pid)
             case other:
                 raise ValueError(f"no order: {other!r}")
         print(answer, flush=True)
     for pid in alive:
+        assert pid > 0, "-1 would be every process there is"
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
