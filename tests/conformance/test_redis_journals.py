@@ -8,6 +8,8 @@ from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import JournalSettings
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.testing import JournalSuite, Subject
+from atomic_actors.testing._journal_probe import OpenProbe, probe_opener
+from tests.conformance.modes import SLOW_STORE_MODES
 from tests.servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -33,3 +35,7 @@ class TestGroupCommitOverValkey(JournalSuite):
     @pytest.fixture
     def subject(self, valkey_server: Server) -> Subject:
         return Subject(lambda settings: GroupCommit(open_redis(valkey_server, settings)))
+
+    @pytest.fixture(params=SLOW_STORE_MODES)
+    def open_probe(self, request: pytest.FixtureRequest, subject: Subject) -> OpenProbe:
+        return probe_opener(subject, request.param)

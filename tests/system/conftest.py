@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,27 @@ STORES = (
     pytest.param("valkey", marks=pytest.mark.redis),
     pytest.param("redis", marks=pytest.mark.redis),
 )
+
+
+#: What would show little that the other combinations do not: both programs speak one protocol, and the embedded
+#: server is one of them. `ATOMIC_ACTORS_ALL_MODES=1` runs these, too, as `nox -s tests_all` does.
+LEFT_OUT = ({"asyncio", "valkey"}, {"trio", "redis"}, {"trio", "embedded"})
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("ATOMIC_ACTORS_ALL_MODES") == "1":
+        return
+    left_out = [item for item in items if _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    # A module that chooses its stores by itself has chosen.
+    if "tests/system/" not in item.nodeid or hasattr(getattr(item, "module", None), "store_url"):
+        return False
+    words = set(item.nodeid.rpartition("[")[2].rstrip("]").split("-"))
+    return any(combination <= words for combination in LEFT_OUT)
 
 
 @pytest.fixture(params=STORES)
