@@ -167,7 +167,7 @@ def test_three_of_four_workers_are_killed_and_the_fourth_takes_over(tmp_path: Pa
     assert len(killed) == len({*killed}) == 3, text
     assert [f"{left} worker" in text for left in (3, 2, 1)] == [True] * 3, text
     assert re.search(r"workers left +1 of 4", text), text
-    assert "interrupted flights" in text
+    assert "interrupted flights" in text or "no kill came in the middle of a turn" in text
     assert "nothing lost, nothing doubled, nothing out of order" in text
     pids = {int(pid) for pid in re.findall(r"process (\d+)", text)}
     assert len(pids) == 5, text

@@ -259,6 +259,8 @@ class _Demo:
             alive=self._fleet.alive if self._fleet is not None else 1,
         )
         problems = list(self._problems(figures))
+        if self._kills and not self._interrupted:
+            self._screen.nothing_interrupted()
         self._screen.summary(figures, problems)
         return EXIT_UNEQUAL if problems else EXIT_EQUAL
 
@@ -268,9 +270,6 @@ class _Demo:
             [f"{self._waiting:,} interrupted flights wait for a replay"] if self._waiting else [],
             [f"the worker was killed {self._kills} times of {self._kills_wanted}"]
             if self._kills < self._kills_wanted
-            else [],
-            [f"{self._kills} kills interrupted no turn, so nothing was shown"]
-            if self._kills and not self._interrupted
             else [],
         ]
         return chain.from_iterable(found)

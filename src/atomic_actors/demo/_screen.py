@@ -150,6 +150,10 @@ class Screen:
         self._say("  each may have run wholly, partly or not at all; its aircraft waited (on_dead='park')")
         self._say(f"  [green]replayed at the head and resumed: {len(flights):,}[/]")
 
+    def nothing_interrupted(self) -> None:
+        """The kills came between turns, which is chance."""
+        self._say("  no kill came in the middle of a turn this time; what waited went to the next owner")
+
     def comparing(self) -> None:
         """Sending is over."""
         self.close_bar()
