@@ -249,7 +249,8 @@ class ClusterNodes:
         try:
             with anyio.fail_after(limit_s):
                 if connection is None:
-                    assert self._task_group is not None
+                    if self._task_group is None:
+                        raise JournalUnavailable("the journal is being left", sent=False)
                     own = Link(self._connect(address), connect_timeout_s=limit_s)
                     connection = await own.open(self._task_group)
                 return await ask(connection, b"CLUSTER SLOTS")
