@@ -508,3 +508,11 @@ async def test_a_replica_that_was_behind_takes_over(replicated_cluster: Cluster,
             assert await system.ask(desk_in(partition), Read()) == words
         # Noticed and reported, once for each partition of that primary and for no other.
         assert sorted(loss.partition for loss in losses) == theirs
+
+
+async def test_who_asks_for_slots_while_the_journal_is_left(valkey_cluster: Cluster, namespace: str) -> None:
+    journal = journal_at(valkey_cluster, namespace)
+    async with journal:
+        pass
+    with pytest.raises(JournalUnavailable, match="being left"):
+        await journal._nodes._ask_slots(("127.0.0.1", 1))
