@@ -22,9 +22,8 @@ from tests.chaos.workload import Plan, done
 from tests.cluster_servers import Cluster, start_cluster
 from tests.servers import Kind, Server
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "200"))
-#: 20 of each in a full run.
-ROUNDS = max(KILLS // 10, 2)
+#: Of each kind; a long run has 20.
+ROUNDS = max(int(os.environ.get("CHAOS_MIGRATIONS", "4")), 2)
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 PARTITIONS = 16
 #: From an event until every client has sent something more.
@@ -106,7 +105,7 @@ def test_slots_move_under_load(
 ) -> None:
     number = 2 if at_once else backend == "trio"
     choices = random.Random(f"{SEED}/{backend}/{at_once}")
-    print(f"\n{replay_command(f'{__file__}::test_slots_move_under_load', SEED, KILLS)}")
+    print(f"\n{replay_command(f'{__file__}::test_slots_move_under_load', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}")
     with start_cluster(kind, tmp_path=tmp_path) as cluster:
         plan = _plan(cluster, tmp_path, backend)
         worker = template.start(Job(plan, outages=True))
@@ -137,7 +136,9 @@ def test_slots_move_under_load(
 @pytest.mark.parametrize(("backend", "kind"), VARIANTS)
 def test_replicas_take_over_under_load(backend: str, kind: Kind, template: Template, tmp_path: Path) -> None:
     """In good order: the replica has everything when it takes over."""
-    print(f"\n{replay_command(f'{__file__}::test_replicas_take_over_under_load', SEED, KILLS)}")
+    print(
+        f"\n{replay_command(f'{__file__}::test_replicas_take_over_under_load', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}"
+    )
     with start_cluster(kind, tmp_path=tmp_path, replicas=1) as cluster:
         plan = _plan(cluster, tmp_path, backend)
         worker = template.start(Job(plan, outages=True))
@@ -161,7 +162,9 @@ def test_primaries_are_killed_and_come_back(
     backend: str, kind: Kind, template: Template, tmp_path: Path
 ) -> None:
     moments = random.Random(f"{SEED}/{backend}")
-    print(f"\n{replay_command(f'{__file__}::test_primaries_are_killed_and_come_back', SEED, KILLS)}")
+    print(
+        f"\n{replay_command(f'{__file__}::test_primaries_are_killed_and_come_back', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}"
+    )
     with start_cluster(kind, tmp_path=tmp_path, appendonly="always") as cluster:
         plan = _plan(cluster, tmp_path, backend)
         worker = template.start(Job(plan, outages=True))

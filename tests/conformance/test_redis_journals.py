@@ -30,6 +30,10 @@ class TestOverRedis(JournalSuite):
     def subject(self, redis_server: Server) -> Subject:
         return Subject(lambda settings: open_redis(redis_server, settings))
 
+    @pytest.fixture(params=SLOW_STORE_MODES)
+    def open_probe(self, request: pytest.FixtureRequest, subject: Subject) -> OpenProbe:
+        return probe_opener(subject, request.param)
+
 
 class TestGroupCommitOverValkey(JournalSuite):
     @pytest.fixture
