@@ -22,7 +22,6 @@ from atomic_actors._nodes import NodeRecord
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import logger
 from atomic_actors._volatile import VolatileKinds
-from atomic_actors._volatile_host import VolatileHost
 from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
@@ -81,7 +80,6 @@ class Handover:
         membership: which partitions are owned.
         supervisor: what runs in them.
         volatile: what runs in them without a journal.
-        host: what other nodes send to that; None where nobody else can be there.
         exchange: how the next owner is told; None where nobody else can be there.
         drain_timeout_s: how long running turns may take to end; 0 means without end.
     """
@@ -90,7 +88,6 @@ class Handover:
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds
-    host: VolatileHost | None
     exchange: Exchange | None
     drain_timeout_s: float
     clock: Callable[[], float]
@@ -131,13 +128,7 @@ class Handover:
 
     async def _drain(self, partition: int) -> None:
         self.supervisor.leaving[partition] = True
-        if self.host is not None:
-            self.host.closing.add(partition)
-        try:
-            await self.volatile.drain(partition)
-        finally:
-            if self.host is not None:
-                self.host.closing.discard(partition)
+        await self.volatile.drain(partition)
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
@@ -221,8 +212,8 @@ class Handover:
         found: list[PartitionInfo] = []
         for number, lease in zip(numbers, answer.results, strict=True):
             if isinstance(lease, LeaseState):
-                holder = NodeIdentity.decode(lease.node) if lease.claim else None
-                found.append(PartitionInfo(number, holder.node_id if holder is not None else "", lease.epoch))
+                holder = NodeIdentity.id_in(lease.node) if lease.claim else ""
+                found.append(PartitionInfo(number, holder, lease.epoch))
         return found
 
     async def nodes(self) -> list[NodeInfo]:

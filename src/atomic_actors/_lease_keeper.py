@@ -142,6 +142,12 @@ class NodeIdentity:
         except (ValueError, KeyError, TypeError, OverflowError):
             return None
 
+    @classmethod
+    def id_in(cls, data: bytes) -> str:
+        """The node id in a stored form; "" where there is none that can be read."""
+        identity = cls.decode(data)
+        return identity.node_id if identity is not None else ""
+
     def knows_dead(self, other: NodeIdentity) -> bool:
         """Whether `other` was a node of this very host and is certainly gone.
 

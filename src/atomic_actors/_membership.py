@@ -176,9 +176,11 @@ class Membership:
             if seen.holder is not None and self._left_s(seen) <= 0:
                 self.nodes.suspect(seen.holder.node_id)
         table = await self.nodes.placement(self.partitions)
-        claim = os.urandom(8).hex()
+        claim, node = os.urandom(8).hex(), self.nodes.record.identity.encode()
         steps: list[ClaimPartition | ReadLease | Renew] = [
-            self._claim_step(partition, claim) if self._is_wanted(partition, table) else ReadLease(partition)
+            self._claim_step(partition, claim, node)
+            if self._is_wanted(partition, table)
+            else ReadLease(partition)
             for partition, held in enumerate(self.claims)
             if not held and not self._claimed_anew(partition)
         ]
@@ -209,11 +211,11 @@ class Membership:
         loss = self._losses.get(partition)
         return table[partition] == self.nodes.node_id or (loss is not None and loss.was_owned)
 
-    def _claim_step(self, partition: int, claim: str) -> ClaimPartition:
+    def _claim_step(self, partition: int, claim: str, node: bytes) -> ClaimPartition:
         return ClaimPartition(
             partition,
             claim,
-            self.nodes.record.identity.encode(),
+            node,
             *self._expected(partition),
             new_incarnation=partition in self._losses,
             epoch_above=self.epochs[partition],
@@ -229,15 +231,16 @@ class Membership:
             self._hold(partition, step.claim, sent)
         # Else the loss came to light by this very claim: the next one replaces it (`_observe`).
 
-    async def claim_at_start(self) -> None:
-        """Claim what is free, then at once what dead processes of this host left behind.
+    async def look_and_take_over(self) -> tuple[str, ...]:
+        """Look, and once more if claims were found that may be taken over; returns what `look` does.
 
         Raises:
             JournalUnavailable: the store gave no answer.
         """
         table = await self.look()
         if any(self._may_take_over(partition, table) for partition in self._seen):
-            await self.look()
+            table = await self.look()
+        return table
 
     def _may_take_over(self, partition: int, table: tuple[str, ...]) -> bool:
         return bool(self._is_wanted(partition, table) and self._expected(partition)[0])
@@ -255,9 +258,7 @@ class Membership:
                 if not self.journal.available:
                     continue
                 try:
-                    table = await self.look()
-                    if any(self._may_take_over(partition, table) for partition in self._seen):
-                        table = await self.look()  # over the claims that were found
+                    table = await self.look_and_take_over()
                     await self._end_losses()
                 except JournalUnavailable as error:
                     logger.info("cannot look at the partitions now: %s", error)

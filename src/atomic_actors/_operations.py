@@ -229,11 +229,10 @@ class Operations:
         )
         if not isinstance(status, EntityStatus) or not isinstance(lease, LeaseState):
             raise SystemFailed(f"the journal answered an inspection with {status!r} and {lease!r}")
-        holder = NodeIdentity.decode(lease.node) if lease.claim else None
         return Location(
             ref,
             partition,
-            holder.node_id if holder is not None else "",
+            NodeIdentity.id_in(lease.node) if lease.claim else "",
             is_ours and bool(self.membership.claims[partition]),
             is_ours and (self.supervisor.find(entity) is not None or self.volatile.find(ref)),
             status.waiting,

@@ -165,7 +165,6 @@ class Parts:
             self.membership,
             self.supervisor,
             self.volatile,
-            self.host,
             self.store.exchange,
             self.config.drain_timeout_s,
             self.clock,
@@ -223,11 +222,8 @@ class Parts:
             return None, None
 
         def claim_of(partition: int) -> str:
-            return membership.claims[partition] if self._runs_volatile(partition) else ""
-
-        def node_of(owner: bytes) -> str:
-            identity = NodeIdentity.decode(owner)
-            return identity.node_id if identity is not None else ""
+            is_ours = self._runs_volatile(partition) and not self.volatile.is_draining(partition)
+            return membership.claims[partition] if is_ours else ""
 
         host = VolatileHost(
             self.volatile,
@@ -241,7 +237,7 @@ class Parts:
         routes = VolatileRoutes(
             exchange,
             self.identity.node_id,
-            node_of,
+            NodeIdentity.id_in,
             self.new_cell,
             self.clock,
             decode_refusal,
@@ -328,7 +324,7 @@ class Parts:
         if self.kinds:
             if self.keeper is not None:
                 self.keeper.start(self._keeper_crashed)
-            await self.membership.claim_at_start()
+            await self.membership.look_and_take_over()
         self._run(self.membership.run)
         if self.config.handle_signals:
             self._run(self._watch_signals)

@@ -247,36 +247,24 @@ class Sender:
         headers: dict[str, Any],
         unique: str,
     ) -> Any:
+        router = self.router
         self._count_ask(call)
         try:
-            outcome, pending = await self._send_ask(call, timeout_s, key, on_cancel, headers, unique)
+            admission = self._admit(call)
+            pending = Pending(
+                router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+            )
+            if self.listeners.active:
+                pending.on_accepted = partial(self._emit_accepted, call, unique)
+            deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
+            step = self._append(call, unique, key, deadline_ms, headers, admission, waits=True)
+            router.send(pending, step, timeout_s)
+            in_turn = current_activation.get() is not None
+            outcome = await router.wait(pending, on_cancel, key or "", in_turn=in_turn)
         finally:
             self.inflight_asks -= 1
         self.accepted += 1
-        return self.router.value_of(pending, outcome)
-
-    async def _send_ask(
-        self,
-        call: Call,
-        timeout_s: float,
-        key: str | None,
-        on_cancel: OnCancel,
-        headers: dict[str, Any],
-        unique: str,
-    ) -> tuple[bytes, Pending]:
-        router = self.router
-        admission = self._admit(call)
-        pending = Pending(
-            router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
-        )
-        if self.listeners.active:
-            pending.on_accepted = partial(self._emit_accepted, call, unique)
-        deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
-        router.send(
-            pending, self._append(call, unique, key, deadline_ms, headers, admission, waits=True), timeout_s
-        )
-        in_turn = current_activation.get() is not None
-        return await router.wait(pending, on_cancel, key or "", in_turn=in_turn), pending
+        return router.value_of(pending, outcome)
 
     def _admit(self, call: Call) -> Admission | None:
         if call.kind is None:

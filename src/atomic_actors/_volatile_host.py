@@ -109,7 +109,8 @@ class VolatileHost:
         volatile: runs them.
         kinds: what there are handlers for.
         exchange: how answers go back.
-        claim_of: the claim under which this node certainly owns a partition now; "" where it does not.
+        claim_of: the claim under which this node certainly owns a partition now; "" where it does not, or is
+            about to give it up.
         clock: seconds, the backend's clock.
         encode_refusal: the wire name and the plain fields of a refusal.
         max_payload_bytes: the largest reply; 0 means unbounded.
@@ -124,8 +125,6 @@ class VolatileHost:
     max_payload_bytes: int
     #: Nothing more is taken: the node is about to leave.
     closed: bool = field(default=False, init=False)
-    #: Partitions that are about to be given up: nothing more is taken for them.
-    closing: set[int] = field(factory=set[int], init=False)
     #: What was taken and is not answered yet, for senders that stop waiting.
     asked: dict[Frame, Waiting] = field(factory=dict[Frame, Waiting], init=False)
     #: The last frame that was taken, as `(stream, number)`, of each sender and partition.
@@ -182,7 +181,7 @@ class VolatileHost:
             logger.debug("frame %d of stream %d from node %s came before", number, stream, sender)
             return False
         expected = last_number + 1 if stream == last_stream else 1
-        is_ours = not self.closed and partition not in self.closing and claim == self.claim_of(partition)
+        is_ours = not self.closed and claim == self.claim_of(partition)
         if not claim or not is_ours or number != expected:
             self.tell((sender, stream, number), "moved")
             return False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
 import pytest
 import redis
+from attrs import evolve
 
 from atomic_actors import ActorSystem, AskTimeout, Config, InvalidConfig, StoreIncompatible, StoreUnavailable
 from atomic_actors.journal._lease_client import RedisLeaseClient
@@ -47,9 +49,24 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield primary, replica
 
 
-def open_journal(server: Server, namespace: str, timeout_s: float = 0.2) -> RedisJournal:
+#: For a replica that works, however busy the machine is, and for one that does not.
+PATIENT, IMPATIENT = Replication(1, 10.0), Replication(1, 0.2)
+
+
+def open_journal(server: Server, namespace: str) -> RedisJournal:
     settings = JournalSettings(namespace=namespace)
-    return RedisJournal.from_url(server.url, settings, replication=Replication(1, timeout_s))
+    return RedisJournal.from_url(server.url, settings, replication=PATIENT)
+
+
+@contextmanager
+def out_of_reach(replica: Server, *waiting: RedisJournal | RedisLeaseClient) -> Generator[None]:
+    """Pause the replica; these do not wait for it for long."""
+    for one in waiting:
+        one._replication = IMPATIENT
+    with paused(replica):
+        yield
+    for one in waiting:
+        one._replication = PATIENT
 
 
 async def execute(journal: RedisJournal, steps: list[Any]) -> BatchResult:
@@ -82,7 +99,7 @@ async def test_an_answer_counts_when_the_replica_has_it(
         commits = journal.commits[0]
         unique = unique_at(await now_ms(journal))
         step = Append(0, ENTITY, unique, body(), claim=CLAIM, policy=POLICY)
-        with paused(replica):
+        with out_of_reach(replica, journal):
             for _ in range(2):
                 with pytest.raises(JournalUnavailable, match="0 of 1 replicas have") as error:
                     await way(journal, [step])
@@ -112,6 +129,7 @@ async def test_a_new_connection_waits_for_what_others_wrote(
         with paused(replica):
             assert isinstance(await send(hasty, step), Appended)
             async with open_journal(primary, namespace) as other:
+                other._replication = IMPATIENT
                 for question in (step, ReadOutcome(0, ENTITY, unique)):
                     with pytest.raises(JournalUnavailable, match="0 of 1 replicas have"):
                         await way(other, [question])
@@ -124,7 +142,7 @@ async def test_a_new_connection_waits_for_what_others_wrote(
 async def test_the_disks_are_waited_for(pair: Pair, namespace: str) -> None:
     primary, replica = pair
     journal = RedisJournal.from_url(
-        primary.url, JournalSettings(namespace=namespace), replication=Replication(1, 3.0, on_disk=True)
+        primary.url, JournalSettings(namespace=namespace), replication=evolve(PATIENT, on_disk=True)
     )
     if primary.kind == "redis":
         with pytest.raises(StoreIncompatible, match=r"needs Redis 7\.2"):
@@ -136,7 +154,7 @@ async def test_the_disks_are_waited_for(pair: Pair, namespace: str) -> None:
     # It has everything, and no file.
     replica.call("CONFIG", "SET", "appendonly", "no")
     hasty = RedisJournal.from_url(
-        primary.url, JournalSettings(namespace=namespace), replication=Replication(1, 0.2, on_disk=True)
+        primary.url, JournalSettings(namespace=namespace), replication=evolve(IMPATIENT, on_disk=True)
     )
     try:
         async with hasty:
@@ -150,12 +168,11 @@ async def test_a_renewal_counts_when_the_replica_has_it(pair: Pair, namespace: s
     primary, replica = pair
     async with open_journal(primary, namespace) as journal:
         await own(journal)
-        client = RedisLeaseClient(
-            primary.url, journal.lease_key, timeout_s=1.0, replication=Replication(1, 0.2)
-        )
+        client = RedisLeaseClient(primary.url, journal.lease_key, timeout_s=10.0, replication=PATIENT)
         assert client.renew([0], [CLAIM]) == [True]
-        with paused(replica), pytest.raises(redis.TimeoutError, match="0 of 1 replicas have the renewal"):
-            client.renew([0], [CLAIM])
+        with out_of_reach(replica, client):
+            with pytest.raises(redis.TimeoutError, match="0 of 1 replicas have the renewal"):
+                client.renew([0], [CLAIM])
         assert client.renew([0], [CLAIM]) == [True]
         assert client.renew([0], ["another"]) == [False]
         client.close()
@@ -169,7 +186,7 @@ async def test_asks_wait_for_the_replica(pair: Pair, namespace: str) -> None:
         actors=[Counter],
         partitions=4,
         replication="acknowledged",
-        replication_timeout_s=0.2,
+        replication_timeout_s=1.0,
     )
     async with ActorSystem(config) as system:
         ref = Counter.ref("a")

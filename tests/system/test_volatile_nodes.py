@@ -321,6 +321,7 @@ async def test_limits_travel(new_system: NewSystem, stage: Stage, caplog: pytest
 
             await until(is_logged)
         stage.release()
+        await stage.wait_for("b")  # before that, there may be no room for a question
         assert await other.ask(EAR, Heard()) == ["slow", "a", "b"]
 
 

@@ -103,7 +103,7 @@ async def owner() -> AsyncGenerator[Node]:
     store = MemoryJournal(JournalSettings(partitions=1))
     async with GroupCommit(store) as journal, anyio.create_task_group() as task_group:
         node = Node(store, journal)
-        await node.membership.claim_at_start()
+        await node.membership.look_and_take_over()
         assert node.log == ["claimed"]
         task_group.start_soon(node.membership.run)
         yield node
