@@ -82,8 +82,10 @@ class Sentinel:
 
     def hurry(self, password: str) -> None:
         """Look at the servers more often than every ten seconds."""
-        for parameter in ("INFO-PERIOD", "ASK-PERIOD", "PUBLISH-PERIOD", "PING-PERIOD"):
+        for parameter in ("INFO-PERIOD", "ASK-PERIOD", "PING-PERIOD"):
             self.call("SENTINEL", "DEBUG", parameter, 200, password=password)
+        # One that has not heard of a failover after four of these undoes it.
+        self.call("SENTINEL", "DEBUG", "PUBLISH-PERIOD", 500, password=password)
 
     def call(self, *command: str | int, password: str = "") -> Any:
         client = redis.Redis(
@@ -121,13 +123,15 @@ class Watched:
         user = f":{self.password}@" if self.password else ""
         return f"redis+sentinel://{user}{hosts}/{service}/0"
 
+    def ports_of_primary(self) -> list[int]:
+        """What each sentinel says that runs."""
+        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        running = [sentinel for sentinel in self.sentinels if sentinel.process is not None]
+        return [int(sentinel.call(*question, password=self.password)[1]) for sentinel in running]
+
     def port_of_primary(self) -> int:
         """What the sentinels say; more than half of them have to agree."""
-        ports: list[int] = []
-        for sentinel in self.sentinels:
-            if sentinel.process is not None:
-                answer = sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE, password=self.password)
-                ports.append(int(answer[1]))
+        ports = self.ports_of_primary()
         port = max(ports, key=ports.count)
         return port if ports.count(port) >= QUORUM else 0
 
@@ -153,20 +157,27 @@ class Watched:
     # Waiting.
 
     def wait_replicated(self) -> None:
-        """Until every server that runs, but the primary, has its link to it."""
+        """Until every server that runs, but the primary, has its link to it and is sent what is written."""
 
         def is_up() -> bool:
             port = self.port_of_primary()
-            for server in self.servers:
-                information = self.replication(server) if server.process is not None else {}
-                if server.port == port:
-                    if information.get("role") != "master":
-                        return False
-                elif information and (
-                    information.get("master_link_status") != "up" or information.get("master_port") != port
-                ):
-                    return False
-            return True
+            found = {
+                server.port: self.replication(server) for server in self.servers if server.process is not None
+            }
+            primary = found.pop(port, {})
+            # A link is up before the primary uses it: what is written meanwhile is kept for later.
+            states = [
+                primary.get(f"slave{number}", {}).get("state")
+                for number in range(primary.get("connected_slaves", 0))
+            ]
+            return (
+                primary.get("role") == "master"
+                and states == ["online"] * len(found)
+                and all(
+                    replica.get("master_link_status") == "up" and replica.get("master_port") == port
+                    for replica in found.values()
+                )
+            )
 
         wait_for(is_up, "the replicas", FAILOVER_LIMIT_S)
 
@@ -214,7 +225,12 @@ class Watched:
             "a failover to begin",
             FAILOVER_LIMIT_S,
         )
-        self.wait_other_primary(port)
+        # One that has not heard of it yet may still undo it.
+        wait_for(
+            lambda: len(ports := set(self.ports_of_primary())) == 1 and port not in ports,
+            "the sentinels to agree on another primary",
+            FAILOVER_LIMIT_S,
+        )
 
     def stop(self) -> None:
         for sentinel in self.sentinels:
