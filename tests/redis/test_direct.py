@@ -176,6 +176,22 @@ async def test_a_journal_sends_directly(server: Server, namespace: str) -> None:
         assert all(isinstance(answer, BatchResult) for answer in (two, one))
 
 
+async def test_no_question_keeps_batches_from_being_sent_directly(server: Server, namespace: str) -> None:
+    """One that goes by the driver's writer makes the batches behind it do so, and those the ones behind them."""
+    async with RedisJournal.from_url(server.url, JournalSettings(namespace=namespace)) as journal:
+        replies = Replies(1)
+        server.call("CLIENT", "PAUSE", 60_000, "WRITE")
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(journal.directory.announce, "node", b"record")
+            task_group.start_soon(journal.execute, [Audit(0)])
+            await anyio.wait_all_tasks_blocked()
+            assert len(journal._sent_s) == 2
+            assert journal.send([Audit(1)], replies)
+            server.call("CLIENT", "UNPAUSE")
+        (answer,) = await replies.wait()
+        assert isinstance(answer, BatchResult)
+
+
 async def test_a_late_answer_costs_the_connection(server: Server, namespace: str) -> None:
     settings = JournalSettings(namespace=namespace)
     async with RedisJournal.from_url(server.url, settings, timeout_s=0.3) as journal:

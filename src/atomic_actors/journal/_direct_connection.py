@@ -299,6 +299,14 @@ class DirectConnection(BaseConnection):
         if isinstance(stream, _DirectStream) and stream.on_data is None and stream.is_drained:
             stream.on_data = self._feed
 
+    @property
+    def sends_now(self) -> bool:
+        """Whether `send_nowait` would send."""
+        if not self.usable or not isinstance(self.stream, _DirectStream):
+            return False
+        # Its bytes may still wait for the writer; replies come in the order of the bytes.
+        return all(type(request) is _DirectRequest for request in self._requests)
+
     def send_nowait(
         self, command: tuple[bytes, ...], on_reply: OnReply, *behind: tuple[tuple[bytes, ...], OnReply]
     ) -> bool:
@@ -312,13 +320,9 @@ class DirectConnection(BaseConnection):
         Returns:
             False if it was not sent: use `create_request`.
         """
-        stream, requests = self.stream, self._requests
-        if not self.usable or not isinstance(stream, _DirectStream):
+        if not self.sends_now:
             return False
-        for request in requests:
-            if type(request) is not _DirectRequest:
-                # Its bytes may still wait for the writer; replies come in the order of the bytes.
-                return False
+        stream, requests = cast("_DirectStream", self.stream), self._requests
         self._read_at_once()
         data = pack_command(command)
         requests.append(_DirectRequest(on_reply))

@@ -21,7 +21,7 @@ from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, Re
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors._store_url import StoreLocation, parse_store_url
-from atomic_actors.journal._direct_connection import DirectConnection
+from atomic_actors.journal._direct_connection import DirectConnection, OnReply
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal._redis_answers import read_results
@@ -132,7 +132,7 @@ class RedisJournal:
             StoreUnsafe: it may lose what it accepted.
         """
         self._lock = anyio.Lock()
-        self._clock = clock_function()
+        self._clock, self._new_cell = clock_function(), cell_factory()
         self._task_group = await anyio.create_task_group().__aenter__()
         try:
             await self._link.open(self._task_group)
@@ -202,8 +202,12 @@ class RedisJournal:
         if self._task_group is None:
             raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
         command: list[Sequence[bytes | int]] = [(function, len(keys), *keys, *arguments)]
-        async with self._lock:
-            connection = await self._link.open(self._task_group)
+        connection = self._link.usable
+        if connection is None or self._lock.locked():
+            async with self._lock:
+                connection = await self._link.open(self._task_group)
+                pending = self._request(connection, command, keys[0] + b":ack")
+        else:
             pending = self._request(connection, command, keys[0] + b":ack")
         replies = await self._receive(connection, pending)
         if is_missing(replies[0]):
@@ -234,12 +238,12 @@ class RedisJournal:
             or self._task_group is None
             or self._lock.locked()
             or not isinstance(connection, DirectConnection)
+            or not connection.sends_now
         ):
             return False
         call = self._wire.encode(steps)
 
         def on_reply(reply: Any) -> None:
-            self._sent_s.popleft()
             try:
                 if is_missing(reply):
                     # `execute` loads it.
@@ -252,28 +256,32 @@ class RedisJournal:
             else:
                 on_answer(answer)
 
-        question = self.history.ask()
-        self._sent_s.append(self._clock())
+        question, answer_to = self.history.ask(), self._watched(on_reply)
         command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
-        replication = self._replication
-        if replication is None:
-            sent = connection.send_nowait(command, on_reply)
+        if self._replication is None:
+            connection.send_nowait(command, answer_to)
         else:
-            sent = connection.send_nowait(command, *replication.between(self._ack_key([call]), on_reply))
-        if not sent:
-            self._sent_s.pop()
-            return False
+            connection.send_nowait(command, *self._replication.between(self._ack_key([call]), answer_to))
+        return True
+
+    def _watched(self, on_reply: OnReply) -> OnReply:
+        """Note that a call goes out now; returns who has to get its answer instead."""
+
+        def answer_to(reply: Any) -> None:
+            self._sent_s.popleft()
+            on_reply(reply)
+
+        self._sent_s.append(self._clock())
         if self._resting is not None:
             self._resting.set(None)
-        return True
+        return answer_to
 
     async def _watch_answers(self) -> None:
         """Give up a connection on which the answer to a call does not come in time."""
-        new_cell = cell_factory()
         with self._watch_scope:
             while True:
                 if not self._sent_s:
-                    self._resting = new_cell()
+                    self._resting = self._new_cell()
                     await self._resting
                     self._resting = None
                 oldest_s = self._sent_s[0] if self._sent_s else self._clock()
@@ -304,6 +312,18 @@ class RedisJournal:
     def _request(
         self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]], ack_key: bytes
     ) -> list[Any]:
+        if (
+            len(commands) == 1
+            and self._replication is None
+            and isinstance(connection, DirectConnection)
+            and connection.sends_now
+        ):
+            # Not by the driver's writer: as long as that has something to do, no batch can be sent directly.
+            cell: Cell[Any] = self._new_cell()
+            (command,) = commands
+            arguments = (b"%d" % value if isinstance(value, int) else value for value in command)
+            connection.send_nowait((b"FCALL", *arguments), self._watched(cell.set))
+            return [cell]
         try:
             pending = request_all(connection, commands, self._timeout_s)
             if self._replication is not None:
