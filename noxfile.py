@@ -28,6 +28,8 @@ PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 EXTRAS = ".[testing,dev,uvloop]"
 # How often each thing happens in `chaos_long`.
 LONG_CHAOS = {"CHAOS_CLUSTER_KILLS": "200", "CHAOS_FAILOVERS": "30", "CHAOS_MIGRATIONS": "20"}
+#: Most tests wait, for a server or a lease. What a file's tests share is made once.
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
 # Run by sessions of their own.
 APART = ["types", "simulation", "chaos"]
 
@@ -75,7 +77,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit, conformance and integration tests, with real servers: `nox -s tests -- -k commit`."""
-    run(session, "pytest", "tests", *without(*APART), *session.posargs)
+    run(session, "pytest", "tests", *without(*APART), *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session(python=PYTHON_VERSIONS, venv_backend="virtualenv", reuse_venv=True)
@@ -89,7 +91,7 @@ def tests_all(session: nox.Session) -> None:
 @nox.session
 def sim(session: nox.Session) -> None:
     """Simulated clusters: seeded faults and schedules, on a clock that jumps."""
-    run(session, "pytest", "tests/simulation", *session.posargs)
+    run(session, "pytest", "tests/simulation", "-n", "2", *session.posargs)
 
 
 @nox.session

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import ssl
 import subprocess
 from collections import Counter
 from collections.abc import Generator
@@ -12,6 +14,8 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSStream
 from attrs import define, frozen
 
 from atomic_actors import (
@@ -24,6 +28,7 @@ from atomic_actors import (
     StoreUnavailable,
     handler,
 )
+from atomic_actors.journal._direct_connection import connect_stream
 from tests.cluster_servers import start_cluster
 from tests.servers import Kind, Server, free_port, start_server
 
@@ -201,6 +206,32 @@ async def test_a_certificate_for_another_host(
     url = store.url("localhost", ssl_ca_certs=authority, ssl_check_hostname="false")
     async with new_system(url, namespace) as system:
         assert await system.ask(ADDER, Add(1)) == 1
+
+
+async def test_who_leaves_waits_for_no_goodbye(certificates: Certificates) -> None:
+    """A server that is busy, or gone, must not keep sockets open behind whoever has left."""
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(certificates.certificate, certificates.key)
+    ours = ssl.create_default_context(cafile=certificates.authority)
+    closed = anyio.Event()
+
+    async def serve(raw: SocketStream) -> None:
+        async with raw:
+            await TLSStream.wrap(raw, server_side=True, ssl_context=theirs)
+            # Reads what comes, and answers nothing.
+            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    await raw.receive()
+            closed.set()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as task_group:
+        task_group.start_soon(listener.serve, serve)
+        stream = await connect_stream("127.0.0.1", listener.extra(SocketAttribute.local_port), ours)
+        await stream.aclose()
+        with anyio.fail_after(10):  # asyncio would wait for half a minute
+            await closed.wait()
+        task_group.cancel_scope.cancel()
 
 
 async def test_the_wrong_port(store: TlsServer, certificates: Certificates, namespace: str) -> None:

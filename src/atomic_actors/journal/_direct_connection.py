@@ -178,6 +178,8 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
     async def aclose(self) -> None:
         self._transport.close()
         await anyio.lowlevel.cancel_shielded_checkpoint()
+        # TLS would wait for the other side's goodbye, with the socket open behind whoever has left.
+        self._transport.abort()
 
 
 class _TrioStream(_DirectStream):
