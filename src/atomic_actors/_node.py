@@ -113,12 +113,17 @@ class Node:
     ask_with: AskFromTurn = field(init=False)
     on_crash: Callable[[BaseException], None] = field(init=False)
     supervisor: Supervisor = field(init=False)
+    #: What askers here call this node.
+    node_id: str = field(init=False)
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.node_id = self.router.node_id
+
     def is_leaving(self, partition: int, entity: str) -> bool:
-        """Whether nothing more is taken in a partition: it is about to be given up."""
+        """See `Supervisor.is_leaving`."""
         return self.supervisor.is_leaving(partition, entity)
 
     @property

@@ -91,7 +91,8 @@ async def test_replies_come_in_the_order_of_the_calls(server: Server) -> None:
     async with opened(connection_to(server)) as connection:
         replies = Replies(300)
         for number in range(300):
-            assert connection.send_nowait((b"ECHO", b"%d" % number), replies)
+            assert connection.sends_now
+            connection.send_now((b"ECHO", b"%d" % number), replies)
         assert await replies.wait() == [b"%d" % number for number in range(300)]
 
 
@@ -99,9 +100,10 @@ async def test_a_call_does_not_overtake_the_writers_task(server: Server) -> None
     async with opened(connection_to(server)) as connection:
         replies = Replies(1)
         queued = connection.create_request(b"ECHO", b"queued", decode=False)
-        assert not connection.send_nowait((b"ECHO", b"direct"), replies)
+        assert not connection.sends_now
         assert await queued == b"queued"
-        assert connection.send_nowait((b"ECHO", b"direct"), replies)
+        assert connection.sends_now
+        connection.send_now((b"ECHO", b"direct"), replies)
         behind = connection.create_request(b"ECHO", b"behind", decode=False)
         assert await behind == b"behind"
         assert replies.got == [b"direct"]
@@ -111,7 +113,8 @@ async def test_more_than_the_socket_takes_is_sent_in_order(server: Server) -> No
     async with opened(connection_to(server)) as connection:
         replies = Replies(4)
         for argument in (BIG, b"small", BIG + b"y", b"last"):
-            assert connection.send_nowait((b"ECHO", argument), replies)
+            assert connection.sends_now
+            connection.send_now((b"ECHO", argument), replies)
         got = await replies.wait()
         assert [len(reply) for reply in got] == [len(BIG), 5, len(BIG) + 1, 4]
         assert await connection.create_request(b"ECHO", b"after", decode=False) == b"after"
@@ -120,8 +123,8 @@ async def test_more_than_the_socket_takes_is_sent_in_order(server: Server) -> No
 async def test_an_error_is_the_reply(server: Server) -> None:
     async with opened(connection_to(server)) as connection:
         replies = Replies(2)
-        connection.send_nowait((b"NONSENSE",), replies)
-        connection.send_nowait((b"PING",), replies)
+        connection.send_now((b"NONSENSE",), replies)
+        connection.send_now((b"PING",), replies)
         error, pong = await replies.wait()
         assert "NONSENSE" in str(error)
         assert pong == b"PONG"
@@ -130,14 +133,14 @@ async def test_an_error_is_the_reply(server: Server) -> None:
 async def test_whoever_waits_is_told_that_the_connection_is_lost(server: Server) -> None:
     async with opened(connection_to(server)) as connection:
         replies = Replies(2)
-        connection.send_nowait(
+        connection.send_now(
             (b"CLIENT", b"KILL", b"SKIPME", b"no", b"ID", b"%d" % connection.client_id), replies
         )
-        connection.send_nowait((b"PING",), replies)
+        connection.send_now((b"PING",), replies)
         got = await replies.wait()
         assert isinstance(got[1], Exception)
         assert not connection.usable
-        assert not connection.send_nowait((b"PING",), replies)
+        assert not connection.sends_now
 
 
 async def test_a_peer_that_answers_nonsense_loses_the_connection() -> None:
@@ -159,7 +162,8 @@ async def test_a_peer_that_answers_nonsense_loses_the_connection() -> None:
         task_group.start_soon(listener.serve, serve)
         replies = Replies(1)
         async with opened(DirectTCPConnection(TCPLocation("127.0.0.1", port))) as connection:
-            assert connection.send_nowait((b"PING",), replies)
+            assert connection.sends_now
+            connection.send_now((b"PING",), replies)
             (reply,) = await replies.wait()
             assert isinstance(reply, Exception)
         task_group.cancel_scope.cancel()

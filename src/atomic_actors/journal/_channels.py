@@ -259,7 +259,12 @@ class RedisChannels:
         """Write it to the socket here and now: no task has to wake up. False if that is not possible."""
         link = self._publish_link
         connection = link.usable if link is not None else None
-        if link is None or not isinstance(connection, DirectConnection) or self._publishing:
+        if (
+            link is None
+            or self._publishing
+            or not isinstance(connection, DirectConnection)
+            or not connection.sends_now
+        ):
             return False
         sent_s = self._unanswered_s
         now_s = self._clock()
@@ -276,10 +281,8 @@ class RedisChannels:
                 on_sent(self._heard_by(reply))
 
         sent_s.append(now_s)
-        if connection.send_nowait((b"PUBLISH", channel, payload), on_reply):
-            return True
-        sent_s.pop()
-        return False
+        connection.send_now((b"PUBLISH", channel, payload), on_reply)
+        return True
 
     # Connections.
 

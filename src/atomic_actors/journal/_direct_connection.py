@@ -44,6 +44,7 @@ __all__ = (
 
 #: Gets the reply as it was parsed, or the error by which the call or the connection ended. Must not raise.
 OnReply = Callable[[Any], None]
+Command = tuple[bytes, ...]
 #: Gets the parts of a message that the store pushed. Must not raise.
 OnPush = Callable[[list[Any]], None]
 
@@ -71,6 +72,8 @@ def pack_command(command: tuple[bytes, ...]) -> bytes:
 class _DirectStream(ByteStream):
     """A byte stream that can also be written to without waiting."""
 
+    #: Cheaper to ask for than the class, which is abstract.
+    writes_now: Final = True
     #: Once set, it gets what arrives, at once, and `receive` only sees the end.
     on_data: Callable[[bytes], None] | None = None
 
@@ -303,27 +306,21 @@ class DirectConnection(BaseConnection):
 
     @property
     def sends_now(self) -> bool:
-        """Whether `send_nowait` would send."""
-        if not self.usable or not isinstance(self.stream, _DirectStream):
+        """Whether `send_now` may be called."""
+        if not self.usable or not getattr(self.stream, "writes_now", False):
             return False
-        # Its bytes may still wait for the writer; replies come in the order of the bytes.
-        return all(type(request) is _DirectRequest for request in self._requests)
+        # Bytes of others may still wait for the writer; replies come in the order of the bytes.
+        requests = self._requests
+        return not requests or all(type(request) is _DirectRequest for request in requests)
 
-    def send_nowait(
-        self, command: tuple[bytes, ...], on_reply: OnReply, *behind: tuple[tuple[bytes, ...], OnReply]
-    ) -> bool:
-        """Send a command at once, if nothing that was queued for the writer task could be overtaken.
+    def send_now(self, command: Command, on_reply: OnReply, *behind: tuple[Command, OnReply]) -> None:
+        """Send a command at once. Call it only while `sends_now`; otherwise use `create_request`.
 
         Args:
             command: its name and arguments.
             on_reply: gets its reply, or its error; on asyncio it is not called in a task.
             *behind: more of both, that go out right behind it.
-
-        Returns:
-            False if it was not sent: use `create_request`.
         """
-        if not self.sends_now:
-            return False
         stream, requests = cast("_DirectStream", self.stream), self._requests
         self._read_at_once()
         data = pack_command(command)
@@ -338,7 +335,6 @@ class DirectConnection(BaseConnection):
         except OSError as error:
             # Whether a part of it arrived, nobody knows: its reply is that the connection is lost.
             self.invalidate(str(error))
-        return True
 
     def _feed(self, data: bytes) -> None:
         # What the driver's reader does with it.

@@ -259,9 +259,9 @@ class RedisJournal:
         question, answer_to = self.history.ask(), self._watched(on_reply)
         command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
         if self._replication is None:
-            connection.send_nowait(command, answer_to)
+            connection.send_now(command, answer_to)
         else:
-            connection.send_nowait(command, *self._replication.between(self._ack_key([call]), answer_to))
+            connection.send_now(command, *self._replication.between(self._ack_key([call]), answer_to))
         return True
 
     def _watched(self, on_reply: OnReply) -> OnReply:
@@ -322,7 +322,7 @@ class RedisJournal:
             cell: Cell[Any] = self._new_cell()
             (command,) = commands
             arguments = (b"%d" % value if isinstance(value, int) else value for value in command)
-            connection.send_nowait((b"FCALL", *arguments), self._watched(cell.set))
+            connection.send_now((b"FCALL", *arguments), self._watched(cell.set))
             return [cell]
         try:
             pending = request_all(connection, commands, self._timeout_s)

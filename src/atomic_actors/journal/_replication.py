@@ -100,7 +100,7 @@ class Replication:
         return question
 
     def between(self, key: bytes, on_reply: OnReply) -> tuple[Any, ...]:
-        """What to call a connection's `send_nowait` with behind the call itself.
+        """What to call a connection's `send_now` with behind the call itself.
 
         Args:
             key: as of `commands`.
