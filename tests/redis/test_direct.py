@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
@@ -92,7 +93,7 @@ async def test_replies_come_in_the_order_of_the_calls(server: Server) -> None:
         replies = Replies(300)
         for number in range(300):
             assert connection.sends_now
-            connection.send_now((b"ECHO", b"%d" % number), replies)
+            connection.send_now(((b"ECHO", b"%d" % number), replies))
         assert await replies.wait() == [b"%d" % number for number in range(300)]
 
 
@@ -103,7 +104,7 @@ async def test_a_call_does_not_overtake_the_writers_task(server: Server) -> None
         assert not connection.sends_now
         assert await queued == b"queued"
         assert connection.sends_now
-        connection.send_now((b"ECHO", b"direct"), replies)
+        connection.send_now(((b"ECHO", b"direct"), replies))
         behind = connection.create_request(b"ECHO", b"behind", decode=False)
         assert await behind == b"behind"
         assert replies.got == [b"direct"]
@@ -114,7 +115,7 @@ async def test_more_than_the_socket_takes_is_sent_in_order(server: Server) -> No
         replies = Replies(4)
         for argument in (BIG, b"small", BIG + b"y", b"last"):
             assert connection.sends_now
-            connection.send_now((b"ECHO", argument), replies)
+            connection.send_now(((b"ECHO", argument), replies))
         got = await replies.wait()
         assert [len(reply) for reply in got] == [len(BIG), 5, len(BIG) + 1, 4]
         assert await connection.create_request(b"ECHO", b"after", decode=False) == b"after"
@@ -123,8 +124,8 @@ async def test_more_than_the_socket_takes_is_sent_in_order(server: Server) -> No
 async def test_an_error_is_the_reply(server: Server) -> None:
     async with opened(connection_to(server)) as connection:
         replies = Replies(2)
-        connection.send_now((b"NONSENSE",), replies)
-        connection.send_now((b"PING",), replies)
+        connection.send_now(((b"NONSENSE",), replies))
+        connection.send_now(((b"PING",), replies))
         error, pong = await replies.wait()
         assert "NONSENSE" in str(error)
         assert pong == b"PONG"
@@ -134,9 +135,9 @@ async def test_whoever_waits_is_told_that_the_connection_is_lost(server: Server)
     async with opened(connection_to(server)) as connection:
         replies = Replies(2)
         connection.send_now(
-            (b"CLIENT", b"KILL", b"SKIPME", b"no", b"ID", b"%d" % connection.client_id), replies
+            ((b"CLIENT", b"KILL", b"SKIPME", b"no", b"ID", b"%d" % connection.client_id), replies)
         )
-        connection.send_now((b"PING",), replies)
+        connection.send_now(((b"PING",), replies))
         got = await replies.wait()
         assert isinstance(got[1], Exception)
         assert not connection.usable
@@ -163,7 +164,7 @@ async def test_a_peer_that_answers_nonsense_loses_the_connection() -> None:
         replies = Replies(1)
         async with opened(DirectTCPConnection(TCPLocation("127.0.0.1", port))) as connection:
             assert connection.sends_now
-            connection.send_now((b"PING",), replies)
+            connection.send_now(((b"PING",), replies))
             (reply,) = await replies.wait()
             assert isinstance(reply, Exception)
         task_group.cancel_scope.cancel()
@@ -194,6 +195,35 @@ async def test_no_question_keeps_batches_from_being_sent_directly(server: Server
             server.call("CLIENT", "UNPAUSE")
         (answer,) = await replies.wait()
         assert isinstance(answer, BatchResult)
+
+
+async def test_whoever_waits_for_a_push_is_written_to_before_the_caller(
+    server: Server, namespace: str
+) -> None:
+    """The store writes last to whom it began to answer first, so a call that rings has an answer before it."""
+
+    def pings() -> int:
+        return int(server.call("INFO", "commandstats").get("cmdstat_ping", {"calls": 0})["calls"])
+
+    def message(claim: str) -> Append:
+        unique = f"{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
+        body = pack_body(name="Work", deadline_ms=0, waited_for=True, key="", envelope=b"{}")
+        return Append(0, "box/a", unique, body, claim=claim, policy="*=edc3")
+
+    async with RedisJournal.from_url(server.url, JournalSettings(namespace=namespace)) as journal:
+        await journal.execute([ClaimPartition(0, "claim-1", b"node")])
+        before = pings()
+        for count, steps in (
+            (0, [Audit(0)]),
+            (0, [message("claim-1")]),
+            (1, [message("")]),
+            (1, [message("") for _ in range(20)]),
+        ):
+            replies = Replies(1)
+            assert journal.send(steps, replies)
+            (answer,) = await replies.wait()
+            assert isinstance(answer, BatchResult)
+            assert pings() - before == count
 
 
 async def test_a_late_answer_costs_the_connection(server: Server, namespace: str) -> None:

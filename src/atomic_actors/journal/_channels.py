@@ -281,7 +281,7 @@ class RedisChannels:
                 on_sent(self._heard_by(reply))
 
         sent_s.append(now_s)
-        connection.send_now((b"PUBLISH", channel, payload), on_reply)
+        connection.send_now(((b"PUBLISH", channel, payload), on_reply))
         return True
 
     # Connections.

@@ -313,19 +313,17 @@ class DirectConnection(BaseConnection):
         requests = self._requests
         return not requests or all(type(request) is _DirectRequest for request in requests)
 
-    def send_now(self, command: Command, on_reply: OnReply, *behind: tuple[Command, OnReply]) -> None:
-        """Send a command at once. Call it only while `sends_now`; otherwise use `create_request`.
+    def send_now(self, *commands: tuple[Command, OnReply]) -> None:
+        """Send commands at once. Call it only while `sends_now`; otherwise use `create_request`.
 
         Args:
-            command: its name and arguments.
-            on_reply: gets its reply, or its error; on asyncio it is not called in a task.
-            *behind: more of both, that go out right behind it.
+            *commands: each one's name and arguments, and who gets its reply, or its error; on asyncio that is not
+                called in a task.
         """
         stream, requests = cast("_DirectStream", self.stream), self._requests
         self._read_at_once()
-        data = pack_command(command)
-        requests.append(_DirectRequest(on_reply))
-        for command, on_reply in behind:
+        data = b""
+        for command, on_reply in commands:
             data += pack_command(command)
             requests.append(_DirectRequest(on_reply))
         try:

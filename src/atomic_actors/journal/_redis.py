@@ -21,9 +21,17 @@ from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, Re
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors._store_url import StoreLocation, parse_store_url
-from atomic_actors.journal._direct_connection import DirectConnection, OnReply
+from atomic_actors.journal._direct_connection import Command, DirectConnection, OnReply
 from atomic_actors.journal._history import CommitHistory, Question
-from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
+from atomic_actors.journal._protocol import (
+    Append,
+    BatchResult,
+    Finish,
+    JournalSettings,
+    JournalUnavailable,
+    Result,
+    Step,
+)
 from atomic_actors.journal._redis_answers import read_results
 from atomic_actors.journal._redis_directory import RedisDirectory
 from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
@@ -36,6 +44,18 @@ __all__ = ("RedisJournal", "check_names", "check_store_safety", "check_version")
 VERSION_MIN: Final = (7, 0)
 #: An answer that is late may have come while the loop was busy: the reader gets a last turn.
 GRACE_S: Final = 0.05
+#: In larger batches nobody notices who is written to first.
+FEW_STEPS: Final = 2
+
+
+def _ignore(_: object) -> None:
+    """It is sent for its place in the order only."""
+
+
+#: At the end of a round the store writes to its clients, those first whose answer began last: to the caller, and
+#: only then to those whom the call pushed something to, though they are waited for. One that has an answer before
+#: the call comes last. With one client and three processes on two cores, an ask of another node took a fifth less.
+_WRITE_OTHERS_FIRST: Final[tuple[Command, OnReply]] = ((b"PING",), _ignore)
 
 
 class RedisJournal:
@@ -257,11 +277,13 @@ class RedisJournal:
                 on_answer(answer)
 
         question, answer_to = self.history.ask(), self._watched(on_reply)
-        command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
-        if self._replication is None:
-            connection.send_now(command, answer_to)
-        else:
-            connection.send_now(command, *self._replication.between(self._ack_key([call]), answer_to))
+        command: Command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
+        commands: list[tuple[Command, OnReply]] = [(command, answer_to)]
+        if self._replication is not None:
+            commands = self._replication.around(command, self._ack_key([call]), answer_to)
+        if len(steps) <= FEW_STEPS and any(map(_tells_others, steps)):
+            commands.insert(0, _WRITE_OTHERS_FIRST)
+        connection.send_now(*commands)
         return True
 
     def _watched(self, on_reply: OnReply) -> OnReply:
@@ -322,7 +344,7 @@ class RedisJournal:
             cell: Cell[Any] = self._new_cell()
             (command,) = commands
             arguments = (b"%d" % value if isinstance(value, int) else value for value in command)
-            connection.send_now((b"FCALL", *arguments), self._watched(cell.set))
+            connection.send_now(((b"FCALL", *arguments), self._watched(cell.set)))
             return [cell]
         try:
             pending = request_all(connection, commands, self._timeout_s)
@@ -442,6 +464,13 @@ class RedisJournal:
             if isinstance(reply, Exception):
                 raise reply
         self._read_commits(question, calls, replies)
+
+
+def _tells_others(step: Step) -> bool:
+    """Whether a step pushes something that is waited for to another connection: a doorbell, or replies."""
+    if isinstance(step, Append):
+        return not step.claim
+    return isinstance(step, Finish) and bool(step.pushes)
 
 
 def check_names(settings: JournalSettings) -> None:

@@ -24,15 +24,13 @@ from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, UnknownCommandError
 
 from atomic_actors._errors import StoreIncompatible
-from atomic_actors.journal._direct_connection import OnReply
+from atomic_actors.journal._direct_connection import Command, OnReply
 from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("Replication",)
 
 #: What the store's user needs beside `ACL_RULES`; Redis 7.0 does not know the second word.
 REPLICATION_ACL_RULES: Final = "+wait +waitaof"
-
-Command = tuple[bytes, ...]
 
 
 def _ignore(_: object) -> None:
@@ -99,10 +97,11 @@ class Replication:
         del write  # if it was refused, so was the call
         return question
 
-    def between(self, key: bytes, on_reply: OnReply) -> tuple[Any, ...]:
-        """What to call a connection's `send_now` with behind the call itself.
+    def around(self, call: Command, key: bytes, on_reply: OnReply) -> list[tuple[Command, OnReply]]:
+        """What to call a connection's `send_now` with: the call, the write and the question.
 
         Args:
+            call: the call itself.
             key: as of `commands`.
             on_reply: gets the call's reply once it counts, or why it does not.
         """
@@ -117,7 +116,7 @@ class Replication:
             on_reply(reply_of_call if refusal is None else refusal)
 
         write, question = self.commands(key)
-        return on_call, (write, _ignore), (question, on_answer)
+        return [(call, on_call), (write, _ignore), (question, on_answer)]
 
     def refusal(self, answer: Any) -> JournalUnavailable | StoreIncompatible | None:
         """Why an answer does not count yet; None if it does."""
