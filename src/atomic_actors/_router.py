@@ -190,6 +190,13 @@ class Pending:
                 self.router.forget_key(self)
             self.cell.set(value)
 
+    def left(self, why: str) -> AtomicActorsError:
+        """What to tell whoever waits where no answer can come any more; the message may still run."""
+        message_id = self.full_message_id
+        text = f"{why} before an answer to {message_id} came; ask again with result(message_id)"
+        unknown = AcceptanceUnknown if self.waiting == "tell" else OutcomeUnknown
+        return unknown(text, message_id=message_id)
+
     def on_appended(self, result: Result | JournalUnavailable) -> None:
         """The group commit's callback for the append."""
         admission = self.admission
@@ -211,6 +218,8 @@ class Pending:
         if isinstance(result, JournalUnavailable):
             if not result.sent:
                 self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
+            elif self.journal.is_left:
+                self.resolve(self.left("the way to its service was closed"))
             return
         self.resolve(refusal_of_append(result, self.entity, self.full_message_id))
 
@@ -486,6 +495,9 @@ class Router:
 
     def _look_up(self, pending: Pending) -> None:
         """Ask the store for the outcome now, and again later, ever more rarely."""
+        if pending.journal.is_left:
+            pending.resolve(pending.left("the way to its service was closed"))
+            return
         pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
         self._poll_later(pending)
         unique = pending.unique
@@ -516,13 +528,6 @@ class Router:
         everybody += [pending for bucket in self._ends.values() for pending in bucket]
         for pending in everybody:
             if not pending.done:
-                pending.resolve(self._left(pending))
+                pending.resolve(pending.left("the actor system was left"))
         self._pending.clear()
         self._ends.clear()
-
-    def _left(self, pending: Pending) -> AtomicActorsError:
-        message_id = pending.full_message_id
-        text = f"the actor system was left before an answer to {message_id} came; ask again with result(message_id)"
-        if pending.waiting == "tell":
-            return AcceptanceUnknown(text, message_id=message_id)
-        return OutcomeUnknown(text, message_id=message_id)

@@ -21,6 +21,7 @@ from atomic_actors import (
     KeyReused,
     KindConflict,
     NotSupported,
+    OutcomeUnknown,
     Query,
     RawMessage,
     Refused,
@@ -247,6 +248,28 @@ async def test_a_way_to_volatile_kinds_that_is_opened_again(town: Town) -> None:
         for route in sender._running.sender.routes._routes.values():  # type: ignore[union-attr]
             route.node_id = ""  # the owner has to be looked up
         assert await sender.ask(Echo.ref("x"), Charge(2)) == 2
+
+
+async def test_who_waits_is_told_that_the_way_is_closed(town: Town) -> None:
+    async with town.sender() as sender:
+        async with town.billing():
+            assert await sender.ask(INVOICE, Charge(5)) == 5
+        running, told = sender._running, list[str]()
+
+        async def ask() -> None:
+            with pytest.raises(OutcomeUnknown, match="the way to its service was closed") as error:
+                await sender.ask(INVOICE, Charge(1), timeout_s=0)
+            told.append(error.value.message_id)
+
+        async def is_accepted() -> bool:
+            return any(pending.accepted for (pending,) in running.router._pending.values())
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(ask)
+            await until(is_accepted)
+            running.outlets._outlets["billing"].scope.cancel()
+        async with town.billing():
+            assert await sender.result(told[0]) == 6
 
 
 async def test_keys(town: Town) -> None:

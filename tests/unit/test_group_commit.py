@@ -357,6 +357,19 @@ async def test_what_was_forsaken_is_not_waited_for() -> None:
     assert got == [GONE, Renewed(1)]
 
 
+async def test_nobody_waits_for_what_was_left() -> None:
+    got: list[object] = []
+    async with GroupCommit(Direct()) as journal:
+        pass
+    with pytest.raises(JournalUnavailable, match="closed") as error:
+        journal.submit(Audit(0), got.append)
+    assert not error.value.sent
+    journal.enqueue(Take(1, "account/a", "claim", ""), got.append)
+    (answer,) = got
+    assert isinstance(answer, JournalUnavailable)
+    assert journal.statistics().pending == 0
+
+
 async def test_left_before_anything_ran() -> None:
     with anyio.fail_after(2), pytest.raises(ExceptionGroup) as raised:
         async with GroupCommit(Direct()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Final
 
 from attrs import define, frozen
@@ -22,16 +23,14 @@ from atomic_actors.journal._protocol import (
 )
 
 __all__ = (
-    "CONTENDED_TIMES",
     "OVERTAKEN_MAX",
-    "QUICKEST_FADE",
-    "QUICKEST_MIN_S",
     "RETRY_DELAY_FIRST_S",
     "SPLIT_STEPS_MIN",
     "Batch",
     "Entry",
     "GroupCommitStatistics",
     "OnResult",
+    "Pace",
     "answers_of",
     "belongs_to_owner",
     "cut_batch",
@@ -66,6 +65,25 @@ class GroupCommitStatistics:
     retries: int
     pending: int
     available: bool
+
+
+@define(eq=False)
+class Pace:
+    """How quickly small batches are answered.
+
+    Where the store is busy with others, a step that waits a little and goes along with more costs less of it
+    than one that goes alone, and the whole gets more done.
+    """
+
+    #: They are answered far later than they could be: others use the store, or this machine, too.
+    contended: bool = False
+    #: The quickest answer, in seconds; slowly forgotten, since stores are replaced.
+    quickest_s: float = inf
+
+    def note(self, took_s: float) -> None:
+        """Take the time of one small batch into account."""
+        self.quickest_s = min(took_s, self.quickest_s * QUICKEST_FADE)
+        self.contended = took_s > max(self.quickest_s, QUICKEST_MIN_S) * CONTENDED_TIMES
 
 
 def size_of(step: Step) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from math import inf
 from types import TracebackType
 from typing import Self
 
@@ -26,16 +25,14 @@ from msgspec.structs import replace
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._telemetry import logger
 from atomic_actors.journal._batches import (
-    CONTENDED_TIMES,
     OVERTAKEN_MAX,
-    QUICKEST_FADE,
-    QUICKEST_MIN_S,
     RETRY_DELAY_FIRST_S,
     SPLIT_STEPS_MIN,
     Batch,
     Entry,
     GroupCommitStatistics,
     OnResult,
+    Pace,
     answers_of,
     belongs_to_owner,
     cut_batch,
@@ -106,10 +103,7 @@ class GroupCommit:
     _failing: bool = field(default=False, init=False)
     #: How many were answered last: whether there is load.
     _last_size: int = field(default=0, init=False)
-    #: The quickest answer to a small batch, in seconds; slowly forgotten, since stores are replaced.
-    _quickest_s: float = field(default=inf, init=False)
-    #: Small batches are answered far later than they could be: others use the store, or this machine, too.
-    _contended: bool = field(default=False, init=False)
+    _pace: Pace = field(factory=Pace, init=False)
     #: The last answer began the only turn there is, as far as one can tell: its commit comes soon.
     _commit_due: bool = field(default=False, init=False)
     #: How many commits in a row have left before what waits.
@@ -118,6 +112,8 @@ class GroupCommit:
     _answering: bool = field(default=False, init=False)
     #: Being left: answers come no more.
     _closing: bool = field(default=False, init=False)
+    #: It was left: nothing is sent, and nobody is kept waiting.
+    is_left: bool = field(default=False, init=False)
     #: Flushers that wait until theirs is the oldest batch.
     _turns: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
     _scopes: list[anyio.CancelScope] = field(factory=list[anyio.CancelScope], init=False)
@@ -169,10 +165,12 @@ class GroupCommit:
         directly; on Trio in the reader's task; else in a flusher's.
 
         Raises:
-            JournalUnavailable: too much waits already, or the store is known to be away; nothing was
-                sent.
+            JournalUnavailable: too much waits already, the store is known to be away, or this was left;
+                nothing was sent.
         """
         pending = self._pending
+        if self.is_left:
+            raise JournalUnavailable("the way to the store was closed", sent=False)
         if len(pending) >= self.max_pending_steps:
             raise JournalUnavailable(f"{len(pending)} steps wait already (max_pending_steps)", sent=False)
         if self._failures >= self.failure_threshold:
@@ -190,6 +188,9 @@ class GroupCommit:
         self._add(Entry(step, on_result, False, overtakes))
 
     def _add(self, entry: Entry) -> None:
+        if self.is_left:
+            entry.on_result(JournalUnavailable("the way to the store was closed", sent=False))
+            return
         pending, in_flight = self._pending, len(self._in_flight)
         pending.append(entry)
         if self._answering or in_flight >= self.max_batches_in_flight:
@@ -198,7 +199,7 @@ class GroupCommit:
             # A hot entity waits for its commits, and takes along the message of whoever was just answered. A
             # run's is a batch by itself, and the store can work on it while its askers send what is next.
             sends = (
-                (self._last_size <= 2 and not (in_flight and self._contended))
+                (self._last_size <= 2 and not (in_flight and self._pace.contended))
                 or len(entry.step.verdicts) >= SPLIT_STEPS_MIN
                 or (entry.overtakes and not in_flight)
             )
@@ -490,7 +491,7 @@ class GroupCommit:
         self._steps += len(batch.entries)
         self._last_size = len(batch.entries)
         if self._last_size <= 2:
-            self._time(self._clock() - batch.sent_s)
+            self._pace.note(self._clock() - batch.sent_s)
             self._last_size = sum(answers_of(entry.step) for entry in batch.entries)
         self.now_ms = answer.now_ms
         if self._failures:
@@ -507,15 +508,6 @@ class GroupCommit:
                 entry.on_result(JournalUnavailable("sent before, and refused now", sent=True))
             else:
                 entry.on_result(result)
-
-    def _time(self, took_s: float) -> None:
-        """Note how long a small batch took.
-
-        Where the store is busy with others, a step that waits a little and goes along with more costs less of it
-        than one that goes alone, and the whole gets more done.
-        """
-        self._quickest_s = min(took_s, self._quickest_s * QUICKEST_FADE)
-        self._contended = took_s > max(self._quickest_s, QUICKEST_MIN_S) * CONTENDED_TIMES
 
     def _failed(self, batch: list[Entry], error: JournalUnavailable) -> None:
         """Count the failure; past the threshold, refuse what was certainly not sent."""
@@ -569,6 +561,7 @@ class GroupCommit:
 
     def abandon(self) -> None:
         """Tell everybody who still waits that no answer will come."""
+        self.is_left = True
         closed = JournalUnavailable("the system was left before the store answered", sent=True)
         entries = [entry for batch in self._in_flight for entry in batch.entries]
         entries += self._pending
