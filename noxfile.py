@@ -91,7 +91,7 @@ def tests_all(session: nox.Session) -> None:
 @nox.session
 def sim(session: nox.Session) -> None:
     """Simulated clusters: seeded faults and schedules, on a clock that jumps."""
-    run(session, "pytest", "tests/simulation", "-n", "2", *session.posargs)
+    run(session, "pytest", "tests/simulation", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
