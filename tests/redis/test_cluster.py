@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from atomic_actors.journal._redis_cluster import ClusterJournal
 from atomic_actors.journal._redis_link import ACL_RULES, CLUSTER_ACL_RULES
 from tests.cluster_servers import Cluster, start_cluster
 from tests.redis.test_channels import Heard
+from tests.sentinel_servers import paused
 from tests.servers import Kind, Server
 from tests.system.support import Desk, Read, Send, Stage, Work, Write, desk, until
 
@@ -391,6 +392,20 @@ async def test_a_user_with_few_rights(own_cluster: Cluster, namespace: str) -> N
     with pytest.raises(StoreIncompatible, match=r"\+cluster\|slots"):
         async with ActorSystem(config):
             pass
+
+
+async def test_nobody_waits_for_lanes_that_were_left(own_cluster: Cluster, namespace: str) -> None:
+    told: list[tuple[type[object], bool]] = []
+    commit = LanedCommit(journal_at(own_cluster, namespace))
+    with ExitStack() as pauses:
+        async with commit:
+            await commit.request(Audit(0))
+            for server in own_cluster.servers:
+                pauses.enter_context(paused(server))
+            commit.submit(Audit(0), lambda answer: told.append((type(answer), commit.is_left)))
+    assert told == [(JournalUnavailable, True)]
+    with pytest.raises(JournalUnavailable, match="closed"):
+        commit.submit(Audit(0), lambda _: None)
 
 
 async def test_a_lane_for_each_partition(own_cluster: Cluster, namespace: str) -> None:

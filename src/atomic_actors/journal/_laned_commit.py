@@ -10,11 +10,10 @@ each partition's own, and partitions may move between primaries without anybody 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors._cells import clock_function
@@ -155,30 +154,21 @@ class LanedCommit(GroupCommit):
             raise error
         self.on_crash(error)
 
-    async def __aenter__(self) -> Self:
+    def begin(self, task_group: TaskGroup) -> None:
+        """See `GroupCommit.begin`; each lane begins with its first step."""
         self._clock = clock_function()
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.inner)
-            self._task_group = await stack.enter_async_context(anyio.create_task_group())
-            self._stack = stack.pop_all()
-        return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._task_group is not None
-        self._closing = True
+    def stop(self) -> None:
+        """See `GroupCommit.stop`."""
+        super().stop()
         for lane in self._lanes.values():
             lane.stop()
-        self._task_group.cancel_scope.cancel()
-        try:
-            await self._stack.__aexit__(exc_type, exc_value, traceback)
-        finally:
-            for lane in self._lanes.values():
-                lane.abandon()
+
+    def abandon(self) -> None:
+        """See `GroupCommit.abandon`."""
+        super().abandon()  # before those who wait are told: they look at this one, not at the lane
+        for lane in self._lanes.values():
+            lane.abandon()
 
 
 def commit_class(journal: Journal) -> type[GroupCommit]:
