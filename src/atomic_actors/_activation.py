@@ -81,8 +81,6 @@ class Services(RunnerServices, Protocol):
     """What an activation needs of the node around it."""
 
     new_cell: Callable[[], Cell[Any]]
-    #: What askers here call this node.
-    node_id: str
     max_outbox_messages: int
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int]
@@ -95,7 +93,7 @@ class Services(RunnerServices, Protocol):
     def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None: ...
     def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None: ...
     def packed_reply(
-        self, sender: str, entity: str, unique: str, outcome: bytes
+        self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
     ) -> tuple[bytes, bytes] | None: ...
     def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
     def follow_up(self, activation: Activation, offer: Offer) -> None: ...
@@ -473,13 +471,12 @@ class Activation:
     def _pack_replies(self, turn: Turn) -> tuple[tuple[bytes, bytes], ...]:
         """What the store is to tell askers on other nodes, so that they need not wait for this one to hear."""
         packed: list[tuple[bytes, bytes]] = []
-        services = self.services
         for verdict, member in zip(turn.verdicts, turn.members, strict=True):
-            sender = member.sender if member is not None else ""
-            if not sender or sender == services.node_id or verdict.event not in _CERTAIN:
+            if member is None or verdict.event not in _CERTAIN:
                 continue
-            outcome = _OUTCOME_WORDS[verdict.event] + verdict.reply
-            push = services.packed_reply(sender, self.entity, verdict.unique, outcome)
+            push = self.services.packed_reply(
+                member.sender, self.entity, verdict.unique, _OUTCOME_WORDS[verdict.event], verdict.reply
+            )
             if push is not None:
                 packed.append(push)
                 turn.told.add(verdict.unique)

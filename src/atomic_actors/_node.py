@@ -113,14 +113,9 @@ class Node:
     ask_with: AskFromTurn = field(init=False)
     on_crash: Callable[[BaseException], None] = field(init=False)
     supervisor: Supervisor = field(init=False)
-    #: What askers here call this node.
-    node_id: str = field(init=False)
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.node_id = self.router.node_id
 
     def is_leaving(self, partition: int, entity: str) -> bool:
         """See `Supervisor.is_leaving`."""
@@ -244,10 +239,10 @@ class Node:
         self.router.reply(sender, entity, unique, outcome)
 
     def packed_reply(
-        self, sender: str, entity: str, unique: str, outcome: bytes
+        self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
     ) -> tuple[bytes, bytes] | None:
         """See `Router.packed_reply`."""
-        return self.router.packed_reply(sender, entity, unique, outcome)
+        return self.router.packed_reply(sender, entity, unique, word, reply)
 
     def outgoing(
         self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]

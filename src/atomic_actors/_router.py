@@ -65,6 +65,8 @@ POLL_MAX_S: Final = 1.0
 #: How much later it is asked about answers of other nodes for each that is waited for: many wait longer, and a
 #: question for each of them would take the store's time from the answers.
 POLL_LATER_S: Final = 0.005
+#: Why no answer can come while the system lives.
+WAY_CLOSED: Final = "the way to its service was closed"
 
 Decode = Callable[[bytes], Any]
 
@@ -219,7 +221,7 @@ class Pending:
             if not result.sent:
                 self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
             elif self.journal.is_left:
-                self.resolve(self.left("the way to its service was closed"))
+                self.resolve(self.left(WAY_CLOSED))
             return
         self.resolve(refusal_of_append(result, self.entity, self.full_message_id))
 
@@ -413,12 +415,12 @@ class Router:
             self.remote.push(sender, ("reply", entity, unique, outcome))
 
     def packed_reply(
-        self, sender: str, entity: str, unique: str, outcome: bytes
+        self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
     ) -> tuple[bytes, bytes] | None:
         """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
         if not sender or sender == self.node_id or self.remote is None:
             return None
-        return self.remote.packed(sender, entity, unique, outcome)
+        return self.remote.packed(sender, entity, unique, word + reply)
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""
@@ -496,7 +498,7 @@ class Router:
     def _look_up(self, pending: Pending) -> None:
         """Ask the store for the outcome now, and again later, ever more rarely."""
         if pending.journal.is_left:
-            pending.resolve(pending.left("the way to its service was closed"))
+            pending.resolve(pending.left(WAY_CLOSED))
             return
         pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
         self._poll_later(pending)

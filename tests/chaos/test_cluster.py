@@ -76,6 +76,10 @@ def _end(plan: Plan, took_s: list[float], what: str) -> None:
     print(f"{len(took_s)} {what}, progress within {max(took_s, default=0):.2f} s; told {told}; {verdict}")
 
 
+def _tell_replay(test: str) -> None:
+    print(f"\n{replay_command(f'{__file__}::{test}', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}")
+
+
 def _take_over(cluster: Cluster, heir: Server) -> None:
     """Make a replica the primary. It gives up silently if it cannot catch up in time, and is asked again."""
     for _ in range(6):
@@ -105,7 +109,7 @@ def test_slots_move_under_load(
 ) -> None:
     number = 2 if at_once else backend == "trio"
     choices = random.Random(f"{SEED}/{backend}/{at_once}")
-    print(f"\n{replay_command(f'{__file__}::test_slots_move_under_load', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}")
+    _tell_replay("test_slots_move_under_load")
     with start_cluster(kind, tmp_path=tmp_path) as cluster:
         plan = _plan(cluster, tmp_path, backend)
         worker = template.start(Job(plan, outages=True))
@@ -136,9 +140,7 @@ def test_slots_move_under_load(
 @pytest.mark.parametrize(("backend", "kind"), VARIANTS)
 def test_replicas_take_over_under_load(backend: str, kind: Kind, template: Template, tmp_path: Path) -> None:
     """In good order: the replica has everything when it takes over."""
-    print(
-        f"\n{replay_command(f'{__file__}::test_replicas_take_over_under_load', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}"
-    )
+    _tell_replay("test_replicas_take_over_under_load")
     with start_cluster(kind, tmp_path=tmp_path, replicas=1) as cluster:
         plan = _plan(cluster, tmp_path, backend)
         worker = template.start(Job(plan, outages=True))
@@ -162,9 +164,7 @@ def test_primaries_are_killed_and_come_back(
     backend: str, kind: Kind, template: Template, tmp_path: Path
 ) -> None:
     moments = random.Random(f"{SEED}/{backend}")
-    print(
-        f"\n{replay_command(f'{__file__}::test_primaries_are_killed_and_come_back', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}"
-    )
+    _tell_replay("test_primaries_are_killed_and_come_back")
     with start_cluster(kind, tmp_path=tmp_path, appendonly="always") as cluster:
         plan = _plan(cluster, tmp_path, backend)
         worker = template.start(Job(plan, outages=True))

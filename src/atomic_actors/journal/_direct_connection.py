@@ -55,6 +55,10 @@ UNREAD_CHUNKS_MAX: Final = 16
 _HEADS: Final = [b"\r\n$%d\r\n" % size for size in range(1024)]
 
 
+def ignore_reply(_: object) -> None:
+    """For a command that is sent for its place in the order only, or that is refused only where its call was."""
+
+
 def pack_command(command: tuple[bytes, ...]) -> bytes:
     """The command in the Redis serialization protocol.
 

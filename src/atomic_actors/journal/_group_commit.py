@@ -170,7 +170,7 @@ class GroupCommit:
         """
         pending = self._pending
         if self.is_left:
-            raise JournalUnavailable("the way to the store was closed", sent=False)
+            raise self._closed()
         if len(pending) >= self.max_pending_steps:
             raise JournalUnavailable(f"{len(pending)} steps wait already (max_pending_steps)", sent=False)
         if self._failures >= self.failure_threshold:
@@ -185,12 +185,15 @@ class GroupCommit:
             on_result: as of `submit`.
             overtakes: a commit may leave before appends to its own entity: many messages wait there already.
         """
-        self._add(Entry(step, on_result, False, overtakes))
+        if self.is_left:
+            on_result(self._closed())
+        else:
+            self._add(Entry(step, on_result, False, overtakes))
+
+    def _closed(self) -> JournalUnavailable:
+        return JournalUnavailable("the way to the store was closed", sent=False)
 
     def _add(self, entry: Entry) -> None:
-        if self.is_left:
-            entry.on_result(JournalUnavailable("the way to the store was closed", sent=False))
-            return
         pending, in_flight = self._pending, len(self._in_flight)
         pending.append(entry)
         if self._answering or in_flight >= self.max_batches_in_flight:

@@ -21,7 +21,7 @@ from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, Re
 from atomic_actors._cells import Cell, cell_factory, clock_function
 from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors._store_url import StoreLocation, parse_store_url
-from atomic_actors.journal._direct_connection import Command, DirectConnection, OnReply
+from atomic_actors.journal._direct_connection import Command, DirectConnection, OnReply, ignore_reply
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import (
     Append,
@@ -47,15 +47,10 @@ GRACE_S: Final = 0.05
 #: In larger batches nobody notices who is written to first.
 FEW_STEPS: Final = 2
 
-
-def _ignore(_: object) -> None:
-    """It is sent for its place in the order only."""
-
-
 #: At the end of a round the store writes to its clients, those first whose answer began last: to the caller, and
 #: only then to those whom the call pushed something to, though they are waited for. One that has an answer before
 #: the call comes last. With one client and three processes on two cores, an ask of another node took a fifth less.
-_WRITE_OTHERS_FIRST: Final[tuple[Command, OnReply]] = ((b"PING",), _ignore)
+_WRITE_OTHERS_FIRST: Final[tuple[Command, OnReply]] = ((b"PING",), ignore_reply)
 
 
 class RedisJournal:
@@ -334,18 +329,16 @@ class RedisJournal:
     def _request(
         self, connection: BaseConnection, commands: Sequence[Sequence[bytes | int]], ack_key: bytes
     ) -> list[Any]:
-        if (
-            len(commands) == 1
-            and self._replication is None
-            and isinstance(connection, DirectConnection)
-            and connection.sends_now
-        ):
+        if self._replication is None and isinstance(connection, DirectConnection) and connection.sends_now:
             # Not by the driver's writer: as long as that has something to do, no batch can be sent directly.
-            cell: Cell[Any] = self._new_cell()
-            (command,) = commands
-            arguments = (b"%d" % value if isinstance(value, int) else value for value in command)
-            connection.send_now(((b"FCALL", *arguments), self._watched(cell.set)))
-            return [cell]
+            cells: list[Cell[Any]] = [self._new_cell() for _ in commands]
+            connection.send_now(
+                *(
+                    (_function_call(command), self._watched(cell.set))
+                    for command, cell in zip(commands, cells, strict=True)
+                )
+            )
+            return list(cells)
         try:
             pending = request_all(connection, commands, self._timeout_s)
             if self._replication is not None:
@@ -464,6 +457,10 @@ class RedisJournal:
             if isinstance(reply, Exception):
                 raise reply
         self._read_commits(question, calls, replies)
+
+
+def _function_call(command: Sequence[bytes | int]) -> Command:
+    return (b"FCALL", *(b"%d" % word if isinstance(word, int) else word for word in command))
 
 
 def _tells_others(step: Step) -> bool:

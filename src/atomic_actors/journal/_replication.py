@@ -24,17 +24,13 @@ from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, UnknownCommandError
 
 from atomic_actors._errors import StoreIncompatible
-from atomic_actors.journal._direct_connection import Command, OnReply
+from atomic_actors.journal._direct_connection import Command, OnReply, ignore_reply
 from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("Replication",)
 
 #: What the store's user needs beside `ACL_RULES`; Redis 7.0 does not know the second word.
 REPLICATION_ACL_RULES: Final = "+wait +waitaof"
-
-
-def _ignore(_: object) -> None:
-    """If the write was refused, so was the call before it."""
 
 
 @frozen
@@ -116,7 +112,7 @@ class Replication:
             on_reply(reply_of_call if refusal is None else refusal)
 
         write, question = self.commands(key)
-        return [(call, on_call), (write, _ignore), (question, on_answer)]
+        return [(call, on_call), (write, ignore_reply), (question, on_answer)]
 
     def refusal(self, answer: Any) -> JournalUnavailable | StoreIncompatible | None:
         """Why an answer does not count yet; None if it does."""
