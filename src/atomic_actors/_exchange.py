@@ -16,16 +16,32 @@ volatile message is only a frame: its sender can learn whether anybody heard it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from atomic_actors._envelope import encode_plain, plain_of
 from atomic_actors._telemetry import logger
-from atomic_actors.journal._channels import OnSent, RedisChannels
+from atomic_actors.journal._channels import OnSent
 
-__all__ = ("Exchange",)
+__all__ = ("Channels", "Exchange")
 
 Handlers = Mapping[str, Callable[..., object]]
+
+
+class Channels(Protocol):
+    """What carries doorbells and frames: see `RedisChannels`, which says what each of these does."""
+
+    def watch(self, partition: int) -> None: ...
+    def unwatch(self, partition: int) -> None: ...
+    async def listen_doorbells(
+        self, partitions: Iterable[int], callback: Callable[[int, str], None]
+    ) -> None: ...
+    def reply_channel(self, node: str) -> bytes: ...
+    async def listen_replies(
+        self, node: str, callback: Callable[[bytes], None], on_heard: Callable[[bool], None] | None = None
+    ) -> None: ...
+    async def end_replies(self) -> None: ...
+    def publish(self, channel: bytes, payload: bytes, on_sent: OnSent | None = None) -> None: ...
 
 
 class Exchange:
@@ -37,7 +53,7 @@ class Exchange:
             once replicas have it, too.
     """
 
-    def __init__(self, channels: RedisChannels, *, commits_publish: bool = True) -> None:
+    def __init__(self, channels: Channels, *, commits_publish: bool = True) -> None:
         self._channels = channels
         self._commits_publish = commits_publish
         self._node_id = ""

@@ -16,16 +16,29 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
+import anyio
+import anyio.to_thread
 from attrs import define, field, frozen
 
 from atomic_actors._errors import StoreIncompatible
 from atomic_actors._telemetry import logger
 
-__all__ = ("Instant", "LeaseClient", "LeaseKeeper", "NodeIdentity", "elapsed_s", "instant_now")
+__all__ = (
+    "Instant",
+    "Keeper",
+    "LeaseClient",
+    "LeaseKeeper",
+    "NodeIdentity",
+    "elapsed_s",
+    "instant_now",
+    "instants_from",
+)
 
 #: CLOCK_MONOTONIC and CLOCK_BOOTTIME, in seconds: only the second one runs while a machine sleeps.
 Instant = tuple[float, float]
@@ -39,10 +52,28 @@ RETRIES_MAX: Final = 20
 _BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
 
-def instant_now() -> Instant:
-    """Now, on both clocks that never go back."""
+def _machine_instant() -> Instant:
     monotonic_s = time.monotonic()
     return monotonic_s, monotonic_s if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+
+
+_read_instant: Callable[[], Instant] = _machine_instant
+
+
+@contextmanager
+def instants_from(read: Callable[[], Instant]) -> Iterator[None]:
+    """Let every lease of this process be measured by another clock, for simulations."""
+    global _read_instant
+    before, _read_instant = _read_instant, read
+    try:
+        yield
+    finally:
+        _read_instant = before
+
+
+def instant_now() -> Instant:
+    """Now, on both clocks that never go back."""
+    return _read_instant()
 
 
 def elapsed_s(since: Instant) -> float:
@@ -184,31 +215,57 @@ class LeaseClient(Protocol):
 
 
 @define(eq=False)
-class LeaseKeeper:
-    """The thread. The event loop writes `claims` and `beat`; the thread writes `renewed`.
+class Keeper(ABC):
+    """What whoever renews the leases shares with the event loop.
 
     Single items of lists and single floats are replaced, never changed, so no lock is needed.
     """
 
-    client: LeaseClient
     partitions: int
     interval_s: float
-    loop_stall_limit_s: float
     #: The claim id to renew for each partition; "" for none. Written by the loop.
     claims: list[str] = field(init=False)
-    #: When the last successful renewal was sent; `NEVER` once the lease is known to be lost.
+    #: When the last successful renewal was sent; `NEVER` once the lease is known to be lost. Written by the keeper.
     renewed: list[Instant] = field(init=False)
     #: `time.monotonic()` of the loop's last sign of life. Written by the loop.
     beat: float = field(factory=time.monotonic, init=False)
-    #: Why the thread has ended, if it was not asked to. Written by the thread.
+    #: Why the keeper has ended, if it was not asked to. Written by the keeper.
     crash: BaseException | None = field(default=None, init=False)
-    _stop: threading.Event = field(factory=threading.Event, init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
-    _loop_thread_id: int = field(factory=threading.get_ident, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.claims = [""] * self.partitions
         self.renewed = [NEVER] * self.partitions
+
+    @abstractmethod
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Start to renew; `on_crash` is called if it ends by an error of ours."""
+
+    @abstractmethod
+    async def aclose(self, timeout_s: float) -> None:
+        """End it, and wait so long for that at most."""
+
+    def held(self) -> list[tuple[int, str]]:
+        """The partitions to renew, each with its claim."""
+        return [(partition, claim) for partition, claim in enumerate(self.claims) if claim]
+
+    def note(self, held: Sequence[tuple[int, str]], answers: Sequence[bool | None], sent: Instant) -> int:
+        """Take in what became of renewals that were sent then; returns of how many that is not known."""
+        for (partition, claim), renewed in zip(held, answers, strict=True):
+            # The loop may have given the partition up, or claimed it anew, in the meantime.
+            if renewed is not None and self.claims[partition] == claim:
+                self.renewed[partition] = sent if renewed else NEVER
+        return sum(renewed is None for renewed in answers)
+
+
+@define(eq=False)
+class LeaseKeeper(Keeper):
+    """The thread. The event loop writes `claims` and `beat`; the thread writes `renewed`."""
+
+    client: LeaseClient
+    loop_stall_limit_s: float
+    _stop: threading.Event = field(factory=threading.Event, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _loop_thread_id: int = field(factory=threading.get_ident, init=False)
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Start the thread; `on_crash` is called from it if it ends by an error of ours."""
@@ -224,6 +281,11 @@ class LeaseKeeper:
 
         self._thread = threading.Thread(target=run, name="atomic-actors lease keeper", daemon=True)
         self._thread.start()
+
+    async def aclose(self, timeout_s: float) -> None:
+        """End the thread, and wait so long for it at most; a cancel does not shorten that."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.stop, timeout_s)
 
     def stop(self, timeout_s: float) -> None:
         """Ask the thread to end and wait for it; blocks, so call it in a worker thread."""
@@ -270,16 +332,12 @@ class LeaseKeeper:
 
     def _renew(self) -> int:
         """Renew what is held; returns of how many it is not known whether they were renewed."""
-        held = [(partition, claim) for partition, claim in enumerate(self.claims) if claim]
+        held = self.held()
         if not held:
             return 0
         sent = instant_now()
         answers = self.client.renew([partition for partition, _ in held], [claim for _, claim in held])
-        for (partition, claim), renewed in zip(held, answers, strict=True):
-            # The loop may have given the partition up, or claimed it anew, in the meantime.
-            if renewed is not None and self.claims[partition] == claim:
-                self.renewed[partition] = sent if renewed else NEVER
-        return sum(renewed is None for renewed in answers)
+        return self.note(held, answers, sent)
 
     def _report_stall(self, silence_s: float) -> None:
         frame = sys._current_frames().get(self._loop_thread_id)  # pyright: ignore[reportPrivateUsage]

@@ -34,7 +34,7 @@ from attrs import define, field
 from atomic_actors._lease_keeper import (
     NEVER,
     Instant,
-    LeaseKeeper,
+    Keeper,
     NodeIdentity,
     elapsed_s,
     instant_now,
@@ -116,7 +116,7 @@ class Membership:
     journal: GroupCommit
     nodes: Nodes
     partitions: int
-    keeper: LeaseKeeper | None
+    keeper: Keeper | None
     lease_ttl_s: float
     lease_margin_s: float
     on_claimed: Callable[[int], None]

@@ -23,7 +23,7 @@ from atomic_actors._errors import AtomicActorsError, KindConflict, StoreIncompat
 from atomic_actors._handover import Handover
 from atomic_actors._kinds import Kind
 from atomic_actors._known_kinds import KnownKinds
-from atomic_actors._lease_keeper import LeaseKeeper, NodeIdentity
+from atomic_actors._lease_keeper import Keeper, LeaseKeeper, NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._node import Node
 from atomic_actors._nodes import NodeRecord, Nodes
@@ -184,13 +184,13 @@ class Parts:
         )
         return known, outlets
 
-    def _make_membership(self) -> tuple[LeaseKeeper | None, Membership]:
-        config, keeper = self.config, None
+    def _make_membership(self) -> tuple[Keeper | None, Membership]:
+        config, keeper = self.config, self.store.keeper
         if self.store.lease_client is not None:
             keeper = LeaseKeeper(
-                self.store.lease_client,
                 config.partitions,
                 config.lease_renew_interval_s,
+                self.store.lease_client,
                 config.loop_stall_limit_s,
             )
         nodes = Nodes(
@@ -459,7 +459,6 @@ class Parts:
             logger.warning("the partitions could not be released, their leases run out: %s", error)
 
     async def stop_keeper(self) -> None:
-        """End the lease keeper's thread."""
+        """End the lease keeper."""
         if self.keeper is not None:
-            with anyio.CancelScope(shield=True):  # bounded by the thread's own limit
-                await anyio.to_thread.run_sync(self.keeper.stop, SETTLE_LIMIT_S)
+            await self.keeper.aclose(SETTLE_LIMIT_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from attrs import frozen
 from coredis.connection import BaseConnection
@@ -13,7 +13,7 @@ from coredis.connection import BaseConnection
 from atomic_actors._config import Config
 from atomic_actors._errors import EmbeddedServerError, InvalidConfig
 from atomic_actors._exchange import Exchange
-from atomic_actors._lease_keeper import LeaseClient
+from atomic_actors._lease_keeper import Keeper, LeaseClient
 from atomic_actors._store_url import StoreLocation, StoreScheme
 from atomic_actors.journal._channels import RedisChannels
 from atomic_actors.journal._cluster_channels import ClusterChannels
@@ -36,7 +36,7 @@ from atomic_actors.journal._redis_link import Connect, connector, redis_url
 from atomic_actors.journal._replication import Replication
 from atomic_actors.journal._sentinel import Primary
 
-__all__ = ("Store", "directory_of", "journal_settings", "open_store", "replication_of")
+__all__ = ("Store", "WithStore", "journal_settings", "open_store", "replication_of", "store_around")
 
 #: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
 CONNECT_CALLS: Final = 2
@@ -61,6 +61,8 @@ class Store:
     kinds: KindRegistry | None = None
     #: Makes a journal of another service; None where there are no others.
     open_journal: Callable[[JournalSettings], Journal] | None = None
+    #: Renews leases by itself, in place of the thread with the `lease_client`.
+    keeper: Keeper | None = None
 
 
 def journal_settings(config: Config) -> JournalSettings:
@@ -81,9 +83,20 @@ def journal_settings(config: Config) -> JournalSettings:
     )
 
 
-def directory_of(journal: Journal) -> Directory | None:
-    """The directory beside a journal of the user's own, if it has one."""
-    return journal.directory if isinstance(journal, WithDirectory) else None
+@runtime_checkable
+class WithStore(Protocol):
+    """A journal that brings everything else that a node needs of a store."""
+
+    def make_store(self) -> Store:
+        """The store around this journal, for one node."""
+        ...
+
+
+def store_around(journal: Journal) -> Store:
+    """The store around a journal of the user's own, with as much as the journal brings."""
+    if isinstance(journal, WithStore):
+        return journal.make_store()
+    return Store(journal, directory=journal.directory if isinstance(journal, WithDirectory) else None)
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ from atomic_actors._operations import AuditReport, KindCounts, Location, SystemS
 from atomic_actors._outcomes import RefusalReader
 from atomic_actors._parts import Parts
 from atomic_actors._records import EntityRef, Receipt
-from atomic_actors._store import Store, directory_of, open_store
+from atomic_actors._store import open_store, store_around
 from atomic_actors._telemetry import (
     EventName,
     HistoryLost,
@@ -383,7 +383,7 @@ class ActorSystem:
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
         if self._journal is not None:
-            store = Store(self._journal, directory=directory_of(self._journal))
+            store = store_around(self._journal)
         else:
             store = await stack.enter_async_context(open_store(self.config))
         parts = Parts(

@@ -18,7 +18,7 @@ import anyio
 import trio.testing
 from trio._core import _run
 
-from atomic_actors import _membership
+from atomic_actors._lease_keeper import instants_from
 
 T = TypeVar("T")
 
@@ -61,20 +61,9 @@ def run_virtual(backend: str, seed: int, main: Callable[[], Awaitable[T]]) -> T:
         main: what to run.
     """
     random.seed(seed)
-    with _leases_in_virtual_time(), _ids_of(seed):
-        return _run_virtual(backend, seed, main)
-
-
-@contextmanager
-def _leases_in_virtual_time() -> Iterator[None]:
     # A lease that a node forgot is taken over after its time: in virtual seconds, as everything here.
-    before = _membership.instant_now, _membership.elapsed_s
-    _membership.instant_now = lambda: (anyio.current_time(), anyio.current_time())
-    _membership.elapsed_s = lambda since: anyio.current_time() - since[0]
-    try:
-        yield
-    finally:
-        _membership.instant_now, _membership.elapsed_s = before
+    with instants_from(lambda: (anyio.current_time(),) * 2), _ids_of(seed):
+        return _run_virtual(backend, seed, main)
 
 
 @contextmanager

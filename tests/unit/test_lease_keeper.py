@@ -34,7 +34,7 @@ class HalfAnswered:
 
 def test_what_is_not_known_keeps_its_instant() -> None:
     client = HalfAnswered()
-    keeper = LeaseKeeper(client, 3, 0.01, 60.0)
+    keeper = LeaseKeeper(3, 0.01, client, 60.0)
     before = instant_now()
     keeper.claims[:] = ["a", "b", "c"]
     keeper.renewed[:] = [before] * 3
