@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, Protocol
 import anyio
 from attrs import define, field
 
+from atomic_actors._buckets import take_due
 from atomic_actors._cells import Cell
 from atomic_actors._envelope import make_unique
 from atomic_actors._errors import (
@@ -485,15 +486,14 @@ class Router:
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, and look up answers that are late."""
-        bucket = int(now_s / BUCKET_S)
-        while self._next_bucket <= bucket:
-            for pending in self._ends.pop(self._next_bucket, ()):
-                if not pending.done:
-                    pending.resolve(silence_error(pending.waiting, pending.full_message_id))
-            for pending in self._polls.pop(self._next_bucket, ()):
-                if not pending.done:
-                    self._look_up(pending)
-            self._next_bucket += 1
+        first, last = self._next_bucket, int(now_s / BUCKET_S)
+        self._next_bucket = last + 1
+        for pending in take_due(self._ends, first, last):
+            if not pending.done:
+                pending.resolve(silence_error(pending.waiting, pending.full_message_id))
+        for pending in take_due(self._polls, first, last):
+            if not pending.done:
+                self._look_up(pending)
 
     def _look_up(self, pending: Pending) -> None:
         """Ask the store for the outcome now, and again later, ever more rarely."""

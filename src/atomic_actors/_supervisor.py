@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors._activation import Activation, Services
+from atomic_actors._buckets import take_due
 from atomic_actors._cells import Cell
 from atomic_actors._errors import ActorLimitExceeded
 from atomic_actors._kinds import Kind
@@ -482,9 +483,7 @@ class Supervisor:
             activation.watched_bucket = bucket
             self._deadlines.setdefault(bucket, []).append(activation)
 
-    def _look_at_deadline(self, activation: Activation, bucket: int, now_s: float) -> None:
-        if activation.watched_bucket != bucket:
-            return  # it has a place further ahead since
+    def _look_at_deadline(self, activation: Activation, now_s: float) -> None:
         activation.watched_bucket = 0
         activation.cut_if_late(now_s)
         if activation.deadline_s > 0:
@@ -492,12 +491,11 @@ class Supervisor:
 
     def tick(self, now_s: float, store_now_ms: int) -> None:
         """Cut late turns, wake due heads, passivate the idle, sweep what was not swept for long."""
-        bucket = int(now_s / BUCKET_S)
-        while self._next_bucket <= bucket:
-            due = self._deadlines.pop(self._next_bucket, ())
-            self._next_bucket += 1
-            for activation in due:
-                self._look_at_deadline(activation, self._next_bucket - 1, now_s)
+        first, last = self._next_bucket, int(now_s / BUCKET_S)
+        self._next_bucket = last + 1
+        for activation in take_due(self._deadlines, first, last):
+            if 0 < activation.watched_bucket <= last:  # else it has a place further ahead since
+                self._look_at_deadline(activation, now_s)
         while self._due and self._due[0][0] <= store_now_ms:
             _, entity, number = heapq.heappop(self._due)
             self.wake(number, entity)

@@ -17,6 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
+from atomic_actors._buckets import take_due
 from atomic_actors._cells import Cell
 from atomic_actors._children import Children
 from atomic_actors._declarations import Outbox
@@ -537,12 +538,11 @@ class VolatileKinds:
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, cut handlers that run too long, passivate the idle."""
-        bucket = int(now_s / BUCKET_S)
-        while self._next_bucket <= bucket:
-            for waiting in self._ends.pop(self._next_bucket, ()):
-                if not waiting.done:
-                    waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
-            self._next_bucket += 1
+        first, last = self._next_bucket, int(now_s / BUCKET_S)
+        self._next_bucket = last + 1
+        for waiting in take_due(self._ends, first, last):
+            if not waiting.done:
+                waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
         for activation in list(self._by_ref.values()):
             activation.cut_if_late(now_s)
             limit_s = activation.kind.settings.idle_timeout_s

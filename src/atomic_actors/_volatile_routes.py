@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from attrs import define, field
 
+from atomic_actors._buckets import take_due
 from atomic_actors._cells import Cell
 from atomic_actors._errors import (
     AcceptanceUnknown,
@@ -470,12 +471,11 @@ class VolatileRoutes:
 
     def tick(self, now_s: float) -> None:
         """End messages whose time is up; look up owners that are unknown, or silent for long."""
-        bucket = int(now_s / BUCKET_S)
-        while self._next_bucket <= bucket:
-            for outgoing in self._ends.pop(self._next_bucket, ()):
-                if not outgoing.done:
-                    self._time_out(outgoing)
-            self._next_bucket += 1
+        first, last = self._next_bucket, int(now_s / BUCKET_S)
+        self._next_bucket = last + 1
+        for outgoing in take_due(self._ends, first, last):
+            if not outgoing.done:
+                self._time_out(outgoing)
         for route in self._routes.values():
             tells = route.tells
             while tells and (tells[0].done or tells[0].sent_s + KEEP_TELLS_S <= now_s):

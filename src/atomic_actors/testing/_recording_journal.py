@@ -55,7 +55,7 @@ class _RecordingPartition(Partition):
 
     def accept(self, entity: Entity, unique: str, body: bytes, *, at_head: bool = False) -> Message:
         message = super().accept(entity, unique, body, at_head=at_head)
-        source = _SOURCES.get(type(self.step), "outbox")
+        source: Literal["sent", "outbox", "replayed"] = _SOURCES.get(type(self.step), "outbox")
         self._add(Accepted(self._at_s(), entity.name, unique, message.head.name, source, at_head))
         return message
 

@@ -86,6 +86,11 @@ class Process:
         self._clock_base = (now_s, self._read_clock_s(now_s))
         self.clock_rate = rate
 
+    def skip(self, seconds: float) -> None:
+        """The world's clock is about to jump so far: this one will not show it."""
+        now_s = trio.current_time()
+        self._clock_base = (now_s + seconds, self._read_clock_s(now_s))
+
     def _read_clock_s(self, now_s: float) -> float:
         since_s, read_s = self._clock_base
         return read_s + (now_s - since_s) * self.clock_rate

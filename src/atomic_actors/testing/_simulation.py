@@ -1,0 +1,539 @@
+"""Run your own actors in a simulated cluster: virtual time, one seed for everything, and faults on demand.
+
+The nodes are real (`ActorSystem` and all below it); simulated are time, the network, the processes and the store,
+which is the in-memory journal. One seed gives one run, always.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+
+import trio
+import trio.testing
+from attrs import define, evolve, field
+
+from atomic_actors._config import Config
+from atomic_actors._errors import (
+    AtomicActorsError,
+    HandlerFailed,
+    Interrupted,
+    NotExecuted,
+    QueueDepthExceeded,
+    Refused,
+)
+from atomic_actors._records import EntityRef, Receipt
+from atomic_actors._store import journal_settings
+from atomic_actors._system import ActorSystem
+from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
+from atomic_actors.testing._recording_journal import RecordingJournal
+from atomic_actors.testing._simulated_channels import Network
+from atomic_actors.testing._simulated_faults import MOMENTS, CrashPoint, Faults, Moment
+from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode
+from atomic_actors.testing._virtual_time import virtual_time
+
+__all__ = ("Simulation", "SimulationFailed", "run_simulation", "simulate")
+
+T = TypeVar("T")
+
+#: When virtual time begins for the store: milliseconds since 1970.
+EPOCH_MS: Final = 1_700_000_000_000
+#: How finely time goes on while anything is under way, in seconds.
+STEP_S: Final = 0.25
+#: How long nothing may be under way before idle time is skipped.
+REST_S: Final = 0.5
+#: A node that died is followed by another one after this long.
+RESTART_AFTER_S: Final = 0.2
+#: What a simulation is made with, unless a test says otherwise: few partitions, and fewer looks at the clock.
+SETTINGS: Final[dict[str, Any]] = {"url": "memory:", "partitions": 8, "tick_interval_s": 0.1}
+#: The verbs that send a message.
+SENDING: Final = ("ask", "tell")
+
+
+class SimulationFailed(AssertionError):
+    """A promise was broken in a simulation; the text says which, and shows what happened."""
+
+
+@define(eq=False)
+class _LivingSystem:
+    """Passes each call to a node that lives, in that node's process: what `Simulation.system` is."""
+
+    simulation: Simulation
+    number: int
+
+    def __getattr__(self, name: str) -> Any:
+        method = inspect.getattr_static(ActorSystem, name)
+        if not inspect.iscoroutinefunction(method):
+            node = self.simulation.living(self.number)
+            assert node is not None, "no node lives now: let time go on first"
+            return getattr(node.system, name)
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            return await self.simulation.call(name, arguments, options, self.number)
+
+        return call
+
+
+@define(eq=False)
+class Simulation:
+    """A simulated cluster. Made by `simulate` and `run_simulation`.
+
+    Args:
+        config: the settings of every node.
+        seed: decides everything.
+        size: how many nodes there are, as long as nobody joins or leaves.
+        nursery: what its tasks live in.
+        clock: the run's clock.
+        rng: what the simulation draws from.
+        faults: what can go wrong by itself.
+        restarts: whether a node that died is followed by another one.
+    """
+
+    config: Config
+    seed: int
+    size: int
+    nursery: trio.Nursery
+    clock: trio.testing.MockClock
+    rng: random.Random
+    faults: Faults
+    restarts: bool = True
+    history: History = field(factory=History, init=False)
+    #: Every node that there was, oldest first.
+    nodes: list[SimulatedNode] = field(factory=list[SimulatedNode], init=False)
+    store: RecordingJournal = field(init=False)
+    network: Network = field(init=False)
+    #: The cluster's actors: each call goes to a node that lives, drawn by the seed.
+    system: ActorSystem = field(init=False)
+    #: What went wrong in the runtime itself.
+    broken: list[str] = field(factory=list[str], init=False)
+    error: BaseException | None = field(default=None, init=False)
+    _began_s: float = field(init=False)
+    _calls: int = field(default=0, init=False)
+    _calling: int = field(default=0, init=False)
+    #: How many things are still on their way, late.
+    late: int = field(default=0, init=False)
+    _over: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._began_s = trio.current_time()
+        self.network = Network(self.faults, self.after)
+        self.store = RecordingJournal(
+            journal_settings(self.config),
+            at_s=self.at_s,
+            now_ms=self.now_ms,
+            on_record=self.record,
+            on_bell=self.network.ring,
+        )
+        self.system = self.at(0)
+
+    # What nodes need (`World`).
+
+    def at_s(self) -> float:
+        """Virtual seconds since the simulation began."""
+        return round(trio.current_time() - self._began_s, 6)
+
+    def now_ms(self) -> int:
+        """The store's time."""
+        return EPOCH_MS + int(self.at_s() * 1000)
+
+    def record(self, record: Record) -> None:
+        """Write down what happened."""
+        if not self._over:
+            self.history.add(record)
+
+    def after(self, delay_s: float, function: Callable[[], object]) -> None:
+        """Let something happen later, in no node's process."""
+        self.late += 1
+        self.nursery.start_soon(self._wait_and_call, delay_s, function)
+
+    async def _wait_and_call(self, delay_s: float, function: Callable[[], object]) -> None:
+        await trio.sleep(delay_s)
+        self.late -= 1
+        if not self._over:
+            function()
+
+    def broke(self, text: str, error: BaseException | None = None) -> None:
+        """Something went wrong that must not."""
+        if not self._over:
+            self.broken.append(f"{self.at_s():.3f} s: {text}")
+            self.error = self.error or error
+
+    # Nodes.
+
+    def living(self, number: int = 0) -> SimulatedNode | None:
+        """A node that can be called now, drawn by the seed; or the one of that number. None where there is none."""
+        up = [node for node in self.nodes if node.is_up and number in (0, node.number)]
+        return self.rng.choice(up) if up else None
+
+    def at(self, number: int) -> ActorSystem:
+        """The system at one node (0: at any): what is called there dies with it."""
+        return cast("ActorSystem", _LivingSystem(self, number))
+
+    def join(self) -> SimulatedNode:
+        """Start one node more."""
+        node = SimulatedNode(self, len(self.nodes) + 1)
+        self.nodes.append(node)
+        node.start()
+        self.nursery.start_soon(self._follow, node)
+        return node
+
+    async def _follow(self, node: SimulatedNode) -> None:
+        """Start another node where one died, so that there are as many as there should be."""
+        await node.settled.wait()
+        while node.status in ("starting", "up"):
+            await trio.sleep(RESTART_AFTER_S)
+        while not self._over and self.restarts:
+            if sum(each.status in ("starting", "up") for each in self.nodes) >= self.size:
+                return
+            await trio.sleep(RESTART_AFTER_S)
+            if sum(each.status in ("starting", "up") for each in self.nodes) < self.size:
+                self.join()
+                return
+
+    def crash(
+        self,
+        *,
+        before: Moment | None = None,
+        after: Moment | None = None,
+        nth: int = 1,
+        node: int = 0,
+    ) -> None:
+        """Kill a node, as `kill -9` does: now, or at a moment to come.
+
+        Args:
+            before: just before the `nth` such step of the node reaches the store: append, take, commit, settle,
+                relay, acknowledge, claim, release, call (any step); or before the `nth` time that any of its
+                tasks goes on (await).
+            after: just after it; the node never hears of it.
+            nth: counted from now.
+            node: which one; every node that lives now, where left out: whoever gets there.
+
+        Raises:
+            ValueError: there is no such moment or node, or both sides are given.
+        """
+        chosen = [each for each in self.nodes if each.is_up and node in (0, each.number)]
+        if not chosen:
+            raise ValueError(f"node: there is no {node or 'node'} that lives now")
+        moment = before or after
+        if before is not None and after is not None:
+            raise ValueError("crash: before= or after=, not both")
+        if moment is None:
+            for each in chosen[:1]:
+                each.die()
+            return
+        if nth < 1:
+            raise ValueError(f"nth: counts from 1, not {nth}")
+        for each in chosen:
+            if moment == "await":
+                each.dies_at_step = each.process.steps + nth
+            elif moment in MOMENTS:
+                each.journal.arm(CrashPoint(MOMENTS[moment], nth, "before" if before else "after"))
+            else:
+                raise ValueError(f"before, after: there is no {moment!r}; use {', '.join(MOMENTS)} or await")
+
+    def pause(self, for_s: float, node: int = 0) -> None:
+        """Stop a node's process for a time, as SIGSTOP or a suspended machine does.
+
+        Args:
+            for_s: how long, in seconds; longer than `lease_ttl_s` lets others take over.
+            node: which one; any that lives where left out.
+
+        Raises:
+            ValueError: no such node lives now.
+        """
+        chosen = self.living(node)
+        if chosen is None:
+            raise ValueError(f"node: there is no {node or 'node'} that lives now")
+        chosen.process.stop()
+        self.faults.fire(chosen.number, "pause", f"for {for_s:g} s")
+
+        def go_on() -> None:
+            if not chosen.is_dead:
+                chosen.process.go_on()
+
+        self.after(for_s, go_on)
+
+    # Time.
+
+    async def advance(
+        self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
+    ) -> None:
+        """Let so much time pass.
+
+        While anything is under way, every timer goes off at its time. Time in which nothing is to be done for any
+        message is skipped: then what waits for its time (an actor that goes to sleep, an outcome that is
+        forgotten) happens at its end.
+        """
+        end_s = trio.current_time() + seconds + 60 * minutes + 3_600 * hours + 86_400 * days
+        while True:
+            left_s = end_s - trio.current_time()
+            if left_s <= 0:
+                return
+            skipped_s = min(left_s - REST_S, self._idle_for_s() - REST_S)
+            if skipped_s > STEP_S:
+                self._skip(skipped_s)
+            await trio.sleep(min(max(end_s - trio.current_time(), 0.0), STEP_S))
+
+    def _skip(self, seconds: float) -> None:
+        for node in self.nodes:
+            node.process.skip(seconds)
+        self.clock.jump(seconds)
+
+    def _idle_for_s(self) -> float:
+        """How long there will be nothing to do; 0 where there is something."""
+        if self.late or self._calling or any(node.status in ("starting", "leaving") for node in self.nodes):
+            return 0.0
+        if self.restarts and sum(node.is_up for node in self.nodes) < self.size:
+            return 0.0
+        next_ms = 1 << 62
+        for partition in self.store.partitions():
+            if partition.running or any(partition.streams.values()) or not partition.lease.claim:
+                return 0.0
+            next_ms = min((next_ms, *partition.ready.values()))
+            for entity in partition.entities.values():
+                for message in entity.messages.values():
+                    next_ms = min(next_ms, message.head.deadline_ms or next_ms)
+        return max(0.0, (next_ms - self.now_ms()) / 1000)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing waits, runs or is on its way; what waits at a parked entity does not count."""
+        if self.late:
+            return False
+        return not any(
+            partition.running or partition.ready or any(partition.streams.values())
+            for partition in self.store.partitions()
+        )
+
+    async def settle(self, timeout_s: float = 120.0) -> None:
+        """End all faults, and let time go on until nothing waits, runs or is on its way.
+
+        Raises:
+            SimulationFailed: it has not ended in `timeout_s`.
+        """
+        self.faults.clear()
+        for node in self.nodes:
+            node.crash_point, node.dies_at_step, node.cut_off_until_s = None, 0, 0.0
+            if node.channels.is_deaf:
+                node.channels.set_deaf(False)
+        end_s = trio.current_time() + timeout_s
+        while not self.is_quiet:
+            if trio.current_time() >= end_s:
+                self.fail(
+                    [
+                        f"{self.at_s():.3f} s: not quiet {timeout_s:g} s after the last fault: {self.unfinished()}"
+                    ]
+                )
+            await trio.sleep(STEP_S)
+
+    def unfinished(self) -> str:
+        """What waits, for a person to read."""
+        waiting = {
+            entity.name: [
+                f"{unique[-6:]} {message.state.value}" for unique, message in entity.messages.items()
+            ]
+            for entity in self.store.entities()
+            if entity.messages
+        }
+        streams = sum(len(stream) for each in self.store.partitions() for stream in each.streams.values())
+        return f"{waiting}, {streams} in streams, {self.late} on their way, nodes {self.nodes}"
+
+    # Calls.
+
+    async def call(
+        self, name: str, arguments: tuple[Any, ...], options: dict[str, Any], number: int = 0
+    ) -> Any:
+        """Call a verb of the system at a living node; waits for one where there is none."""
+        node = self.living(number)
+        while node is None:
+            if number and self.nodes[number - 1].status in ("dead", "gone"):
+                raise NodeCrashed(f"node {number} is {self.nodes[number - 1].status}")
+            await trio.sleep(RESTART_AFTER_S)
+            node = self.living(number)
+        if name not in SENDING or not arguments or not isinstance(arguments[0], EntityRef):
+            return await self._at(node, name, arguments, options)
+        self._calls += 1
+        number_of_call = self._calls
+        self.record(Called(self.at_s(), number_of_call, "caller", name, str(arguments[0]), arguments[1]))
+        try:
+            answer = await self._at(node, name, arguments, options)
+        except NodeCrashed:
+            raise
+        except AtomicActorsError as error:
+            unique = (error.message_id or "").rpartition("/")[2]
+            self.record(Answered(self.at_s(), number_of_call, self._word(error), error, unique))
+            raise
+        if isinstance(answer, Receipt):
+            unique = answer.message_id.rpartition("/")[2]
+            self.record(Answered(self.at_s(), number_of_call, "accepted", None, unique))
+        else:
+            self.record(Answered(self.at_s(), number_of_call, "reply", answer))
+        return answer
+
+    async def _at(
+        self, node: SimulatedNode, name: str, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        def inside(system: ActorSystem) -> Awaitable[Any]:
+            answer: Awaitable[Any] = getattr(system, name)(*arguments, **options)
+            return answer
+
+        self._calling += 1
+        try:
+            return await node.call(inside)
+        finally:
+            self._calling -= 1
+
+    def _word(self, error: AtomicActorsError) -> Word:
+        if isinstance(error, Refused):
+            return "refused"
+        if isinstance(error, HandlerFailed):
+            return "failed"
+        if isinstance(error, Interrupted):
+            return "interrupted"
+        # A copy of a refused append that the network still has is accepted when it arrives.
+        late_copy = isinstance(error, QueueDepthExceeded) and self.faults.fired["call late"]
+        return "never" if isinstance(error, NotExecuted) and not late_copy else "unknown"
+
+    # The verdict.
+
+    def check(self) -> None:
+        """Check everything that was promised, over all that happened so far.
+
+        Nothing lost, nothing twice, order kept, one owner, every answer true: see `docs/testing.md` for the rules.
+
+        Raises:
+            SimulationFailed: a promise was broken; the text has the seed, what was broken, and a timeline.
+        """
+        from atomic_actors.testing._checkers import check_history
+
+        found = check_history(self.history, healed=self.is_quiet and not self._waits_parked())
+        problems = [*self.broken, *(f"{each.at_s:.3f} s: {each.rule}: {each.text}" for each in found)]
+        if problems:
+            self.fail(problems, found[0].entity if found else None)
+
+    def _waits_parked(self) -> bool:
+        return any(entity.messages for entity in self.store.entities())
+
+    def fail(self, problems: list[str], entity: str | None = None) -> None:
+        """Raise `SimulationFailed` with these problems and a timeline."""
+        from atomic_actors.testing._timeline import timeline
+
+        shown = "\n  ".join(problems[:10])
+        raise SimulationFailed(
+            f"seed {self.seed}, {len(self.nodes)} nodes in all, {self.faults.fired.total()} faults:\n  {shown}\n"
+            f"{timeline(self.history, entity=entity)}"
+        ) from self.error
+
+    # The beginning and the end.
+
+    async def begin(self) -> None:
+        """Start the first nodes."""
+        for _ in range(self.size):
+            self.join()
+        for node in tuple(self.nodes):
+            await node.settled.wait()
+
+    def end(self) -> None:
+        """End everything."""
+        self._over = True
+        for node in self.nodes:
+            node.end()
+
+
+@asynccontextmanager
+async def simulate(
+    *actors: Any,
+    seed: int = 0,
+    nodes: int = 1,
+    faults: Collection[str] = (),
+    fault_rate: float = 0.05,
+    config: Config | None = None,
+    restarts: bool = True,
+    **settings: Any,
+) -> AsyncGenerator[Simulation]:
+    """A simulated cluster that runs your actors, in virtual time. Needs a Trio run around it.
+
+    Args:
+        actors: actor classes, as in `Config.actors`.
+        seed: decides everything that is drawn; the same seed gives the same run.
+        nodes: how many nodes there are.
+        faults: which faults of calls and frames happen by themselves (`testing.CALL_FAULTS`, `testing.FRAME_FAULTS`).
+        fault_rate: how likely each call and each frame meets one.
+        config: the settings of the nodes, to begin with.
+        restarts: whether a node that died is followed by another one.
+        settings: more settings, as of `Config`.
+
+    Raises:
+        UsageError: an actor or a setting cannot work.
+        RuntimeError: there is no Trio run; use `run_simulation`.
+        SimulationFailed: by `check` and `settle`.
+    """
+    base = config if config is not None else Config(**SETTINGS)
+    config = evolve(base, actors=[*base.actors, *actors], **settings)
+    failure: Exception | None = None
+    with virtual_time(seed) as clock, _quiet_logs():
+        rng = random.Random(seed ^ 0x5EED)
+        async with trio.open_nursery() as nursery:
+            chosen = Faults(rng, faults, fault_rate, fault_rate, lambda *_: None)
+            simulation = Simulation(config, seed, nodes, nursery, clock, rng, chosen, restarts)
+            chosen.on_fired = partial(_note_fault, simulation)
+            try:
+                await simulation.begin()
+                yield simulation
+            except Exception as error:
+                # Raised again behind the nursery, which would wrap it in a group.
+                failure = error
+            finally:
+                simulation.end()
+    if failure is not None:
+        raise failure
+
+
+def _note_fault(simulation: Simulation, node: int, kind: str, detail: str) -> None:
+    simulation.record(Fault(simulation.at_s(), node, kind, detail))
+
+
+class _quiet_logs:
+    """Keep the runtime's own warnings out of a test's output: here things go wrong on purpose."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("atomic_actors")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL + 1)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)
+
+
+def run_simulation(
+    main: Callable[[Simulation], Awaitable[T]],
+    *actors: Any,
+    seed: int = 0,
+    **options: Any,
+) -> T:
+    """Run an async function in a simulated cluster, from ordinary code: no event loop is needed around it.
+
+    Args:
+        main: gets the `Simulation`.
+        actors: actor classes.
+        seed: as of `simulate`.
+        options: as of `simulate`.
+
+    Returns:
+        What `main` returns.
+
+    Raises:
+        SimulationFailed: by `check` and `settle`.
+    """
+
+    async def run() -> T:
+        async with simulate(*actors, seed=seed, **options) as simulation:
+            return await main(simulation)
+        raise AssertionError("a simulation swallows no exception")
+
+    return trio.run(run, clock=trio.testing.MockClock())
