@@ -29,13 +29,13 @@ from atomic_actors._errors import (
 )
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._store import journal_settings
-from atomic_actors._system import ActorSystem
+from atomic_actors._system import ActorSystem, EntityHandle
 from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
 from atomic_actors.testing._recording_journal import RecordingJournal
 from atomic_actors.testing._simulated_channels import Network
 from atomic_actors.testing._simulated_faults import MOMENTS, CrashPoint, Faults, Moment
 from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode
-from atomic_actors.testing._virtual_time import virtual_time
+from atomic_actors.testing._virtual_time import start_outside, virtual_time
 
 __all__ = ("Simulation", "SimulationFailed", "run_simulation", "simulate")
 
@@ -67,14 +67,37 @@ class _LivingSystem:
     number: int
 
     def __getattr__(self, name: str) -> Any:
-        method = inspect.getattr_static(ActorSystem, name)
-        if not inspect.iscoroutinefunction(method):
-            node = self.simulation.living(self.number)
-            assert node is not None, "no node lives now: let time go on first"
-            return getattr(node.system, name)
+        simulation, number = self.simulation, self.number
+        if name == "dead_letters":
+            return _LivingLetters(simulation, number)
+        if name == "entity":
+            return partial(EntityHandle, cast("ActorSystem", self))
+        if inspect.iscoroutinefunction(inspect.getattr_static(ActorSystem, name)):
 
+            async def call(*arguments: Any, **options: Any) -> Any:
+                return await simulation.call(name, arguments, options, number)
+
+            return call
+        node = simulation.living(number)
+        if node is None:
+            raise NodeCrashed("no node lives now: let time go on first (`advance`)")
+        return getattr(node.system, name)
+
+
+@define(eq=False)
+class _LivingLetters:
+    """`ActorSystem.dead_letters`, at a node that lives."""
+
+    simulation: Simulation
+    number: int
+
+    def __getattr__(self, name: str) -> Any:
         async def call(*arguments: Any, **options: Any) -> Any:
-            return await self.simulation.call(name, arguments, options, self.number)
+            def inside(system: ActorSystem) -> Awaitable[Any]:
+                answer: Awaitable[Any] = getattr(system.dead_letters, name)(*arguments, **options)
+                return answer
+
+            return await self.simulation.call_at(inside, self.number)
 
         return call
 
@@ -149,7 +172,7 @@ class Simulation:
     def after(self, delay_s: float, function: Callable[[], object]) -> None:
         """Let something happen later, in no node's process."""
         self.late += 1
-        self.nursery.start_soon(self._wait_and_call, delay_s, function)
+        start_outside(self.nursery, self._wait_and_call, delay_s, function)
 
     async def _wait_and_call(self, delay_s: float, function: Callable[[], object]) -> None:
         await trio.sleep(delay_s)
@@ -179,7 +202,7 @@ class Simulation:
         node = SimulatedNode(self, len(self.nodes) + 1)
         self.nodes.append(node)
         node.start()
-        self.nursery.start_soon(self._follow, node)
+        start_outside(self.nursery, self._follow, node)
         return node
 
     async def _follow(self, node: SimulatedNode) -> None:
@@ -348,20 +371,19 @@ class Simulation:
     async def call(
         self, name: str, arguments: tuple[Any, ...], options: dict[str, Any], number: int = 0
     ) -> Any:
-        """Call a verb of the system at a living node; waits for one where there is none."""
-        node = self.living(number)
-        while node is None:
-            if number and self.nodes[number - 1].status in ("dead", "gone"):
-                raise NodeCrashed(f"node {number} is {self.nodes[number - 1].status}")
-            await trio.sleep(RESTART_AFTER_S)
-            node = self.living(number)
+        """Call a verb of the system at a living node, and write down what was sent and answered."""
+
+        def inside(system: ActorSystem) -> Awaitable[Any]:
+            answer: Awaitable[Any] = getattr(system, name)(*arguments, **options)
+            return answer
+
         if name not in SENDING or not arguments or not isinstance(arguments[0], EntityRef):
-            return await self._at(node, name, arguments, options)
+            return await self.call_at(inside, number)
         self._calls += 1
         number_of_call = self._calls
         self.record(Called(self.at_s(), number_of_call, "caller", name, str(arguments[0]), arguments[1]))
         try:
-            answer = await self._at(node, name, arguments, options)
+            answer = await self.call_at(inside, number)
         except NodeCrashed:
             raise
         except AtomicActorsError as error:
@@ -375,16 +397,21 @@ class Simulation:
             self.record(Answered(self.at_s(), number_of_call, "reply", answer))
         return answer
 
-    async def _at(
-        self, node: SimulatedNode, name: str, arguments: tuple[Any, ...], options: dict[str, Any]
-    ) -> Any:
-        def inside(system: ActorSystem) -> Awaitable[Any]:
-            answer: Awaitable[Any] = getattr(system, name)(*arguments, **options)
-            return answer
+    async def call_at(self, function: Callable[[ActorSystem], Awaitable[T]], number: int = 0) -> T:
+        """Call anything at a living node, in its process; waits for one where there is none.
 
+        Raises:
+            NodeCrashed: the node died meanwhile, or that very one is not there any more.
+        """
+        node = self.living(number)
+        while node is None:
+            if number and self.nodes[number - 1].status in ("dead", "gone"):
+                raise NodeCrashed(f"node {number} is {self.nodes[number - 1].status}")
+            await trio.sleep(RESTART_AFTER_S)
+            node = self.living(number)
         self._calling += 1
         try:
-            return await node.call(inside)
+            return await node.call(function)
         finally:
             self._calling -= 1
 
@@ -443,6 +470,7 @@ class Simulation:
         self._over = True
         for node in self.nodes:
             node.end()
+        self.nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 import trio.testing
@@ -31,9 +31,7 @@ from trio._core import _run
 
 from atomic_actors._lease_keeper import Instant, instants_from
 
-__all__ = ("Process", "current_process", "virtual_time")
-
-T = TypeVar("T")
+__all__ = ("Process", "current_process", "start_outside", "virtual_time")
 
 _process: ContextVar[Process | None] = ContextVar("atomic_actors_simulated_process", default=None)
 
@@ -101,21 +99,25 @@ class Process:
 
     def start_soon(self, nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Start a task of this process."""
+        _start_in(self, nursery, function, args)
 
-        def start() -> None:
-            _process.set(self)
-            nursery.start_soon(function, *args)
 
-        copy_context().run(start)
+def start_outside(nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    """Start a task that belongs to no process, whoever starts it."""
+    _start_in(None, nursery, function, args)
 
-    def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function as one of this process's tasks would: what it starts belongs to the process."""
 
-        def inside() -> T:
-            _process.set(self)
-            return function(*args)
+def _start_in(
+    process: Process | None,
+    nursery: trio.Nursery,
+    function: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+) -> None:
+    def start() -> None:
+        _process.set(process)
+        nursery.start_soon(function, *args)
 
-        return copy_context().run(inside)
+    copy_context().run(start)
 
 
 class _RunQueue(deque[Any]):
