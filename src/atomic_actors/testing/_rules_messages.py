@@ -198,6 +198,8 @@ class OutboxOnce(Rule):
         self._posts: dict[tuple[str, str], _Post] = {}
         self._streams: dict[tuple[str, str], deque[_Post]] = {}
         self._early: dict[tuple[str, str], _Early] = {}
+        #: By stream: the last one that was accepted before its commit was known, and where.
+        self._arrived: dict[tuple[str, str], tuple[_Post, int]] = {}
         self._ends: dict[tuple[str, str], tuple[str, float]] = {}
         #: Parents that have sent and not ended yet, with what they sent first.
         self._parents: dict[tuple[str, str], _Post] = {}
@@ -231,8 +233,15 @@ class OutboxOnce(Rule):
         post.is_accepted = True
         if early.at_s != record.at_s:
             self._report_unsent(key, early)
-        elif (first := self._first_waiting(post)) is not None:
+            return
+        stream = (post.source, post.target)
+        last, arrived_at = self._arrived.get(stream, (post, -1))
+        first = self._first_waiting(post)
+        if first is not None:
             self._report_order(post, first)
+        elif arrived_at > early.position:
+            self._report_order(last, post)
+        self._arrived[stream] = (post, early.position)
 
     def _check_parent(self, record: Sent, post: _Post) -> None:
         end = self._ends.get((record.source, record.parent))
