@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
 from random import Random
 from time import perf_counter
@@ -18,6 +18,7 @@ from atomic_actors.testing._linearizability import (
     NotLinearizable,
     Operation,
     RefusedWith,
+    SequentialModel,
     Undecided,
     check_linearizable,
     entities_called,
@@ -206,41 +207,69 @@ def test_an_operation_that_returns_before_its_call() -> None:
         check_linearizable([add(1, 2, 1)], AccountModel())
 
 
-def client_history(seed: int, number: int, clients: int) -> list[Operation]:
-    """A right history: at each time every client has one operation under way, and some answers are lost."""
+class LogModel:
+    """Every append is another one, and each answer tells how many there were before it."""
+
+    def initial(self) -> tuple[int, ...]:
+        return ()
+
+    def apply(self, state: tuple[int, ...], input: Input) -> tuple[tuple[int, ...], object]:
+        match input:
+            case ("append", int(number)):
+                return (*state, number), len(state)
+            case _:
+                return state, state[-3:]
+
+
+def account_input(chance: Random, place: int) -> Input:
+    return chance.choice([("add", chance.randint(1, 9)), ("take", chance.randint(1, 9)), ("read",)])
+
+
+def log_input(chance: Random, place: int) -> Input:
+    return chance.choice([("append", place), ("append", place), ("read",)])
+
+
+def client_history(
+    seed: int,
+    model: SequentialModel[Any],
+    make_input: Callable[[Random, int], Input],
+    *,
+    number: int = 1000,
+    clients: int = 5,
+    lost: float = 0.01,
+    never: float = 0.0,
+) -> list[Operation]:
+    """A right history, in which each client has at most one operation under way.
+
+    A part of the answers is lost, and of those operations a part never happened.
+    """
     chance = Random(seed)
-    model = AccountModel()
     state, place = model.initial(), 0
-    under_way: dict[int, tuple[Input, int, object | None]] = {}
+    under_way: dict[int, tuple[Input, int, bool, object | None]] = {}
     operations: list[Operation] = []
     while len(operations) < number:
         place += 1
         client = chance.randrange(clients)
         if client not in under_way:
-            input_ = chance.choice([("add", chance.randint(1, 9)), ("take", chance.randint(1, 9)), ("read",)])
-            under_way[client] = (input_, place, None)
+            under_way[client] = (make_input(chance, place), place, chance.random() < lost, None)
             continue
-        input_, called_at, output = under_way[client]
-        if output is None:
+        input_, called_at, is_lost, output = under_way.pop(client)
+        if output is None and not (is_lost and chance.random() < never):
             state, output = model.apply(state, input_)
-            under_way[client] = (input_, called_at, output)
-            continue
-        del under_way[client]
-        is_lost = chance.random() < 0.01
-        operations.append(
-            Operation(str(client), input_, called_at)
-            if is_lost
-            else Operation(str(client), input_, called_at, place, output)
-        )
+            under_way[client] = (input_, called_at, is_lost, output)
+        elif is_lost:
+            operations.append(Operation(str(client), input_, called_at))
+        else:
+            operations.append(Operation(str(client), input_, called_at, place, output))
     # What nobody has heard of yet may have happened.
     operations += [
-        Operation(str(client), input_, called_at) for client, (input_, called_at, _) in under_way.items()
+        Operation(str(client), input_, called_at) for client, (input_, called_at, *_) in under_way.items()
     ]
     return operations
 
 
 def test_a_thousand_operations_of_five_clients() -> None:
-    operations = client_history(seed=1, number=1000, clients=5)
+    operations = client_history(1, AccountModel(), account_input)
     began_s = perf_counter()
     assert check_linearizable(operations, AccountModel()) is None
     took_s = perf_counter() - began_s
@@ -250,7 +279,7 @@ def test_a_thousand_operations_of_five_clients() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_thousand_operations_and_one_wrong_reply(seed: int) -> None:
-    operations = client_history(seed, number=1000, clients=5)
+    operations = client_history(seed, AccountModel(), account_input)
     place = next(
         place
         for place in range(900, 1000)
@@ -262,6 +291,15 @@ def test_a_thousand_operations_and_one_wrong_reply(seed: int) -> None:
     found = check_linearizable(operations, AccountModel())
     assert isinstance(found, NotLinearizable)
     assert found.stuck == operations[place]
+
+
+@pytest.mark.parametrize("never", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_many_unknown_outcomes(seed: int, never: float) -> None:
+    account = client_history(seed, AccountModel(), account_input, number=500, lost=0.05, never=never)
+    assert check_linearizable(account, AccountModel()) is None
+    log = client_history(seed, LogModel(), log_input, number=300, lost=0.03, never=never)
+    assert check_linearizable(log, LogModel()) is None
 
 
 # --- operations from a history -------------------------------------------------------------------------

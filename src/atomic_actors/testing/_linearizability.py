@@ -120,6 +120,9 @@ class Undecided:
 #: How much of the prefix an explanation shows.
 _PREFIX_SHOWN: Final = 8
 
+#: How many operations with an unknown outcome the first rounds of a search allow in a row.
+_IN_ROW_BOUNDS: Final = (0, 1, 2, 4)
+
 
 @define(eq=False)
 class _Entry:
@@ -207,29 +210,55 @@ class _Search:
         self.known_left = sum(operation.returned_at is not None for operation in operations)
         self.state: Any = model.initial()
         self.taken = 0
-        #: Each call that was taken, and the state before it.
-        self.stack: list[tuple[_Entry, Any]] = []
-        self.seen: set[tuple[int, Any]] = {(0, self.state)}
+        #: Each call that was taken, with the state before it and how many unknown ones stood there in a row.
+        self.stack: list[tuple[_Entry, Any, int]] = []
+        self.in_row = 0
+        self.in_row_max = 0
+        self.is_held_back = False
+        #: (operations taken, state) of this round; and how many there were in the rounds before.
+        self.seen: set[tuple[int, Any]] = set()
+        self.seen_before = 0
         self.furthest: NotLinearizable | None = None
 
     def run(self) -> NotLinearizable | Undecided | None:
-        """Search until there is an order, or none, or the limit is reached."""
+        """Search in rounds, until there is an order, or none, or the limit is reached.
+
+        Operations with an unknown outcome are what makes a search long: any set of them may have happened, in any
+        order. A round allows only so many of them in a row. Few suffice if there is an order at all; that there is
+        none is known when a round was not held back by its bound.
+        """
+        for bound in (*_IN_ROW_BOUNDS, len(self.operations)):
+            self.in_row_max = bound
+            self.is_held_back = False
+            found = self._run_round()
+            if not isinstance(found, NotLinearizable) or not self.is_held_back:
+                return found
+            self.seen_before += len(self.seen)
+            self.seen.clear()
+        raise AssertionError("the last round has no bound")
+
+    def _run_round(self) -> NotLinearizable | Undecided | None:
+        """From each place, try operations that returned first, and then those with an unknown outcome."""
         entry = self.head.after
+        wants_known = True
         while self.known_left:
             assert entry is not None, "a return that is left stands behind every call that could be taken"
-            if entry.is_call:
-                if self._take(entry):
-                    entry = self.head.after
-                else:
-                    entry = entry.after
-                if len(self.seen) > self.limit:
-                    return Undecided(len(self.seen))
-                continue
-            self._note_furthest(entry)
-            if not self.stack:
-                assert self.furthest is not None
-                return self.furthest
-            entry = self._step_back()
+            if not entry.is_call:
+                if wants_known:
+                    wants_known, entry = False, self.head.after
+                    continue
+                self._note_furthest(entry)
+                if not self.stack:
+                    assert self.furthest is not None
+                    return self.furthest
+                taken = self._step_back()
+                wants_known, entry = taken.match is not None, taken.after
+            elif (entry.match is not None) == wants_known and self._take(entry):
+                if self.seen_before + len(self.seen) > self.limit:
+                    return Undecided(self.seen_before + len(self.seen))
+                wants_known, entry = True, self.head.after
+            else:
+                entry = entry.after
         return None
 
     def _take(self, entry: _Entry) -> bool:
@@ -246,22 +275,26 @@ class _Search:
                 return False
         elif state == self.state:
             return False  # it would explain nothing, and may be left out
+        elif self.in_row == self.in_row_max:
+            self.is_held_back = True
+            return False
         taken = self.taken | 1 << number
         if (taken, state) in self.seen:
             return False
         self.seen.add((taken, state))
-        self.stack.append((entry, self.state))
+        self.stack.append((entry, self.state, self.in_row))
         self.state, self.taken = state, taken
+        self.in_row = 0 if is_known else self.in_row + 1
         self.known_left -= is_known
         entry.take()
         return True
 
-    def _step_back(self) -> _Entry | None:
-        entry, self.state = self.stack.pop()
+    def _step_back(self) -> _Entry:
+        entry, self.state, self.in_row = self.stack.pop()
         self.taken ^= 1 << entry.number
         self.known_left += entry.match is not None
         entry.give_back()
-        return entry.after
+        return entry
 
     def _note_furthest(self, stuck: _Entry) -> None:
         if self.furthest is not None and len(self.stack) <= len(self.furthest.prefix):
@@ -274,7 +307,7 @@ class _Search:
                 pending.append(self.operations[entry.number])
             entry = entry.after
         self.furthest = NotLinearizable(
-            prefix=tuple(self.operations[call.number] for call, _ in self.stack),
+            prefix=tuple(self.operations[call.number] for call, *_ in self.stack),
             state=self.state,
             stuck=operation,
             expected=self.model.apply(self.state, operation.input)[1],
@@ -283,7 +316,7 @@ class _Search:
 
 
 def check_linearizable(
-    operations: Iterable[Operation], model: SequentialModel[Any], *, limit: int = 1_000_000
+    operations: Iterable[Operation], model: SequentialModel[Any], *, limit: int = 200_000
 ) -> NotLinearizable | Undecided | None:
     """Whether there is an order of the operations that the model agrees with.
 

@@ -52,8 +52,8 @@ def timeline(
         near = [number for number, (position, _) in enumerate(lines) if position <= around]
         middle = near[-1] if near else 0
         lines = lines[max(0, middle - _LINES_AROUND) : middle + _LINES_AROUND + 1]
-    head = "      time s " + " ".join(f"{f'n{node}':>3}" for node in nodes) + " store  what"
-    shown = [head[1:]]
+    names = " ".join(f"{f'n{node}':>3}" for node in nodes)
+    shown = [f"{'time s':>13} {names} store  what"]
     for position, line in lines:
         text = f"{'=>' if position == around else '  '}{line}"
         shown.append(text if len(text) <= width else f"{text[: width - 3]}...")
