@@ -1,0 +1,176 @@
+"""Writes histories by hand: what is not said is what a right store would have done."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from attrs import define, field
+
+from atomic_actors.testing._history import (
+    Accepted,
+    Answered,
+    Began,
+    Called,
+    Claimed,
+    Committed,
+    Ended,
+    Fault,
+    Freed,
+    History,
+    PutBack,
+    Record,
+    Sent,
+    Stopped,
+    Taken,
+    Word,
+)
+
+#: Entities and the partitions that they are in.
+PARTITIONS = {"account/a": 0, "account/b": 0, "account/c": 1, "account/d": 1}
+A, B, C, D = PARTITIONS
+
+
+@define(eq=False)
+class Story:
+    """A history in the making, with the store's books as far as they are needed to go on."""
+
+    history: History = field(factory=History)
+    at_s: float = 0.0
+    owners: dict[int, tuple[int, int]] = field(factory=dict)
+    turns: dict[str, int] = field(factory=dict)
+    versions: dict[str, int] = field(factory=dict)
+    states: dict[str, str] = field(factory=dict)
+    attempts: dict[tuple[str, str], int] = field(factory=dict)
+    #: (node, epoch) of each entity's last dispatch.
+    dispatched: dict[str, tuple[int, int]] = field(factory=dict)
+    calls: int = 0
+
+    def add(self, record: Record) -> None:
+        self.history.add(record)
+
+    def wait(self, seconds: float = 1.0) -> None:
+        self.at_s += seconds
+
+    def claim(self, partition: int = 0, node: int = 1, epoch: int | None = None) -> None:
+        if epoch is None:
+            epoch = self.owners.get(partition, (0, 0))[1] + 1
+        self.owners[partition] = (node, epoch)
+        self.add(Claimed(self.at_s, partition, node, epoch, f"claim-{partition}-{epoch}"))
+
+    def free(self, partition: int = 0) -> None:
+        self.add(Freed(self.at_s, partition, *self.owners[partition]))
+
+    def accept(
+        self,
+        *uniques: str,
+        entity: str = A,
+        source: Literal["sent", "outbox", "replayed"] = "sent",
+        at_head: bool = False,
+    ) -> None:
+        for unique in uniques:
+            self.add(Accepted(self.at_s, entity, unique, "Deposit", source, at_head))
+
+    def take(self, *uniques: str, entity: str = A) -> None:
+        partition = PARTITIONS[entity]
+        node, epoch = self.dispatched[entity] = self.owners[partition]
+        self.turns[entity] = self.turns.get(entity, 0) + 1
+        for unique in uniques:
+            self.attempts[entity, unique] = self.attempts.get((entity, unique), 0) + 1
+        attempts = tuple(self.attempts[entity, unique] for unique in uniques)
+        self.add(Taken(self.at_s, partition, entity, node, epoch, self.turns[entity], uniques, attempts))
+
+    def begin(
+        self,
+        unique: str,
+        entity: str = A,
+        *,
+        where: tuple[int, int] | None = None,
+        attempt: int | None = None,
+        recovering: bool = False,
+    ) -> None:
+        node, epoch = where or self.dispatched[entity]
+        attempt = attempt or self.attempts[entity, unique]
+        self.add(Began(self.at_s, node, entity, unique, attempt, epoch, recovering))
+
+    def stop(
+        self,
+        unique: str,
+        entity: str = A,
+        *,
+        node: int | None = None,
+        attempt: int | None = None,
+        how: Literal["returned", "raised", "cancelled"] = "returned",
+        recovering: bool = False,
+    ) -> None:
+        node = node or self.dispatched[entity][0]
+        attempt = attempt or self.attempts[entity, unique]
+        self.add(Stopped(self.at_s, node, entity, unique, attempt, how, recovering))
+
+    def run(self, *uniques: str, entity: str = A) -> None:
+        for unique in uniques:
+            self.begin(unique, entity)
+            self.stop(unique, entity)
+
+    def back(self, *uniques: str, entity: str = A, event: str = "requeue", is_counted: bool = True) -> None:
+        for unique in () if is_counted else uniques:
+            self.attempts[entity, unique] -= 1
+        self.add(PutBack(self.at_s, entity, uniques, event))
+
+    def end(self, *uniques: str, entity: str = A, event: str = "complete") -> None:
+        for unique in uniques:
+            self.add(Ended(self.at_s, entity, unique, event))
+
+    def commit(self, entity: str = A, *, grows: bool = True) -> None:
+        before, state_before = self.versions.get(entity, 0), self.states.get(entity, "")
+        self.versions[entity] = before + grows
+        self.states[entity] = f"state-{before + 1}" if grows else state_before
+        self.add(
+            Committed(
+                self.at_s,
+                PARTITIONS[entity],
+                entity,
+                *self.owners[PARTITIONS[entity]],
+                self.turns[entity],
+                before,
+                before + grows,
+                state_before,
+                self.states[entity],
+            )
+        )
+
+    def settle(self, *uniques: str, entity: str = A, event: str = "") -> None:
+        """A dispatch is cut off: its messages go back, or end."""
+        if event:
+            self.end(*uniques, entity=entity, event=event)
+        else:
+            self.back(*uniques, entity=entity)
+        self.commit(entity, grows=False)
+
+    def turn(self, *uniques: str, entity: str = A, event: str = "complete") -> None:
+        """A whole turn, from its dispatch to its commit."""
+        self.take(*uniques, entity=entity)
+        self.run(*uniques, entity=entity)
+        self.end(*uniques, entity=entity, event=event)
+        self.commit(entity, grows=event == "complete")
+
+    def send(self, unique: str, parent: str, source: str = A, target: str = C) -> None:
+        self.add(Sent(self.at_s, source, parent, target, unique))
+
+    def call(self, unique: str = "", entity: str = A, message: Any = None, verb: str = "ask") -> int:
+        self.calls += 1
+        self.add(Called(self.at_s, self.calls, "client", verb, entity, message, unique))
+        return self.calls
+
+    def answer(self, call: int, word: Word, value: Any = None, unique: str = "") -> None:
+        self.add(Answered(self.at_s, call, word, value, unique))
+
+    def fault(self, what: str, node: int = 0, detail: str = "") -> None:
+        self.add(Fault(self.at_s, node, what, detail))
+
+
+def new_story() -> Story:
+    """Two partitions, each with an owner: node 1 and node 2."""
+    story = Story()
+    story.claim(0, 1)
+    story.claim(1, 2)
+    return story
