@@ -106,7 +106,7 @@ class Worker(Actor[Chain], kind="worker"):
         if plan.child:
             self.context.start_soon(self._child, plan.child)
         if plan.asks and not transactional:
-            await self.context.ask(EntityRef("counter", plan.asks), Add(1))
+            await self.context.ask(EntityRef("counter", plan.asks), Read())
         if self.context.attempt < plan.well_from:
             if plan.end == "refuse":
                 raise No

@@ -66,7 +66,7 @@ def draw_swarm(seed: int) -> Swarm:
         kinds=tuple(dict.fromkeys(kinds)),
         call_rate=rng.choice((0.0, 0.01, 0.04, 0.1)),
         frame_rate=rng.choice((0.0, 0.05, 0.3)),
-        node_fault_every_s=rng.choice((0.05, 0.1, 0.25)),
+        node_fault_every_s=rng.choice((0.2, 0.4, 0.8)),
         clients=rng.choice((6, 12, 24)),
         workers=tuple(str(number) for number in range(rng.choice((2, 6, 16)))),
         counters=tuple(str(number) for number in range(rng.choice((1, 3)))),

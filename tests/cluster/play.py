@@ -31,6 +31,17 @@ QUIET_LIMIT_S = 120.0
 BACKLOG_MAX = 40
 
 
+class CounterModel:
+    """What a counter does, one message at a time."""
+
+    def initial(self) -> int:
+        return 0
+
+    def apply(self, state: int, input: Add | Read) -> tuple[int, int]:
+        amount = input.amount if isinstance(input, Add) else 0
+        return state + amount, state + amount
+
+
 def steps_of(simulation: Simulation) -> int:
     """How many steps the nodes have sent so far."""
     kinds = simulation.faults.step_kinds
@@ -65,7 +76,7 @@ class Play:
         if limit.cancelled_caught:
             simulation.fail([f"after {RUN_LIMIT_S:g} s clients hang in {self.doing}"])
         await self._settle()
-        simulation.check()
+        simulation.check(models={"counter": CounterModel()})
         await self._check_books()
         self._check_chains()
         self._check_strictly_once()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -30,11 +30,21 @@ from atomic_actors._errors import (
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._store import journal_settings
 from atomic_actors._system import ActorSystem, EntityHandle
+from atomic_actors.testing._checkers import check_history
 from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
+from atomic_actors.testing._linearizability import (
+    NotLinearizable,
+    SequentialModel,
+    Undecided,
+    check_linearizable,
+    entities_called,
+    operations_of,
+)
 from atomic_actors.testing._recording_journal import RecordingJournal
 from atomic_actors.testing._simulated_channels import Network
 from atomic_actors.testing._simulated_faults import MOMENTS, CrashPoint, Faults, Moment
 from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode
+from atomic_actors.testing._timeline import timeline
 from atomic_actors.testing._virtual_time import start_outside, virtual_time
 
 __all__ = ("Simulation", "SimulationFailed", "run_simulation", "simulate")
@@ -428,28 +438,43 @@ class Simulation:
 
     # The verdict.
 
-    def check(self) -> None:
+    def check(self, models: Mapping[str, SequentialModel[Any]] | None = None) -> None:
         """Check everything that was promised, over all that happened so far.
 
         Nothing lost, nothing twice, order kept, one owner, every answer true: see `docs/testing.md` for the rules.
 
+        Args:
+            models: by kind, what one of its entities would do if messages came one at a time and nothing failed.
+                The answers that callers got must be explained by some order of their messages, for each entity.
+
         Raises:
             SimulationFailed: a promise was broken; the text has the seed, what was broken, and a timeline.
         """
-        from atomic_actors.testing._checkers import check_history
-
         found = check_history(self.history, healed=self.is_quiet and not self._waits_parked())
         problems = [*self.broken, *(f"{each.at_s:.3f} s: {each.rule}: {each.text}" for each in found)]
+        about = found[0].entity if found else ""
+        for entity in entities_called(self.history):
+            model = (models or {}).get(entity.partition("/")[0])
+            wrong = None if model is None else self._explain(entity, model)
+            if wrong is not None:
+                problems.append(f"{entity}: {wrong}")
+                about = about or entity
         if problems:
-            self.fail(problems, found[0].entity if found else None)
+            self.fail(problems, about or None)
+
+    def _explain(self, entity: str, model: SequentialModel[Any]) -> NotLinearizable | Undecided | None:
+        answer = check_linearizable(operations_of(self.history, entity), model)
+        if isinstance(answer, Undecided):
+            # Too many outcomes that nobody learned: believe what the store says of those.
+            operations = operations_of(self.history, entity, bounded_by_ends=True)
+            answer = check_linearizable(operations, model)
+        return answer
 
     def _waits_parked(self) -> bool:
         return any(entity.messages for entity in self.store.entities())
 
     def fail(self, problems: list[str], entity: str | None = None) -> None:
         """Raise `SimulationFailed` with these problems and a timeline."""
-        from atomic_actors.testing._timeline import timeline
-
         shown = "\n  ".join(problems[:10])
         raise SimulationFailed(
             f"seed {self.seed}, {len(self.nodes)} nodes in all, {self.faults.fired.total()} faults:\n  {shown}\n"
