@@ -15,7 +15,8 @@ from atomic_actors.testing._history import Accepted, Began, Ended, PutBack
 from atomic_actors.testing._simulated_faults import MOMENTS, NODE_FAULTS, CrashPoint
 from atomic_actors.testing._simulated_node import SimulatedNode
 from atomic_actors.testing._simulation import Simulation, run_simulation
-from tests.cluster.actors import WORKER_MESSAGES, Add, Counter as CounterActor, Read, Worker
+from tests.cluster.actors import WORKER_MESSAGES, Add, Read, Worker
+from tests.cluster.actors import Counter as CounterActor
 from tests.cluster.plan import LEASE_TTL_S, Swarm, draw_plan, draw_swarm
 
 STEPS_MIN = 1_000
@@ -217,8 +218,8 @@ class Play:
 
     def _hurt(self, node: SimulatedNode, kind: str) -> None:
         simulation, rng = self.simulation, self.rng
-        if kind in ("crash", "process gone"):
-            node.die(kind, process_gone=kind == "process gone")
+        if kind in ("crash", "crash, process gone"):
+            node.die(kind, process_gone=kind != "crash")
         elif kind == "crash at a step":
             kinds = rng.choice(tuple(MOMENTS.values()))
             side: Any = rng.choice(("before", "after", "late"))

@@ -1,6 +1,7 @@
 """Tools for those who test with, or write parts for, `atomic_actors`. Needs the extra `testing`.
 
-`JournalSuite` is the conformance suite of journals: inherit from it and give it a `Subject`.
+`simulate` and `run_simulation` run your actors in a simulated cluster, in virtual time, with crashes and faults that
+one seed decides. `JournalSuite` is the conformance suite of journals: inherit from it and give it a `Subject`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,44 @@ pytest.register_assert_rewrite(
     "atomic_actors.testing._journal_suite_streams",
 )
 
+from atomic_actors.testing._checkers import RULES, Violation, check_history  # noqa: E402
+from atomic_actors.testing._history import History  # noqa: E402
 from atomic_actors.testing._journal_probe import Subject  # noqa: E402
 from atomic_actors.testing._journal_suite import JournalSuite  # noqa: E402
+from atomic_actors.testing._linearizability import (  # noqa: E402
+    Operation,
+    SequentialModel,
+    check_linearizable,
+    operations_of,
+)
+from atomic_actors.testing._simulated_faults import CALL_FAULTS, FRAME_FAULTS  # noqa: E402
+from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode  # noqa: E402
+from atomic_actors.testing._simulation import (  # noqa: E402
+    Simulation,
+    SimulationFailed,
+    run_simulation,
+    simulate,
+)
+from atomic_actors.testing._timeline import timeline  # noqa: E402
 
-__all__ = ("JournalSuite", "Subject")
+__all__ = (
+    "CALL_FAULTS",
+    "FRAME_FAULTS",
+    "RULES",
+    "History",
+    "JournalSuite",
+    "NodeCrashed",
+    "Operation",
+    "SequentialModel",
+    "SimulatedNode",
+    "Simulation",
+    "SimulationFailed",
+    "Subject",
+    "Violation",
+    "check_history",
+    "check_linearizable",
+    "operations_of",
+    "run_simulation",
+    "simulate",
+    "timeline",
+)

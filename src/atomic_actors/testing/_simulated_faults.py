@@ -37,7 +37,7 @@ NODE_FAULTS: Final = (
     "crash",
     "crash at a step",
     "crash at an await",
-    "process gone",
+    "crash, process gone",
     "pause",
     "clock drift",
     "join",

@@ -30,6 +30,7 @@ from atomic_actors.journal._protocol import (
     ClaimPartition,
     Finish,
     Finished,
+    Journal,
     JournalSettings,
     JournalUnavailable,
     Renew,
@@ -42,9 +43,9 @@ from atomic_actors.testing._history import Began, Record, Stopped
 from atomic_actors.testing._recording_journal import RecordingJournal
 from atomic_actors.testing._simulated_channels import Network, SimulatedChannels
 from atomic_actors.testing._simulated_faults import CrashPoint, Faults
-from atomic_actors.testing._virtual_time import Process
+from atomic_actors.testing._virtual_time import Process, current_process
 
-__all__ = ("NodeCrashed", "SimulatedNode", "World")
+__all__ = ("NodeCrashed", "SimulatedNode", "World", "record_handlers")
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class World(Protocol):
     def record(self, record: Record) -> None: ...
     def after(self, delay_s: float, function: Callable[[], object]) -> None: ...
     def broke(self, text: str, error: BaseException | None = None) -> None: ...
+    def new_system(self, journal: Journal) -> ActorSystem: ...
 
 
 @define(eq=False)
@@ -101,7 +103,7 @@ class SimulatedNode:
     )
 
     def __attrs_post_init__(self) -> None:
-        self.process = Process(on_step=self._on_step)
+        self.process = Process(on_step=self._on_step, owner=self)
         self.journal = NodeJournal(self)
         self.channels = self.world.network.join(self.number)
 
@@ -130,8 +132,7 @@ class SimulatedNode:
         self.process.start_soon(self.world.nursery, self._run)
 
     async def _run(self) -> None:
-        system = ActorSystem(self.world.config, journal=self.journal)
-        _record_handlers(system, self)
+        system = self.world.new_system(self.journal)
         try:
             with self._scope:
                 async with system:
@@ -237,32 +238,35 @@ async def _call_inside(
 # What the handlers do, for the history.
 
 
-def _record_handlers(system: ActorSystem, node: SimulatedNode) -> None:
+def record_handlers(system: ActorSystem, world: World) -> None:
+    """Let every handler of a system, and of its copies, write down when it begins and ends."""
     for kind in system._kinds.values():  # pyright: ignore[reportPrivateUsage]
         if not kind.durable:
             continue
         for name, bound in kind.by_name.items():
-            kind.by_name[name] = _recorded(bound, kind, node)
+            kind.by_name[name] = _recorded(bound, kind, world)
         for cls, bound in kind.by_type.items():
             kind.by_type[cls] = kind.by_name[bound.spec.name]
         if kind.fallback is not None:
-            kind.fallback = _recorded(kind.fallback, kind, node)
+            kind.fallback = _recorded(kind.fallback, kind, world)
 
 
-def _recorded(bound: BoundHandler, kind: Kind, node: SimulatedNode) -> BoundHandler:
+def _recorded(bound: BoundHandler, kind: Kind, world: World) -> BoundHandler:
     spec = bound.spec
     changed = evolve(
         spec,
-        function=_watch(spec.function, kind, node, recovering=False),
-        recover=None if spec.recover is None else _watch(spec.recover, kind, node, recovering=True),
+        function=_watch(spec.function, kind, world, recovering=False),
+        recover=None if spec.recover is None else _watch(spec.recover, kind, world, recovering=True),
     )
     return evolve(bound, spec=changed)
 
 
-def _watch(function: Callable[..., Any], kind: Kind, node: SimulatedNode, *, recovering: bool) -> Any:
-    world, number = node.world, node.number
-
+def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering: bool) -> Any:
     async def watched(instance: Any, message: Any) -> Any:
+        process = current_process()
+        assert process is not None, "a handler runs in no node's process"
+        node: SimulatedNode = process.owner
+        number = node.number
         context: TurnContext = instance if kind.free else instance.context
         entity, _, unique = context.message_id.rpartition("/")
         attempt = context.attempt

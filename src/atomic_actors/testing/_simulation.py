@@ -6,6 +6,7 @@ which is the in-memory journal. One seed gives one run, always.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import random
@@ -30,6 +31,8 @@ from atomic_actors._errors import (
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._store import journal_settings
 from atomic_actors._system import ActorSystem, EntityHandle
+from atomic_actors._telemetry import Listeners
+from atomic_actors.journal._protocol import Journal
 from atomic_actors.testing._checkers import check_history
 from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
 from atomic_actors.testing._linearizability import (
@@ -43,7 +46,7 @@ from atomic_actors.testing._linearizability import (
 from atomic_actors.testing._recording_journal import RecordingJournal
 from atomic_actors.testing._simulated_channels import Network
 from atomic_actors.testing._simulated_faults import MOMENTS, CrashPoint, Faults, Moment
-from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode
+from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode, record_handlers
 from atomic_actors.testing._timeline import timeline
 from atomic_actors.testing._virtual_time import start_outside, virtual_time
 
@@ -146,6 +149,8 @@ class Simulation:
     broken: list[str] = field(factory=list[str], init=False)
     error: BaseException | None = field(default=None, init=False)
     _began_s: float = field(init=False)
+    #: Never entered: what the systems of the nodes are copied from.
+    _template: ActorSystem = field(init=False)
     _calls: int = field(default=0, init=False)
     _calling: int = field(default=0, init=False)
     #: How many things are still on their way, late.
@@ -163,6 +168,8 @@ class Simulation:
             on_bell=self.network.ring,
         )
         self.system = self.at(0)
+        self._template = ActorSystem(self.config)
+        record_handlers(self._template, self)
 
     # What nodes need (`World`).
 
@@ -195,6 +202,12 @@ class Simulation:
         if not self._over:
             self.broken.append(f"{self.at_s():.3f} s: {text}")
             self.error = self.error or error
+
+    def new_system(self, journal: Journal) -> ActorSystem:
+        """A system for a node. All share what was made of the actors' classes, which takes the most time."""
+        system = copy.copy(self._template)
+        system._journal, system._listeners = journal, Listeners()  # pyright: ignore[reportPrivateUsage]
+        return system
 
     # Nodes.
 
@@ -450,7 +463,9 @@ class Simulation:
         Raises:
             SimulationFailed: a promise was broken; the text has the seed, what was broken, and a timeline.
         """
-        found = check_history(self.history, healed=self.is_quiet and not self._waits_parked())
+        found = check_history(
+            self.history, healed=self.is_quiet and not self._waits_parked(), leases_honoured=True
+        )
         problems = [*self.broken, *(f"{each.at_s:.3f} s: {each.rule}: {each.text}" for each in found)]
         about = found[0].entity if found else ""
         for entity in entities_called(self.history):

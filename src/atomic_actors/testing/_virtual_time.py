@@ -48,10 +48,12 @@ class Process:
     Args:
         clock_rate: how fast its clock runs: 1.01 gains a hundredth of a second each second.
         on_step: called each time one of its tasks is about to go on, with how often that happened before.
+        owner: whose process it is.
     """
 
     clock_rate: float = 1.0
     on_step: Callable[[int], None] | None = None
+    owner: Any = None
     #: How often one of its tasks was made to go on.
     steps: int = field(default=0, init=False)
     is_stopped: bool = field(default=False, init=False)

@@ -1,0 +1,70 @@
+"""A thousand simulated clusters. `ATOMIC_ACTORS_SOAK_S=600` goes on with new seeds for so many seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from atomic_actors.testing._simulated_faults import CALL_FAULTS, FRAME_FAULTS, NODE_FAULTS
+from tests.cluster.play import FAULTS_MIN, STEPS_MIN, play_seed
+from tests.cluster.runs import Totals, run_seeds
+
+SEEDS = 1_000
+JOBS = 2
+
+
+def check(totals: Totals) -> None:
+    print(totals)
+    assert not totals.failures, "\n\n".join(list(totals.failures.values())[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)  # faulthandler and CI have limits of their own; a shared machine may be slow
+def test_a_thousand_clusters() -> None:
+    totals = run_seeds(range(SEEDS), JOBS)
+    check(totals)
+    assert totals.seeds == SEEDS
+    assert totals.replayed == SEEDS // 100
+    assert totals.steps_min >= STEPS_MIN
+    assert totals.faults_min >= FAULTS_MIN
+    # A fault that never fires proves nothing.
+    kinds = (*CALL_FAULTS, *FRAME_FAULTS, *NODE_FAULTS)
+    missing = [kind for kind in kinds if totals.faults[kind] < 50]
+    assert not missing, f"{missing}: {totals.faults}"
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.skipif("ATOMIC_ACTORS_SOAK_S" not in os.environ, reason="set ATOMIC_ACTORS_SOAK_S to seconds")
+def test_new_clusters() -> None:
+    first = int.from_bytes(os.urandom(4), "big")
+    end_s = time.monotonic() + float(os.environ["ATOMIC_ACTORS_SOAK_S"])
+    check(run_seeds(range(first, first + 10**9), JOBS, lambda _: time.monotonic() < end_s))
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_a_seed_is_the_same_in_every_process(hash_seed: str) -> None:
+    """The order of sets and of hashes must not decide anything: else nothing could be replayed elsewhere."""
+    program = (
+        "from hashlib import sha256; from tests.cluster.play import play_seed;"
+        "print(sha256(repr(play_seed(5).simulation.history.records).encode()).hexdigest())"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.strip()
+    from hashlib import sha256
+
+    here = sha256(repr(play_seed(5).simulation.history.records).encode()).hexdigest()
+    assert there == here
+
+
+def test_seeds_differ() -> None:
+    assert play_seed(1).simulation.history.records != play_seed(2).simulation.history.records
