@@ -30,6 +30,7 @@ from tests.model.states import (
     MESSAGE,
     NODES,
     OFFERED,
+    OWNER,
     RANK,
     READ_APPLIED,
     READ_VERSION,
@@ -74,6 +75,7 @@ STEP_NAMES: Final = {
     StepKind.RELAY_ACK: "relay ack",
 }
 _EMPTY: Final = bytes(STEP_LENGTH)
+_OF_OWNERS: Final = frozenset({StepKind.TAKE, StepKind.FINISH, StepKind.INTERRUPT})
 
 
 class Actions:
@@ -92,7 +94,6 @@ class Actions:
         self._children = {spec.sends for spec in self._specs}
         self._allowed = configuration.allowed
         self._lease_kept = Guard.LEASE not in configuration.guards_off
-        self._turns_known = Guard.KNOWN_TURN not in configuration.guards_off
 
     # What the protocol does.
 
@@ -206,7 +207,7 @@ class Actions:
         draft[self.shape.holdings[node][partition] + VALID] = 1
         lease = state[self.shape.partitions[partition] + CLAIM]
         claim = draft[self.shape.claims]
-        return self._send(draft, node, (StepKind.CLAIM_PARTITION, partition, 0, 0, claim, lease, 0, 0))
+        return self._send(draft, node, (StepKind.CLAIM_PARTITION, partition, 0, 0, claim, lease, node + 1, 0))
 
     def _entity_moves(self, state: bytes, node: int, entity: int, held: int, found: list[Successor]) -> None:
         """What a sweep finds."""
@@ -249,8 +250,11 @@ class Actions:
         place = self.shape.sent_steps[node]
         step = read_step(draft, place)
         draft[place : place + STEP_LENGTH] = _EMPTY
+        before = draft[: self.shape.store_length]
         answer = self.store.execute(draft, step)
         kind, where, message, _, claim, _, source, _ = step
+        if kind in _OF_OWNERS:
+            self._watch_owner(draft, node, self._home[where], before)
         if kind == StepKind.CLAIM_PARTITION:
             self._on_claimed(draft, node, where, claim, answer)
             return step
@@ -272,6 +276,12 @@ class Actions:
             self._offer(draft, node, where, answer.dispatch)
         return step
 
+    def _watch_owner(self, draft: Draft, node: int, partition: int, before: Draft) -> None:
+        """Nobody but the owner changes anything with an owner's step, whatever the claims say."""
+        block = self.shape.partitions[partition]
+        if before[block + OWNER] != node + 1 and before != draft[: self.shape.store_length]:
+            draft[self.shape.alarm] |= Alarm.STALE_WRITE
+
     def _on_claimed(self, draft: Draft, node: int, partition: int, claim: int, answer: Answer) -> None:
         holding = self.shape.holdings[node][partition]
         if answer.word is Word.DONE:
@@ -283,8 +293,7 @@ class Actions:
 
     def _offer(self, draft: Draft, node: int, entity: int, dispatch: Dispatch) -> None:
         block = self.shape.activations[node][entity]
-        known = dispatch.turn <= draft[block + KNOWN_TURN] and self._turns_known
-        if not known and draft[block + STATUS] == IDLE:
+        if dispatch.turn > draft[block + KNOWN_TURN] and draft[block + STATUS] == IDLE:
             draft[block + STATUS] = OFFERED
             draft[block + MESSAGE : block + KNOWN_TURN] = bytes(dispatch)
 
@@ -317,14 +326,14 @@ class Actions:
         draft[block + KNOWN_TURN] = turn
         history = shape.histories[message]
         if turn <= draft[shape.begun_turns[entity]]:
-            draft[shape.alarm] = draft[shape.alarm] or Alarm.BEGUN_TWICE
+            draft[shape.alarm] |= Alarm.BEGUN_TWICE
         elif any(
             spec.entity == entity
             and 0 < draft[shape.histories[other] + RANK] < draft[history + RANK]
             and draft[shape.messages[other] + STATE] not in FINAL
             for other, spec in enumerate(self._specs)
         ):
-            draft[shape.alarm] = draft[shape.alarm] or Alarm.OUT_OF_ORDER
+            draft[shape.alarm] |= Alarm.OUT_OF_ORDER
         draft[shape.begun_turns[entity]] = max(turn, draft[shape.begun_turns[entity]])
         if not draft[block + IS_RECOVERY]:
             draft[history + STARTS] = min(draft[history + STARTS] + 1, COUNT_MAX)

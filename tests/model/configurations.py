@@ -63,8 +63,6 @@ class Guard(Enum):
     CLAIM_ID = "random claim id"
     #: A node takes over only a lease that has run out.
     LEASE = "lease"
-    #: A node begins no turn that it knows already.
-    KNOWN_TURN = "known turn"
 
 
 @frozen

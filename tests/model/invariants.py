@@ -95,8 +95,14 @@ class Invariants:
 
     def no_alarm(self, state: bytes) -> str | None:
         """No step did what no step may do."""
-        alarm = state[self._shape.alarm]
-        return Alarm(alarm).name.lower().replace("_", " ") if alarm else None
+        alarms = state[self._shape.alarm]
+        if not alarms:
+            return None
+        return ", ".join(alarm.name.lower().replace("_", " ") for alarm in Alarm(alarms) if alarm.name)
+
+    def no_stale_write(self, state: bytes) -> str | None:
+        """No node that is not the owner has written: one of the alarms alone."""
+        return "stale write" if state[self._shape.alarm] & Alarm.STALE_WRITE else None
 
     def one_handler(self, state: bytes) -> str | None:
         """At most one handler of an entity runs under a lease that has not run out."""

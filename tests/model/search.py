@@ -5,9 +5,11 @@ The search knows nothing of messages: a `System` says what follows a state and w
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from attrs import frozen
@@ -108,6 +110,19 @@ class _Visited(Generic[S, L]):
         return Trace(self.first, tuple(reversed(steps)))
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: states hold no cycles, and it would look at a million of them in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_uncollected()
 def search(
     system: System[S, L],
     *,

@@ -9,7 +9,7 @@ The store's part comes first and in one piece, so that a replica's copy of it is
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final
 
 from atomic_actors._wal import FINAL_STATES, State
@@ -42,8 +42,8 @@ FINAL: Final = frozenset(STATES.index(state) for state in FINAL_STATES)
 ENQUEUED: Final = STATES.index(State.ENQUEUED)
 DISPATCHED: Final = STATES.index(State.DISPATCHED)
 
-# A partition in the store.
-CLAIM, EPOCH, LAST_OUT, LAST_IN, STREAM = range(5)
+# A partition in the store. The owner is the number of its node, with one added.
+CLAIM, EPOCH, OWNER, LAST_OUT, LAST_IN, STREAM = range(6)
 
 # An entity in the store. A finished turn is kept with the claim that finished it; 0 after a settled one.
 TURN, RUNNING, RUNNING_CLAIM, FINISHED_TURN, FINISHED_CLAIM, VERSION, APPLIED, LOG = range(8)
@@ -81,17 +81,16 @@ class StepKind(IntEnum):
     RELAY_ACK = 8
 
 
-class Alarm(IntEnum):
+class Alarm(IntFlag):
     """What a step did that no step may do; seen as it happens, because a state does not show it."""
 
-    NONE = 0
     ACCEPTED_TWICE = 1
     STALE_WRITE = 2
-    COMMITTED_TWICE = 3
-    BEGUN_TWICE = 4
-    OUT_OF_ORDER = 5
-    STREAM_GAP = 6
-    VERSION_CONFLICT = 7
+    COMMITTED_TWICE = 4
+    BEGUN_TWICE = 8
+    OUT_OF_ORDER = 16
+    STREAM_GAP = 32
+    VERSION_CONFLICT = 64
 
 
 class Shape:

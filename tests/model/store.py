@@ -37,6 +37,7 @@ from tests.model.states import (
     LAST_IN,
     LAST_OUT,
     LOG,
+    OWNER,
     RANK,
     RECOVERING,
     RUNNING,
@@ -168,7 +169,7 @@ class Store:
     # Moving messages.
 
     def _alarm(self, draft: Draft, alarm: Alarm) -> None:
-        draft[self._shape.alarm] = draft[self._shape.alarm] or alarm
+        draft[self._shape.alarm] |= alarm
 
     def _move(self, draft: Draft, message: int, event: Event) -> int:
         place = self._shape.messages[message] + STATE
@@ -379,13 +380,14 @@ class Store:
     # The lease.
 
     def _claim_partition(self, draft: Draft, step: Step) -> Answer:
-        _, partition, _, _, claim, expected, *_ = step
+        _, partition, _, _, claim, expected, owner, _ = step
         block = self._shape.partitions[partition]
         lease = draft[block + CLAIM]
         if lease != claim:
             if lease not in (0, expected):
                 return Answer(Word.HELD)
             draft[block + EPOCH] += 1
+            draft[block + OWNER] = owner
             draft[block + CLAIM] = claim if self._random_claims else draft[block + EPOCH]
         return Answer(Word.DONE, number=draft[block + EPOCH])
 
@@ -403,7 +405,7 @@ class Store:
             ):
                 return _REJECTED
             self._watch_claim(draft, partition, claim)
-            draft[block + CLAIM] = 0
+            draft[block + CLAIM] = draft[block + OWNER] = 0
         return _DONE
 
     # The stream.
