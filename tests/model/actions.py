@@ -186,6 +186,8 @@ class Actions:
 
     def _may_claim(self, state: bytes, node: int, partition: int) -> bool:
         """Whether the lease is free, or has run out as far as this node has watched it."""
+        if node not in self.configuration.claimants[partition]:
+            return False
         lease = state[self.shape.partitions[partition] + CLAIM]
         if not lease or not self._lease_kept:
             return True
