@@ -72,25 +72,38 @@ class Invariants:
             [message for message, spec in enumerate(specs) if spec.entity == entity]
             for entity in range(shape.entity_count)
         ]
-        self.all: tuple[Invariant, ...] = (
+        self._of_nodes: tuple[Invariant, ...] = (
             self.no_alarm,
             self.one_handler,
+            self.handler_has_its_dispatch,
+        )
+        self._of_the_store: tuple[Invariant, ...] = (
             self.strictly_once,
             self.one_start_for_each_attempt,
             self.one_end,
             self.nothing_is_lost,
             self.chain_is_whole,
             self.log_is_in_order,
-            self.handler_has_its_dispatch,
             *((self.outbox_is_carried_once,) if self._children else ()),
         )
+        #: The beginnings of states, up to the nodes' memory, in which what concerns the store holds: many
+        #: states have the same.
+        self._sound: set[bytes] = set()
 
     def check(self, state: bytes) -> str | None:
         """The first invariant that does not hold."""
-        for invariant in self.all:
+        for invariant in self._of_nodes:
             broken = invariant(state)
             if broken is not None:
                 return broken
+        beginning = state[: self._shape.begun_turns[0]]
+        if beginning in self._sound:
+            return None
+        for invariant in self._of_the_store:
+            broken = invariant(state)
+            if broken is not None:
+                return broken
+        self._sound.add(beginning)
         return None
 
     def no_alarm(self, state: bytes) -> str | None:
