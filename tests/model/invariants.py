@@ -67,7 +67,6 @@ class Invariants:
         self._children = [
             (spec.sends, message) for message, spec in enumerate(specs) if spec.sends is not None
         ]
-        # Behind the first message that it changed, every entity's version is the number of those it applied.
         self._members = [
             [message for message, spec in enumerate(specs) if spec.entity == entity]
             for entity in range(shape.entity_count)

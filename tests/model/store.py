@@ -37,6 +37,7 @@ from tests.model.states import (
     LAST_IN,
     LAST_OUT,
     LOG,
+    MESSAGE_LENGTH,
     OWNER,
     RANK,
     RECOVERING,
@@ -192,7 +193,7 @@ class Store:
             if spec.entity == entity
         )
         # A journal makes a new record, whatever there was before: only dedupe stands in the way.
-        draft[block : block + 4] = bytes(4)
+        draft[block : block + MESSAGE_LENGTH] = bytes(MESSAGE_LENGTH)
         self._move(draft, message, Event.APPEND)
         log = shape.entities[entity] + LOG
         for place in range(log, log + shape.message_count):

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "model.md"
 
 def counts_on_the_page() -> dict[str, int]:
     """What `docs/model.md` says: states by configuration."""
-    rows = re.findall(r"^\| (.+?) \| ([\d,]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+?) \| ([\d,]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     return {name: int(count.replace(",", "")) for name, count in rows}
 
 
