@@ -132,8 +132,8 @@ def test_even_then_the_chain_of_states_is_whole(messages: int, faults: int) -> N
 async def test_a_take_that_arrives_late_is_known_to_nobody() -> None:
     """The one step whose late copy does something: it takes the next message, and the answer goes nowhere.
 
-    The owner's sweep does not name the dispatch, because it is of its own claim. It is found by the owner's next
-    append to that entity, or by the next owner.
+    The owner's sweep does not name the dispatch, because it is of its own claim. The append's doorbell makes the owner
+    ask for it; the model has no doorbells, because they may be lost.
     """
     protocol, found = find(LATE_TAKE, "unfinished")
     assert found.what == "nothing moves, and message 1 is dispatched"
