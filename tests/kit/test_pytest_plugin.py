@@ -112,9 +112,13 @@ def test_memory(actor_system, backend):
 
 @NO_SERVERS
 @pytest.mark.parametrize(
-    ("plugin", "marker"), [("pytest_asyncio", "pytest.mark.asyncio"), ("pytest_trio", "pytest.mark.trio")]
+    ("plugin", "marker", "options"),
+    [
+        ("pytest_asyncio", "pytest.mark.asyncio", ("-o", "asyncio_default_fixture_loop_scope=function")),
+        ("pytest_trio", "pytest.mark.trio", ()),
+    ],
 )
-def test_systems_with_other_plugins(run: Run, plugin: str, marker: str) -> None:
+def test_systems_with_other_plugins(run: Run, plugin: str, marker: str, options: tuple[str, ...]) -> None:
     if importlib.util.find_spec(plugin) is None:
         pytest.skip(f"{plugin} is not installed")
     run(
@@ -128,7 +132,8 @@ async def test_valkey(actor_valkey_system):
     await one_deposit(actor_valkey_system)
 """,
         "-p",
-        plugin,
+        f"{plugin}.plugin",
+        *options,
     ).assert_outcomes(passed=2)
 
 
