@@ -453,9 +453,10 @@ def _construct(
     except HypothesisException:
         raise
     except Exception as error:  # whatever a constructor of the user's raises
+        remedy = ", ".join(f"{name!r}: ..." for name in values)
         raise UsageError(
-            f"{path}: {form.name} refuses {_shown(arguments)} ({type(error).__name__}: {error}); give the field "
-            f"values that it takes: overrides={{{form.name}: {{{next(iter(arguments), '...')!r}: ...}}}}"
+            f"{path}: {form.name} refuses {_shown(arguments)} ({type(error).__name__}: {error}); say what its fields "
+            f"may hold: overrides={{{form.name}: {{{remedy}}}}}"
         ) from error
     for name, value in values.items():
         if not fields[name].init and not hasattr(made, name):
