@@ -472,6 +472,14 @@ class Codec:
             form, _ = self._form(type_)
             raise InvalidState(_difference(form, default, again, name))
 
+    def form(self, type_: Any) -> Form:
+        """How values of a type are stored, as a tree; for those who make values rather than encode them.
+
+        Raises:
+            UsageError: values of this type cannot be stored; the text names the field.
+        """
+        return self._form(type_)[0]
+
     def json_schema(self, type_: Any) -> dict[str, Any]:
         """The JSON Schema of a type's plain data, with classes under `$defs`.
 

