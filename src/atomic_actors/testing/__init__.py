@@ -6,6 +6,9 @@ one seed decides. `JournalSuite` is the conformance suite of journals: inherit f
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 import pytest
 
 # Before the imports below, so that a failing check of the suite says what it compared.
@@ -39,12 +42,36 @@ from atomic_actors.testing._simulation import (  # noqa: E402
 )
 from atomic_actors.testing._timeline import timeline  # noqa: E402
 
+if TYPE_CHECKING:
+    from atomic_actors.testing._contract_strategies import from_contract, kind_contract
+    from atomic_actors.testing._new_systems import NewActorSystem
+    from atomic_actors.testing._strategies import entities, messages
+    from atomic_actors.testing._valkey_server import ValkeyServer
+
+_LATE: Final = {
+    "NewActorSystem": "_new_systems",
+    "ValkeyServer": "_valkey_server",
+    "entities": "_strategies",
+    "from_contract": "_contract_strategies",
+    "kind_contract": "_contract_strategies",
+    "messages": "_strategies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs Hypothesis, or much time, only when it is asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+
+
 __all__ = (
     "CALL_FAULTS",
     "FRAME_FAULTS",
     "RULES",
     "History",
     "JournalSuite",
+    "NewActorSystem",
     "NodeCrashed",
     "Operation",
     "SequentialModel",
@@ -52,9 +79,14 @@ __all__ = (
     "Simulation",
     "SimulationFailed",
     "Subject",
+    "ValkeyServer",
     "Violation",
     "check_history",
     "check_linearizable",
+    "entities",
+    "from_contract",
+    "kind_contract",
+    "messages",
     "operations_of",
     "run_simulation",
     "simulate",
