@@ -28,6 +28,7 @@ from atomic_actors.testing._journal_probe import Subject  # noqa: E402
 from atomic_actors.testing._journal_suite import JournalSuite  # noqa: E402
 from atomic_actors.testing._linearizability import (  # noqa: E402
     Operation,
+    RefusedWith,
     SequentialModel,
     check_linearizable,
     operations_of,
@@ -45,10 +46,12 @@ from atomic_actors.testing._timeline import timeline  # noqa: E402
 if TYPE_CHECKING:
     from atomic_actors.testing._contract_strategies import from_contract, kind_contract
     from atomic_actors.testing._new_systems import NewActorSystem
+    from atomic_actors.testing._state_machine import ActorStateMachine
     from atomic_actors.testing._strategies import entities, messages
     from atomic_actors.testing._valkey_server import ValkeyServer
 
 _LATE: Final = {
+    "ActorStateMachine": "_state_machine",
     "NewActorSystem": "_new_systems",
     "ValkeyServer": "_valkey_server",
     "entities": "_strategies",
@@ -69,11 +72,13 @@ __all__ = (
     "CALL_FAULTS",
     "FRAME_FAULTS",
     "RULES",
+    "ActorStateMachine",
     "History",
     "JournalSuite",
     "NewActorSystem",
     "NodeCrashed",
     "Operation",
+    "RefusedWith",
     "SequentialModel",
     "SimulatedNode",
     "Simulation",

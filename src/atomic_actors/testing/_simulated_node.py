@@ -70,6 +70,7 @@ class World(Protocol):
     def after(self, delay_s: float, function: Callable[[], object]) -> None: ...
     def broke(self, text: str, error: BaseException | None = None) -> None: ...
     def new_system(self, journal: Journal) -> ActorSystem: ...
+    def disarm(self, armed_by: object) -> None: ...
 
 
 @define(eq=False)
@@ -91,6 +92,8 @@ class SimulatedNode:
     crash_point: CrashPoint | None = field(default=None, init=False)
     #: It dies when one of its tasks goes on for the so-manieth time; 0 for never.
     dies_at_step: int = field(default=0, init=False)
+    #: Nodes with the same one were armed together: only the first that gets there dies.
+    armed_by: object = field(default=None, init=False)
     #: Who its owner's records name, once it has claimed something.
     identity: NodeIdentity | None = field(default=None, init=False)
     cut_off_until_s: float = field(default=0.0, init=False)
@@ -192,8 +195,13 @@ class SimulatedNode:
 
     def _on_step(self, steps: int) -> None:
         if self.dies_at_step and steps >= self.dies_at_step:
+            self.world.disarm(self.armed_by)
             self.dies_at_step = 0
             self.die("crash at an await")
+
+    def disarm(self) -> None:
+        """Do not die after all."""
+        self.crash_point, self.dies_at_step, self.armed_by = None, 0, None
 
     async def call(self, function: Callable[[ActorSystem], Awaitable[T]]) -> T:
         """Call something in this node's process, and wait for its answer.
@@ -395,6 +403,7 @@ class NodeJournal:
             return self._apply(steps)
         point = self.node.crash_point
         assert point is not None
+        self.node.world.disarm(self.node.armed_by)
         self.node.crash_point = None
         done, left = steps[: position + (point.side == "after")], steps[position:]
         if done:

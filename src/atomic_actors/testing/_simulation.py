@@ -19,6 +19,7 @@ import trio
 import trio.testing
 from attrs import define, evolve, field
 
+from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._errors import (
     AtomicActorsError,
@@ -37,6 +38,7 @@ from atomic_actors.testing._checkers import check_history
 from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
 from atomic_actors.testing._linearizability import (
     NotLinearizable,
+    RefusedWith,
     SequentialModel,
     Undecided,
     check_linearizable,
@@ -54,6 +56,8 @@ __all__ = ("Simulation", "SimulationFailed", "run_simulation", "simulate")
 
 T = TypeVar("T")
 
+_codec: Final = Codec()
+
 #: When virtual time begins for the store: milliseconds since 1970.
 EPOCH_MS: Final = 1_700_000_000_000
 #: How finely time goes on while anything is under way, in seconds.
@@ -70,6 +74,30 @@ SENDING: Final = ("ask", "tell")
 
 class SimulationFailed(AssertionError):
     """A promise was broken in a simulation; the text says which, and shows what happened."""
+
+
+def shown_refusal(refusal: Refused) -> tuple[str, Any]:
+    """A refusal's name and plain fields: exceptions themselves are compared by identity."""
+    try:
+        return _codec.encode_refusal(refusal)
+    except AtomicActorsError:
+        return type(refusal).__name__, str(refusal)
+
+
+@define(eq=False)
+class _Answering:
+    """A model whose refusals are answers, not exceptions."""
+
+    model: SequentialModel[Any]
+
+    def initial(self) -> Any:
+        return self.model.initial()
+
+    def apply(self, state: Any, input: Any) -> tuple[Any, Any]:
+        try:
+            return self.model.apply(state, input)
+        except Refused as refusal:
+            return state, RefusedWith(shown_refusal(refusal))
 
 
 @define(eq=False)
@@ -257,7 +285,7 @@ class Simulation:
                 tasks goes on (await).
             after: just after it; the node never hears of it.
             nth: counted from now.
-            node: which one; every node that lives now, where left out: whoever gets there.
+            node: which one; where left out, whichever of those that live now gets there first.
 
         Raises:
             ValueError: there is no such moment or node, or both sides are given.
@@ -274,13 +302,21 @@ class Simulation:
             return
         if nth < 1:
             raise ValueError(f"nth: counts from 1, not {nth}")
+        armed_by = object()
         for each in chosen:
+            each.armed_by = armed_by
             if moment == "await":
                 each.dies_at_step = each.process.steps + nth
             elif moment in MOMENTS:
                 each.journal.arm(CrashPoint(MOMENTS[moment], nth, "before" if before else "after"))
             else:
                 raise ValueError(f"before, after: there is no {moment!r}; use {', '.join(MOMENTS)} or await")
+
+    def disarm(self, armed_by: object) -> None:
+        """One of the nodes that were armed together dies: the others do not."""
+        for node in self.nodes:
+            if armed_by is not None and node.armed_by is armed_by:
+                node.disarm()
 
     def pause(self, for_s: float, node: int = 0) -> None:
         """Stop a node's process for a time, as SIGSTOP or a suspended machine does.
@@ -364,7 +400,8 @@ class Simulation:
         """
         self.faults.clear()
         for node in self.nodes:
-            node.crash_point, node.dies_at_step, node.cut_off_until_s = None, 0, 0.0
+            node.disarm()
+            node.cut_off_until_s = 0.0
             if node.channels.is_deaf:
                 node.channels.set_deaf(False)
         end_s = trio.current_time() + timeout_s
@@ -411,7 +448,8 @@ class Simulation:
             raise
         except AtomicActorsError as error:
             unique = (error.message_id or "").rpartition("/")[2]
-            self.record(Answered(self.at_s(), number_of_call, self._word(error), error, unique))
+            value = shown_refusal(error) if isinstance(error, Refused) else error
+            self.record(Answered(self.at_s(), number_of_call, self._word(error), value, unique))
             raise
         if isinstance(answer, Receipt):
             unique = answer.message_id.rpartition("/")[2]
@@ -478,6 +516,7 @@ class Simulation:
             self.fail(problems, about or None)
 
     def _explain(self, entity: str, model: SequentialModel[Any]) -> NotLinearizable | Undecided | None:
+        model = _Answering(model)
         answer = check_linearizable(operations_of(self.history, entity), model)
         if isinstance(answer, Undecided):
             # Too many outcomes that nobody learned: believe what the store says of those.
