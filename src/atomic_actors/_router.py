@@ -31,7 +31,7 @@ from atomic_actors._errors import (
 from atomic_actors._outcomes import (
     RefusalDecoder,
     Waiting,
-    error_of_outcome,
+    read_outcome,
     refusal_of_append,
     silence_error,
     unknown_error,
@@ -49,7 +49,6 @@ from atomic_actors.journal._protocol import (
     Result,
     Withdraw,
     WithdrawAnswer,
-    split_outcome,
 )
 
 __all__ = ("Admission", "Pending", "Router")
@@ -358,10 +357,7 @@ class Router:
         Raises:
             AtomicActorsError: the message was refused, failed, was interrupted, withdrawn or expired.
         """
-        word, rest = split_outcome(outcome)
-        if word == "completed":
-            return pending.decode(rest)
-        raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
+        return read_outcome(outcome, pending.full_message_id, pending.decode, self.decode_refusal)
 
     def _withdraw_soon(self, journal: GroupCommit, step: Withdraw) -> None:
         def on_result(answer: Result | JournalUnavailable) -> None:

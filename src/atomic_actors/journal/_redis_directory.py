@@ -53,7 +53,17 @@ class RedisDirectory:
 
 
 def _read_entries(answer: list[Any]) -> list[NodeEntry]:
+    """The nodes; who wrote what is no node id is none of ours."""
     return [
         NodeEntry(node_id.decode(), int(beats), record, bool(draining))
         for node_id, beats, record, draining in answer
+        if _is_text(node_id)
     ]
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
