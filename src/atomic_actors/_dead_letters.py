@@ -92,6 +92,10 @@ class DeadLetters:
         while len(found) < limit:
             step = ListDeadLetters(partition, kind, after_ms, after_id, min(PAGE, limit - len(found)))
             page = await self._request(step)
+            if isinstance(page, Rejected):
+                # Those of the other partitions are there all the same.
+                logger.error("the dead letters of partition %d cannot be read: %s", partition, page.text)
+                break
             if not isinstance(page, DeadLetterPage):
                 raise SystemFailed(f"the journal answered a list of dead letters with {page!r}")
             found.update({letter.message_id: letter for letter in page.letters})
@@ -112,6 +116,8 @@ class DeadLetters:
         """
         entity, _, partition = self._locate(message_id)
         page = await self._request(ListDeadLetters(partition, message_id=message_id))
+        if isinstance(page, Rejected):
+            raise error_from_code(page.code, page.text, message_id=message_id)
         if not isinstance(page, DeadLetterPage) or not page.letters:
             raise UnknownMessage(f"there is no dead letter {message_id} of {entity}", message_id=message_id)
         return read_letter(page.letters[0])

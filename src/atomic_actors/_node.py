@@ -226,6 +226,8 @@ class Node:
                 self._settled(step.entity, (step.unique,), result)
             elif isinstance(result, Stale):
                 return False
+            elif isinstance(result, Rejected):
+                logger.error("%s/%s began, and cannot be settled: %s", step.entity, step.unique, result.text)
             else:
                 raise SystemFailed(f"the journal answered {step!r} with {result!r}")
         return True

@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 from attrs import define, field, frozen
 
-from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed
+from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed, error_from_code
 from atomic_actors._handover import Handover, NodeInfo, PartitionInfo
 from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
@@ -140,9 +140,12 @@ class Operations:
 
     async def _request(self, step: Step, journal: GroupCommit | None = None) -> Result:
         try:
-            return await (journal or self.journal).request(step)
+            result = await (journal or self.journal).request(step)
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
+        if isinstance(result, Rejected) and not isinstance(step, Audit):
+            raise error_from_code(result.code, result.text)
+        return result
 
     async def check_store(self) -> None:
         """One step to and fro: proves that the store answers, and reads its time.

@@ -338,7 +338,7 @@ class Parts:
         if exchange is None or host is None or routes is None:
             return
         handlers: dict[str, Callable[..., object]] = {
-            "reply": self.router.answered,
+            "reply": self.router.pushed,
             "claim": self._may_claim,
             "ask": host.on_ask,
             "tell": host.on_tell,

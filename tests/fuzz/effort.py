@@ -89,8 +89,13 @@ def _memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_seeds(target: Target, numbers: Iterable[int]) -> int:
+def run_seeds(target: Target, numbers: Iterable[int], input_limit_s: float = INPUT_LIMIT_S) -> int:
     """Try the input of each seed; returns how many there were.
+
+    Args:
+        target: what to attack.
+        numbers: the seeds.
+        input_limit_s: what one input may take of this thread's time.
 
     Raises:
         AssertionError: one broke something; the text says how to see it again.
@@ -104,7 +109,7 @@ def run_seeds(target: Target, numbers: Iterable[int]) -> int:
             raise AssertionError(f"{error}\n  replay: {replay_command(target.name, number)}") from error
         took_s, grown_bytes = time.thread_time() - began_s, _memory_bytes() - memory_bytes
         again = replay_command(target.name, number)
-        assert took_s < INPUT_LIMIT_S, f"one input took {took_s:.1f} s\n  replay: {again}"
+        assert took_s < input_limit_s, f"one input took {took_s:.1f} s\n  replay: {again}"
         assert grown_bytes < MEMORY_LIMIT_BYTES, f"one input took {grown_bytes} bytes\n  replay: {again}"
         tried += 1
     return tried

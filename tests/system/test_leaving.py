@@ -25,7 +25,7 @@ from atomic_actors import (
 from atomic_actors.journal._protocol import (
     Journal,
     JournalUnavailable,
-    Rejected,
+    Released,
 )
 from tests.journals import BrokenJournal
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until

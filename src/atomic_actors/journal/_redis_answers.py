@@ -98,6 +98,7 @@ BOOKS: Final = (
 UNREADABLE: Final = "unreadable"
 
 _DONE, _STALE, _REJECTED, _HELD, _SAME = range(5)
+_STATUSES: Final = frozenset((_DONE, _STALE, _REJECTED, _HELD, _SAME))
 _REASONS: Final = (b"failed", b"interrupted", b"expired")
 _NOTHING, _DISPATCH, _NOT_BEFORE, _PARKED, _EXPIRED, _UNSETTLED, _MORE = range(7)
 
@@ -113,38 +114,33 @@ def read_results(steps: Sequence[Step], answers: Sequence[Reply]) -> list[Result
     results: list[Result] = []
     for answer in answers:
         status: int = answer[0]
-        if status == _SAME:
-            count: int = answer[1]
-            results += _appended_together(
-                cast("Sequence[Append]", steps[len(results) : len(results) + count]), answer
-            )
-            continue
-        step = steps[len(results)]
-        if status == _DONE:
-            results.append(_read_done(step, answer))
-        elif status == _STALE:
-            results.append(Stale(answer[1].decode()))
-        elif status == _REJECTED:
-            results.append(Rejected(answer[1].decode(), answer[2].decode("utf-8", "replace")))
-        elif status == _HELD:
-            _, node, epoch, claim, renewals = answer
-            results.append(LeaseHeld(node, epoch, claim.decode(), renewals))
-        else:
-            raise ValueError(f"unknown status {status}")
+        if status not in _STATUSES:
+            raise ValueError(f"unknown status {status!r}")
+        at = len(results)
+        count: int = answer[1] if status == _SAME else 1
+        try:
+            if status == _SAME:
+                results += _appended_together(cast("Sequence[Append]", steps[at : at + count]), answer)
+            else:
+                results.append(_read_one(steps[at], status, answer))
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            # It tells of a record that is damaged. The other steps may be of entities that are well.
+            text = f"what the store has cannot be read ({type(error).__name__}: {error})"
+            results += [Rejected(UNREADABLE, text)] * count
     if len(results) != len(steps):
         raise ValueError(f"{len(results)} answers to {len(steps)} steps")
     return results
 
 
-def _read_done(step: Step, answer: Reply) -> Result:
-    """The result of a step that was done; `Rejected` where it tells of a record that is damaged.
-
-    It must not fail the others: they may be of entities that are well.
-    """
-    try:
+def _read_one(step: Step, status: int, answer: Reply) -> Result:
+    if status == _DONE:
         return _READERS[type(step)](step, answer)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        return Rejected(UNREADABLE, f"what the store has cannot be read ({type(error).__name__}: {error})")
+    if status == _STALE:
+        return Stale(answer[1].decode())
+    if status == _REJECTED:
+        return Rejected(answer[1].decode(), answer[2].decode("utf-8", "replace"))
+    _, node, epoch, claim, renewals = answer
+    return LeaseHeld(node, epoch, claim.decode(), renewals)
 
 
 def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:

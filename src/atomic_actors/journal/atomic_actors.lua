@@ -1108,6 +1108,10 @@ local function take_next(P, record, q, entity, claim, policy, held, limit, field
   end
   local messages = peek(record.key, q, policy, min(limit, RUN_MAX))
   if #messages == 0 then
+    if call("LLEN", q) == 0 then
+      -- To answer MORE would make the owner ask without end.
+      refuse("the log has lost messages that are said to wait: " .. decimal(record.waiting))
+    end
     if limit > 0 then
       drop_front(q, TOMBSTONES_MAX + 1, record.waiting)
     end
