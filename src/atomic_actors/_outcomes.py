@@ -60,7 +60,7 @@ class RefusalReader:
     def read(self, data: bytes) -> Refused:
         """The refusal in the opaque part of a `refused` outcome; a bare `Refused` where that cannot be read."""
         try:
-            plain = plain_of(data)
+            plain: object = plain_of(data)
         except msgspec.DecodeError as error:
             return Refused(f"what it said cannot be read: {error}")
         if not isinstance(plain, dict):
@@ -83,7 +83,7 @@ def _text_of(plain: dict[object, Any], name: str) -> str:
 def read_failure(data: bytes) -> Failure:
     """The stored form of a handler's exception; where that cannot be read, one that says so."""
     try:
-        plain = plain_of(data) if data else {}
+        plain: object = plain_of(data) if data else {}
     except msgspec.DecodeError as error:
         return Failure("Unreadable", f"what the store has of it cannot be read: {error}")
     if not isinstance(plain, dict):

@@ -119,7 +119,7 @@ def _word(random: Random) -> str:
 
 def _words(random: Random) -> list[str]:
     command = random.choice(_COMMANDS)
-    words = list(command)
+    words: list[str] = list(command)
     for _ in range(random.randrange(5)):
         words.append(_word(random))
         if words[-1] == "--url":

@@ -124,7 +124,7 @@ class Tree:
     """Contains itself, so that depth is up to the bytes."""
 
     value: int = 0
-    children: list[Tree] = attrs.Factory(list)
+    children: list[Tree] = attrs.field(factory=list["Tree"])
 
 
 @define

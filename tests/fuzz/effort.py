@@ -157,7 +157,7 @@ def explore(name: str, strategy: SearchStrategy[T], check: Callable[[T], None], 
             database=None,
             deadline=None,
             print_blob=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )
         return options(given(strategy)(counted))
 

@@ -25,6 +25,9 @@ class _Router:
         if not isinstance(outcome, bytes):
             raise TypeError("no outcome")
 
+    def claim(self, partition: int) -> None:
+        """Somebody says that a partition is free."""
+
 
 def _good_frames(world: World) -> list[list[Any]]:
     owner, claim = world.owner, world.claim
@@ -63,10 +66,11 @@ def _damage(random: Random, frame: list[Any]) -> bytes:
 def _attempt(random: Random) -> None:
     world = World()
     host = world.hosts[world.owner]
+    router = _Router()
     exchange = Exchange(cast("Any", None))
     exchange._handlers = {  # pyright: ignore[reportPrivateUsage]
-        "reply": _Router().pushed,
-        "claim": lambda partition: None,
+        "reply": router.pushed,
+        "claim": router.claim,
         "ask": host.on_ask,
         "tell": host.on_tell,
         "forget": host.on_forget,

@@ -135,10 +135,9 @@ class Scene:
             self.receipts.append(await system.tell(self.random.choice(DESKS), message))
         parked = desk("parked")
         await system.pause(parked)
-        for message in (Write("x"), Work("y"), Write("z")):
-            self.receipts.append(
-                await system.tell(parked, message, key=self.random.choice((None, message.word)))
-            )
+        for waiting in (Write("x"), Work("y"), Write("z")):
+            key = self.random.choice((None, waiting.word))
+            self.receipts.append(await system.tell(parked, waiting, key=key))
         for ref in DESKS:
             self.receipts.append(
                 await system.tell(ref, Send(self.random.choice(("a", "e", "f")), ["one", "two"]))

@@ -11,10 +11,11 @@ import msgspec
 import redis
 from attrs import define, field
 
+from atomic_actors._envelope import encode_envelope, encode_plain
 from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._memory_books import Partition
-from atomic_actors.journal._protocol import StoredLetter
-from tests.fuzz.corrupter import EXTREME_NUMBERS, corrupt
+from atomic_actors.journal._protocol import StoredLetter, pack_body, unpack_body
+from tests.fuzz.corrupter import EXTREME_NUMBERS, corrupt, plain_value
 
 __all__ = ("MemoryDamage", "ServerDamage", "StoreDamage")
 
@@ -38,6 +39,25 @@ class StoreDamage(Protocol):
         ...
 
 
+def _damaged(random: Random, body: bytes) -> bytes:
+    return corrupt(random, [body])
+
+
+def _made_up(random: Random, body: bytes) -> bytes:
+    """A message that can be read, and says anything in its headers."""
+    head = unpack_body(body)
+    headers = {name: plain_value(random) for name in ("s", "p", "new")}
+    deadline_ms = random.choice((0, 1, 2**62, 10**20, 10**290))
+    payload = random.choice((b"\xc0", encode_plain(plain_value(random)), encode_plain({"word": "x"})))
+    return pack_body(
+        name=head.name,
+        deadline_ms=deadline_ms,
+        waited_for=random.random() < 0.5,
+        key=head.key,
+        envelope=encode_envelope(headers, payload),
+    )
+
+
 @define(eq=False)
 class MemoryDamage:
     """Damages the journal in memory, where its bytes are."""
@@ -49,10 +69,10 @@ class MemoryDamage:
 
     def strike(self, random: Random) -> None:
         """Damage one thing."""
-        books = cast("dict[int, Partition]", self.journal._partitions)  # pyright: ignore[reportPrivateUsage]
+        books = self.journal._partitions  # pyright: ignore[reportPrivateUsage]
         number = random.choice(sorted(books))
         ways: list[Callable[[Random, Partition], str]] = [
-            *(self._body, self._body, self._state, self._state, self._outcome, self._outcome),
+            *(self._body, self._body, self._body, self._state, self._state, self._outcome, self._outcome),
             *(self._letter, self._stream, self._node),
         ]
         what = random.choice(ways)(random, books[number])
@@ -62,7 +82,7 @@ class MemoryDamage:
         messages = [message for entity in partition.entities.values() for message in entity.messages.values()]
         if messages:
             message = random.choice(messages)
-            message.body = corrupt(random, [message.body])
+            message.body = random.choice((_damaged, _made_up))(random, message.body)
             return f"the body of {message.unique} is {message.body[:80]!r}"
         return "no body"
 
@@ -119,7 +139,8 @@ class ServerDamage:
     done: list[str] = field(factory=list[str])
 
     def _call(self, *words: Any) -> Any:
-        return cast("Callable[..., Any]", self.client.execute_command)(*words)
+        client: Any = self.client
+        return client.execute_command(*words)
 
     def strike(self, random: Random) -> None:
         """Damage one thing; the rarer sorts of keys as often as the others."""
@@ -168,7 +189,8 @@ class ServerDamage:
             self._call("HDEL", key, name)
             self._call("HSET", key, other, old)
             return f"the field {name!r} is called {other[:80]!r}"
-        data = corrupt(random, [old])
+        makes_up = name.startswith(b"m:") and random.random() < 0.5
+        data = _made_up(random, old) if makes_up else corrupt(random, [old])
         self._call("HSET", key, name, data)
         return f"{name!r} was {old[:80]!r} and is {data[:80]!r}"
 
