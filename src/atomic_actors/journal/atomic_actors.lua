@@ -1024,9 +1024,11 @@ end
 local function inspect(P, k, a)
   local record = read_record(K[k])
   local running = record.dispatch and #read_dispatch(record.dispatch).messages or 0
-  local not_before = record.waiting > 0 and head_not_before(K[k], K[k + 1]) or 0
-  if not_before <= P.now then
-    not_before = 0
+  local not_before = 0
+  if record.waiting > 0 then
+    -- Who looks at an entity because its head cannot be read must see the rest.
+    local went, head = pcall(head_not_before, K[k], K[k + 1])
+    not_before = went and head > P.now and head or 0
   end
   return { DONE, record.waiting, running, record.parked and 1 or 0, record.version, record.turn, not_before }
 end
