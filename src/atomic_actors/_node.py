@@ -124,6 +124,8 @@ class Node:
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
+    #: The entities whose turns the store refused to settle, with their partitions.
+    _unsettled: dict[str, int] = field(factory=dict[str, int], init=False)
     #: The entities that are parked for being damaged, while the store has not said that they are.
     _parked: set[str] = field(factory=set[str], init=False)
 
@@ -162,7 +164,8 @@ class Node:
 
         def on_settled(result: Result | JournalUnavailable) -> None:
             if isinstance(result, Rejected):
-                # It stays in `settling`: what began here must not begin once more.
+                # It stays in `settling`: what began here must not begin once more under this claim.
+                self._unsettled[step.entity] = step.partition
                 logger.error("%s: its turn %d cannot be settled: %s", step.entity, step.turn, result.text)
             elif self.settling.get(step.entity) == step.turn:
                 # Answers come in the order of the steps: no older one can offer this turn any more.
@@ -174,6 +177,12 @@ class Node:
                 then()
 
         self.journal.enqueue(step, on_settled)
+
+    def partition_lost(self, partition: int) -> None:
+        """A partition is not this node's any more: under another claim, what could not be settled may be."""
+        for entity in [entity for entity, number in self._unsettled.items() if number == partition]:
+            del self._unsettled[entity]
+            self.settling.pop(entity, None)
 
     def _settled(self, entity: str, uniques: tuple[str, ...], result: Settled) -> None:
         if result.settlement != "interrupt":

@@ -271,6 +271,7 @@ class Parts:
 
     def _lost(self, partition: int, why: str) -> None:
         self.supervisor.lost(partition, why)
+        self.node.partition_lost(partition)
         self.volatile.lost(partition)
 
     async def _hand_over(self, partition: int) -> None:

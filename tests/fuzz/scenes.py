@@ -222,7 +222,10 @@ class Scene:
             location = await system.where(receipt.entity)
         except AtomicActorsError:
             return  # the record itself cannot be read, and that is what it says
-        if not (location.is_parked or location.waiting or location.dispatched):
+        if location.is_parked or location.waiting or location.dispatched:
+            return
+        # It may have ended just between the two looks.
+        if await self._result(system, receipt, PATIENCE_S) == "ask_timeout":
             raise Broken(f"{receipt.message_id} is nowhere to be seen ({code})", None)
 
     def _was_said(self, receipt: Receipt[Any]) -> bool:

@@ -32,6 +32,7 @@ from atomic_actors.journal._protocol import (
     Rejected,
     RelayPage,
     RelayRead,
+    Step,
     Take,
     Verdict,
     pack_body,
@@ -363,7 +364,7 @@ async def test_a_damaged_stream_is_never_numbered_anew(new_system: NewSystem, ke
         body = pack_body(name="Write", deadline_ms=0, waited_for=False, key="", envelope=b"\xc0")
         outbox = tuple(Outgoing(1, "desk/x", f"{head}{n}", body) for n in range(3))
         verdicts = (Verdict(f"{head}9", "complete"),)
-        steps = [
+        steps: list[Step] = [
             Append(0, "desk/a", f"{head}9", body),
             Take(0, "desk/a", "claim", ""),
             Finish(0, "desk/a", "claim", 1, verdicts, None, 0, outbox),
