@@ -156,8 +156,8 @@ class Keys:
 
     def call(self, *words: Any) -> Any:
         with self._server.client() as client:
-            execute: Any = client.execute_command
-            return execute(*words)
+            untyped: Any = client
+            return untyped.execute_command(*words)
 
     def retype(self, key: str) -> None:
         """Put something of another type in a key's place."""
