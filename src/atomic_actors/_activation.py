@@ -57,6 +57,7 @@ from atomic_actors.journal._protocol import (
     Interrupt,
     JournalUnavailable,
     Offer,
+    Rejected,
     Result,
     Stale,
     Verdict,
@@ -101,6 +102,7 @@ class Services(RunnerServices, Protocol):
     def went_idle(self) -> None: ...
     def lost(self, partition: int, why: str) -> None: ...
     def park(self, activation: Activation, why: str) -> None: ...
+    def refused(self, activation: Activation, turn: Turn, why: str) -> None: ...
     def leave_unhandled(self, activation: Activation, name: str) -> None: ...
     def ended(self, activation: Activation, *, was_closing: bool) -> None: ...
     def watch_deadline(self, activation: Activation) -> None: ...
@@ -441,6 +443,12 @@ class Activation:
             return
         if isinstance(result, Stale):
             self.services.lost(self.partition, f"another owner has it ({result.what} of {self.entity})")
+            return
+        if isinstance(result, Rejected):
+            # Nothing of the turn counts, and nothing that it left in memory may be taken for granted.
+            self._runner.forget()
+            self._runner.state.version = -1
+            self.services.refused(self, turn, result.text)
             return
         raise SystemFailed(f"the commit of {self.entity} was answered with {result!r}")
 

@@ -148,5 +148,5 @@ def _names(contracts: Sequence[_Contract]) -> frozenset[str] | None:
 def _read(name: str, contract: bytes) -> _Contract:
     try:
         return _decoder.decode(contract)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the contract of kind {name!r} cannot be read: {error}") from error

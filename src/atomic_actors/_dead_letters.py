@@ -13,8 +13,16 @@ import msgspec
 from attrs import define
 
 from atomic_actors._envelope import decode_envelope, derive_unique, plain_of
-from atomic_actors._errors import StoreUnavailable, SystemFailed, UnknownMessage, error_from_code
+from atomic_actors._errors import (
+    InvalidMessageId,
+    StoreUnavailable,
+    SystemFailed,
+    UnknownMessage,
+    error_from_code,
+)
+from atomic_actors._outcomes import read_failure
 from atomic_actors._records import DeadLetter, EntityRef, Receipt, partition_of, split_message_id
+from atomic_actors._telemetry import logger
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     DeadLetterPage,
@@ -31,7 +39,7 @@ from atomic_actors.journal._protocol import (
     unpack_body,
 )
 
-__all__ = ("DeadLetters",)
+__all__ = ("DeadLetters", "read_letter")
 
 #: Letters that one step reads.
 PAGE: Final = 100
@@ -70,21 +78,33 @@ class DeadLetters:
         for partition in range(self._journal.settings.partitions):
             found.extend(await self._list_partition(partition, kind or "", limit))
         found.sort(key=lambda letter: (letter.died_ms, letter.message_id))
-        return [_letter(stored) for stored in found[:limit]]
+        letters: list[DeadLetter] = []
+        for stored in found[:limit]:
+            try:
+                letters.append(read_letter(stored))
+            except InvalidMessageId as error:
+                logger.error("a dead letter in the store is nobody's: %s", error)
+        return letters
 
     async def _list_partition(self, partition: int, kind: str, limit: int) -> Iterable[StoredLetter]:
-        found: list[StoredLetter] = []
+        found: dict[str, StoredLetter] = {}
         after_ms, after_id = 0, ""
         while len(found) < limit:
             step = ListDeadLetters(partition, kind, after_ms, after_id, min(PAGE, limit - len(found)))
             page = await self._request(step)
+            if isinstance(page, Rejected):
+                # Those of the other partitions are there all the same.
+                logger.error("the dead letters of partition %d cannot be read: %s", partition, page.text)
+                break
             if not isinstance(page, DeadLetterPage):
                 raise SystemFailed(f"the journal answered a list of dead letters with {page!r}")
-            found.extend(page.letters)
-            if page.complete or not page.letters:
+            found.update({letter.message_id: letter for letter in page.letters})
+            # A damaged letter has no time to go on behind; it may come twice.
+            whole = [letter for letter in page.letters if letter.died_ms]
+            if page.complete or not whole:
                 break
-            after_ms, after_id = page.letters[-1].died_ms, page.letters[-1].message_id
-        return found
+            after_ms, after_id = whole[-1].died_ms, whole[-1].message_id
+        return found.values()
 
     async def get(self, message_id: str) -> DeadLetter:
         """One dead letter.
@@ -96,9 +116,11 @@ class DeadLetters:
         """
         entity, _, partition = self._locate(message_id)
         page = await self._request(ListDeadLetters(partition, message_id=message_id))
+        if isinstance(page, Rejected):
+            raise error_from_code(page.code, page.text, message_id=message_id)
         if not isinstance(page, DeadLetterPage) or not page.letters:
             raise UnknownMessage(f"there is no dead letter {message_id} of {entity}", message_id=message_id)
-        return _letter(page.letters[0])
+        return read_letter(page.letters[0])
 
     async def replay(self, message_id: str, at: Literal["head", "tail"] = "tail") -> Receipt[Any]:
         """Send a dead letter again, as a new message, once only even if asked twice.
@@ -157,29 +179,39 @@ class DeadLetters:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
 
 
-def _letter(stored: StoredLetter) -> DeadLetter:
+def read_letter(stored: StoredLetter) -> DeadLetter:
+    """A stored dead letter, for people: what cannot be read of it is shown as bytes, or left out.
+
+    Raises:
+        InvalidMessageId: not even whose letter it is can be told.
+    """
     entity, unique = split_message_id(stored.message_id)
-    body = unpack_body(stored.body)
-    failure: dict[str, Any] = {}
-    if stored.error:
-        failure = plain_of(stored.error)
-    try:
-        message = plain_of(decode_envelope(body.envelope).payload)
-    except msgspec.DecodeError:
-        # The letter may be here for just that reason; a person gets the bytes.
-        message = body.envelope
+    failure = read_failure(stored.error)
+    name, message = _read_message(stored.body)
     return DeadLetter(
         message_id=stored.message_id,
         entity=entity,
-        name=body.name,
+        name=name,
         message=message,
         reason=stored.reason,
-        error=failure.get("text", "") or _REASONS.get(stored.reason, ""),
-        error_type=failure.get("error_type", ""),
-        traceback=failure.get("traceback", ""),
+        error=failure.text or _REASONS.get(stored.reason, ""),
+        error_type=failure.error_type,
+        traceback=failure.traceback,
         attempts=stored.attempts,
         interruptions=stored.interruptions,
         accepted_at_s=int(unique[:12], 16) / 1000,
         died_at_s=stored.died_ms / 1000,
         replayed_as=f"{entity}/{stored.replayed_as}" if stored.replayed_as else None,
     )
+
+
+def _read_message(body: bytes) -> tuple[str, Any]:
+    """A message's name and content. It may be dead just because it cannot be read; then a person gets the bytes."""
+    try:
+        head = unpack_body(body)
+    except ValueError:
+        return "", body
+    try:
+        return head.name, plain_of(decode_envelope(head.envelope).payload)
+    except msgspec.DecodeError:
+        return head.name, head.envelope

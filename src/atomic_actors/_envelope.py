@@ -72,13 +72,20 @@ def encode_plain(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
+#: What the decoder raises beside its own error: for bad UTF-8, for data nested too deeply, for odd keys.
+_UNREADABLE: Final = (UnicodeDecodeError, RecursionError, TypeError)
+
+
 def plain_of(data: bytes | msgspec.Raw) -> Any:
     """Plain data from msgpack.
 
     Raises:
-        msgspec.DecodeError: the bytes are no msgpack.
+        msgspec.DecodeError: the bytes are no msgpack, or nested too deeply.
     """
-    return _plain_decoder.decode(data)
+    try:
+        return _plain_decoder.decode(data)
+    except _UNREADABLE as error:
+        raise msgspec.DecodeError(f"not readable: {error}") from error
 
 
 def encode_envelope(headers: dict[str, Any], payload: bytes) -> bytes:
@@ -90,9 +97,12 @@ def decode_envelope(data: bytes) -> Envelope:
     """Read a stored envelope, of this version or a newer one.
 
     Raises:
-        msgspec.DecodeError: the bytes are no envelope.
+        msgspec.DecodeError: the bytes are no envelope, or nested too deeply.
     """
-    return _envelope_decoder.decode(data)
+    try:
+        return _envelope_decoder.decode(data)
+    except _UNREADABLE as error:
+        raise msgspec.DecodeError(f"not readable: {error}") from error
 
 
 def make_unique(now_ms: int, random_bits: int) -> str:

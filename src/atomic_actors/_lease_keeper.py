@@ -167,11 +167,15 @@ class NodeIdentity:
         """Read a stored form; None where it is not one (written by another version)."""
         try:
             plain = json.loads(data)
-            node_id, boot_id, pid_namespace = str(plain["node"]), plain["boot"], plain["pidns"]
+            node_id, boot_id, pid_namespace = str(plain["node"]), str(plain["boot"]), str(plain["pidns"])
             lease_ttl_s = float(plain.get("lease", 0))
-            return cls(node_id, boot_id, pid_namespace, int(plain["pid"]), plain["start"], lease_ttl_s)
-        except (ValueError, KeyError, TypeError, OverflowError):
+            identity = cls(
+                node_id, boot_id, pid_namespace, int(plain["pid"]), str(plain["start"]), lease_ttl_s
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
+        # What is no time at all would keep a lease, and a node, alive without end.
+        return identity if 0 <= lease_ttl_s < float("inf") else None
 
     @classmethod
     def id_in(cls, data: bytes) -> str:

@@ -132,6 +132,8 @@ class Membership:
     _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
     _losses: dict[int, _Loss] = field(factory=dict[int, _Loss], init=False)
     _leaving: bool = field(default=False, init=False)
+    #: Partitions that are damaged in the store, as was said already.
+    _damaged: set[int] = field(factory=set[int], init=False)
     #: Partitions that are being handed over.
     _handing: set[int] = field(factory=set[int], init=False)
     _look_now: anyio.Event = field(factory=anyio.Event, init=False)
@@ -199,7 +201,17 @@ class Membership:
                 self._on_claimed(step, result, sent)
             elif isinstance(step, Renew) and isinstance(result, Stale):
                 self._not_renewed(step)
+            elif isinstance(result, Rejected):
+                self.damaged(step.partition, result.text)
         return table
+
+    def damaged(self, partition: int, why: str) -> None:
+        """The store cannot read something that a whole partition needs: say so, once."""
+        if partition not in self._damaged:
+            self._damaged.add(partition)
+            logger.error(
+                "partition %d is damaged in the store, and its entities stand still: %s", partition, why
+            )
 
     def _not_renewed(self, step: Renew) -> None:
         if self.claims[step.partition] == step.claim:

@@ -7,7 +7,7 @@ and on other nodes, listeners, the outbox relay, the supervisor. It decides noth
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 from attrs import define, field
@@ -23,27 +23,35 @@ from atomic_actors._records import EntityRef, split_message_id
 from atomic_actors._router import Router
 from atomic_actors._supervisor import Supervisor
 from atomic_actors._telemetry import EventName, HistoryLost, LifecycleEvent, Listeners, logger
-from atomic_actors._turn import Member, TurnContext
+from atomic_actors._turn import Member, Turn, TurnContext
 from atomic_actors._wal import Event
 from atomic_actors.journal._batches import OVERTAKEN_MAX
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import (
+    NOTHING,
     Finish,
     Finished,
     Interrupt,
     JournalUnavailable,
     Offer,
     Outgoing,
+    Park,
+    Parked,
+    Rejected,
     Result,
     Settled,
     Stale,
+    Taken,
     Verdict,
     pack_body,
     unpack_body,
 )
 
 __all__ = ("Node", "Statistics")
+
+#: Entities that are remembered so that each is complained of once.
+PARKED_MAX: Final = 1_000
 
 AskFromTurn = Callable[[TurnContext, EntityRef, Message[Any], str], Any]
 Outbox = Iterable[tuple[EntityRef, Message[Any]]]
@@ -116,6 +124,10 @@ class Node:
     #: The turns that are being settled, by entity: an older answer may still offer them.
     settling: dict[str, int] = field(factory=dict[str, int], init=False)
     counts: Statistics = field(factory=Statistics, init=False)
+    #: The entities whose turns the store refused to settle, with their partitions.
+    _unsettled: dict[str, int] = field(factory=dict[str, int], init=False)
+    #: The entities that are parked for being damaged, while the store has not said that they are.
+    _parked: set[str] = field(factory=set[str], init=False)
 
     def is_leaving(self, partition: int, entity: str) -> bool:
         """See `Supervisor.is_leaving`."""
@@ -151,8 +163,12 @@ class Node:
         self.settling[step.entity] = step.turn
 
         def on_settled(result: Result | JournalUnavailable) -> None:
-            # Answers come in the order of the steps: no older one can offer this turn any more.
-            if self.settling.get(step.entity) == step.turn:
+            if isinstance(result, Rejected):
+                # It stays in `settling`: what began here must not begin once more under this claim.
+                self._unsettled[step.entity] = step.partition
+                logger.error("%s: its turn %d cannot be settled: %s", step.entity, step.turn, result.text)
+            elif self.settling.get(step.entity) == step.turn:
+                # Answers come in the order of the steps: no older one can offer this turn any more.
                 del self.settling[step.entity]
             if isinstance(result, Settled) and result.settlement != "gone":
                 self.supervisor.settled(step.partition, step.entity)
@@ -161,6 +177,12 @@ class Node:
                 then()
 
         self.journal.enqueue(step, on_settled)
+
+    def partition_lost(self, partition: int) -> None:
+        """A partition is not this node's any more: under another claim, what could not be settled may be."""
+        for entity in [entity for entity, number in self._unsettled.items() if number == partition]:
+            del self._unsettled[entity]
+            self.settling.pop(entity, None)
 
     def _settled(self, entity: str, uniques: tuple[str, ...], result: Settled) -> None:
         if result.settlement != "interrupt":
@@ -213,6 +235,8 @@ class Node:
                 self._settled(step.entity, (step.unique,), result)
             elif isinstance(result, Stale):
                 return False
+            elif isinstance(result, Rejected):
+                logger.error("%s/%s began, and cannot be settled: %s", step.entity, step.unique, result.text)
             else:
                 raise SystemFailed(f"the journal answered {step!r} with {result!r}")
         return True
@@ -220,7 +244,7 @@ class Node:
     def expired(self, entity: str, unique: str, body: bytes | None) -> None:
         """A message expired: tell its asker; one that nobody waits for is a dead letter now."""
         self._tell(entity, unique, body, b"expired\n")
-        if body is not None and not unpack_body(body).waited_for:
+        if body is not None and _is_tell(body):
             self.counts.dead_lettered += 1
             self._emit(entity, unique, body, ("dead-lettered",))
 
@@ -310,9 +334,35 @@ class Node:
         self.membership.lose(partition, why)
 
     def park(self, activation: Activation, why: str) -> None:
-        """An entity cannot run: park it until a person has looked."""
-        logger.error("%s is parked: %s", activation.entity, why)
-        self.supervisor.park(activation.partition, activation.entity)
+        """An entity cannot run: park it until a person has looked; what waits keeps waiting."""
+        entity = activation.entity
+        if entity not in self._parked:
+            logger.error("%s is parked: %s", entity, why)
+            if len(self._parked) >= PARKED_MAX:
+                self._parked.clear()
+            self._parked.add(entity)
+
+        def on_parked(result: Result | JournalUnavailable) -> None:
+            if isinstance(result, Parked):
+                self._parked.discard(entity)  # if a person resumes it too soon, it is said again
+            elif isinstance(result, JournalUnavailable):
+                logger.error("%s could not be parked: %s", entity, result)
+
+        self.journal.enqueue(Park(activation.partition, entity), on_parked)
+
+    def taken(self, activation: Activation, result: Result | JournalUnavailable) -> None:
+        """A take is answered. Where the store cannot read what is next, the entity waits for a person."""
+        if isinstance(result, Rejected):
+            self.park(activation, f"the store cannot read what is next: {result.text}")
+        activation.offered(result.offer if isinstance(result, Taken) else NOTHING)
+
+    def refused(self, activation: Activation, turn: Turn, why: str) -> None:
+        """The store does not take a commit: what it has of the entity is damaged, or not what was read."""
+        self.park(activation, f"the commit of turn {turn.dispatch.turn} was refused: {why}")
+        uniques = tuple(item.unique for item in turn.dispatch.messages)
+        self.settle(
+            Interrupt(activation.partition, activation.entity, activation.claim, turn.dispatch.turn, uniques)
+        )
 
     def leave_unhandled(self, activation: Activation, name: str) -> None:
         """The head of an entity was given back: this node has no handler for it. Look again later."""
@@ -391,8 +441,19 @@ class Node:
     def _emit(self, entity: str, unique: str, body: bytes, names: tuple[EventName, ...]) -> None:
         if not self.listeners.active:
             return
-        ref, _ = split_message_id(f"{entity}/{unique}")
-        wire_name = unpack_body(body).name if body else ""
+        try:
+            ref, _ = split_message_id(f"{entity}/{unique}")
+            wire_name = unpack_body(body).name if body else ""
+        except ValueError as error:
+            logger.warning("%s/%s is damaged, and nobody hears of it: %s", entity, unique, error)
+            return
         for name in names:
             if self.listeners.wants(name):
                 self.listeners.emit(LifecycleEvent(name, f"{entity}/{unique}", ref, wire_name))
+
+
+def _is_tell(body: bytes) -> bool:
+    try:
+        return not unpack_body(body).waited_for
+    except ValueError:
+        return False

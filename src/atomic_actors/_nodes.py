@@ -91,7 +91,7 @@ class NodeRecord:
                 str(plain["release"]),
                 bool(plain["draining"]),
             )
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
         return record if 0 < record.weight < float("inf") else None
 

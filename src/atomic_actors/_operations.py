@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import anyio
 from attrs import define, field, frozen
 
-from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed
+from atomic_actors._errors import InvalidEntityId, StoreUnavailable, SystemFailed, error_from_code
 from atomic_actors._handover import Handover, NodeInfo, PartitionInfo
 from atomic_actors._lease_keeper import NodeIdentity
 from atomic_actors._membership import Membership
@@ -31,6 +32,7 @@ from atomic_actors.journal._protocol import (
     Park,
     Parked,
     ReadLease,
+    Rejected,
     Result,
     Resume,
     Step,
@@ -138,9 +140,12 @@ class Operations:
 
     async def _request(self, step: Step, journal: GroupCommit | None = None) -> Result:
         try:
-            return await (journal or self.journal).request(step)
+            result = await (journal or self.journal).request(step)
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
+        if isinstance(result, Rejected) and not isinstance(step, Audit):
+            raise error_from_code(result.code, result.text)
+        return result
 
     async def check_store(self) -> None:
         """One step to and fro: proves that the store answers, and reads its time.
@@ -166,7 +171,7 @@ class Operations:
             answer = await self.journal.execute([Audit(partition) for partition in partitions])
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
-        books = [result for result in answer.results if isinstance(result, Audited)]
+        books = [result for result in answer.results if isinstance(result, Audited | Rejected)]
         if len(books) != len(partitions):
             raise SystemFailed(f"the journal answered an audit with {answer.results!r}")
         return make_report(books)
@@ -287,10 +292,22 @@ class Operations:
         return isinstance(answer, Parked) and answer.was_parked
 
 
-def make_report(books: Sequence[Audited]) -> AuditReport:
-    """Add up the partitions' books, and check each against itself."""
+#: What is known of a partition whose books cannot be read.
+_NO_BOOKS: Final = Audited(
+    {"accepted": 0, "refused": 0, **dict.fromkeys(map(str, State), 0)}, 0, 0, 0, 0, 0, 0
+)
+
+
+def make_report(answers: Sequence[Audited | Rejected]) -> AuditReport:
+    """Add up the partitions' books, and check each against itself; what cannot be read is a problem."""
     problems: list[str] = []
-    for partition, book in enumerate(books):
+    books: list[Audited] = []
+    for partition, book in enumerate(answers):
+        if isinstance(book, Rejected):
+            problems.append(f"partition {partition}: its books cannot be read: {book.text}")
+            books.append(_NO_BOOKS)
+            continue
+        books.append(book)
         counts = book.counts
         waiting = sum(counts[str(state)] for state in (State.ENQUEUED, State.DISPATCHED))
         ended = sum(counts[str(state)] for state in FINAL_STATES)

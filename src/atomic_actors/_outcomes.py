@@ -6,8 +6,9 @@ The actor system's router and the blocking client both come here, so that both s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import msgspec
 from attrs import define, field
 
 from atomic_actors._codec import Codec
@@ -20,6 +21,7 @@ from atomic_actors._errors import (
     HandlerFailed,
     Interrupted,
     KeyReused,
+    OutcomeUnknown,
     QueueDepthExceeded,
     Refused,
     ResultExpired,
@@ -29,13 +31,15 @@ from atomic_actors._errors import (
     error_from_code,
 )
 from atomic_actors._refusals import RefusalClasses
-from atomic_actors.journal._protocol import Rejected, Result
+from atomic_actors.journal._protocol import Rejected, Result, split_outcome
 
 __all__ = (
     "RefusalDecoder",
     "RefusalReader",
     "Waiting",
     "error_of_outcome",
+    "read_failure",
+    "read_outcome",
     "refusal_of_append",
     "silence_error",
     "unknown_error",
@@ -54,14 +58,65 @@ class RefusalReader:
     _classes: RefusalClasses = field(factory=RefusalClasses, init=False)
 
     def read(self, data: bytes) -> Refused:
-        """The refusal in the opaque part of a `refused` outcome."""
-        plain = plain_of(data)
-        cls = self._classes.find(plain["name"], plain.get("home", ""))
-        classes = {} if cls is None else {plain["name"]: cls}
-        error = self.codec.decode_refusal(plain["name"], plain["details"], classes)
-        if type(error) is Refused and plain.get("text") and not error.args[0]:
-            return Refused(plain["text"], name=plain["name"], details=error.details)
-        return error
+        """The refusal in the opaque part of a `refused` outcome; a bare `Refused` where that cannot be read."""
+        try:
+            plain: object = plain_of(data)
+        except msgspec.DecodeError as error:
+            return Refused(f"what it said cannot be read: {error}")
+        if not isinstance(plain, dict):
+            return Refused("what it said cannot be read: it is no refusal")
+        said = cast("dict[object, Any]", plain)
+        name, home, text = _text_of(said, "name"), _text_of(said, "home"), _text_of(said, "text")
+        cls = self._classes.find(name, home)
+        refusal = self.codec.decode_refusal(name, said.get("details"), {} if cls is None else {name: cls})
+        if type(refusal) is Refused and text and not refusal.args[0]:
+            return Refused(text, name=name, details=refusal.details)
+        return refusal
+
+
+def _text_of(plain: dict[object, Any], name: str) -> str:
+    """A text of something that was stored; "" where there is none."""
+    value = plain.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def read_failure(data: bytes) -> Failure:
+    """The stored form of a handler's exception; where that cannot be read, one that says so."""
+    try:
+        plain: object = plain_of(data) if data else {}
+    except msgspec.DecodeError as error:
+        return Failure("Unreadable", f"what the store has of it cannot be read: {error}")
+    if not isinstance(plain, dict):
+        return Failure("Unreadable", "what the store has of it cannot be read: it is no failure")
+    said = cast("dict[object, Any]", plain)
+    return Failure(_text_of(said, "error_type"), _text_of(said, "text"), _text_of(said, "traceback"))
+
+
+def read_outcome(
+    outcome: bytes, message_id: str, decode: Callable[[bytes], Any], decode_refusal: RefusalDecoder
+) -> Any:
+    """The reply in a completed outcome; otherwise the exception that the outcome stands for.
+
+    Args:
+        outcome: as the store has it.
+        message_id: whose outcome it is.
+        decode: makes the reply.
+        decode_refusal: makes the exception of a refusal.
+
+    Raises:
+        AtomicActorsError: the message was refused, failed, was interrupted, withdrawn or expired.
+        InvalidPayload: it is completed, and the reply is none of the type that is expected.
+        OutcomeUnknown: the message has ended, and what the store has of that cannot be read.
+    """
+    try:
+        word, rest = split_outcome(outcome)
+    except ValueError as error:
+        raise OutcomeUnknown(
+            f"{message_id} has ended, and its outcome cannot be read: {error}", message_id=message_id
+        ) from error
+    if word == "completed":
+        return decode(rest)
+    raise error_of_outcome(word, rest, message_id, decode_refusal)
 
 
 def error_of_outcome(
@@ -80,8 +135,7 @@ def error_of_outcome(
         error.message_id = message_id
         return error
     if word == "failed":
-        plain: dict[str, Any] = plain_of(rest) if rest else {}
-        failure = Failure(plain.get("error_type", ""), plain.get("text", ""))
+        failure = read_failure(rest)
         return HandlerFailed(
             f"{failure.error_type}: {failure.text} (dead letter {message_id})",
             message_id=message_id,
@@ -108,6 +162,8 @@ def refusal_of_append(result: Result, entity: str, message_id: str) -> AtomicAct
         return QueueDepthExceeded(f"{entity}: {result.text}", message_id=message_id)
     if result.code == "key_reused":
         return KeyReused(f"{entity}: the key was used before with other content", message_id=message_id)
+    if result.code == "unreadable":
+        return OutcomeUnknown(f"{message_id} may be accepted: {result.text}", message_id=message_id)
     if result.code == "unknown_message":
         return UnknownMessage(
             f"{message_id} is too old to be accepted: it may have run already", message_id=message_id

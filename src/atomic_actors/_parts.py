@@ -271,6 +271,7 @@ class Parts:
 
     def _lost(self, partition: int, why: str) -> None:
         self.supervisor.lost(partition, why)
+        self.node.partition_lost(partition)
         self.volatile.lost(partition)
 
     async def _hand_over(self, partition: int) -> None:
@@ -338,7 +339,7 @@ class Parts:
         if exchange is None or host is None or routes is None:
             return
         handlers: dict[str, Callable[..., object]] = {
-            "reply": self.router.answered,
+            "reply": self.router.pushed,
             "claim": self._may_claim,
             "ask": host.on_ask,
             "tell": host.on_tell,

@@ -61,6 +61,8 @@ class Relay:
     #: Streams under way; True where more was added in the meantime.
     _moving: dict[Stream, bool] = field(factory=dict[tuple[int, int | str], bool], init=False)
     moved: int = field(default=0, init=False)
+    #: Streams that were said to stand still.
+    _damaged: set[Stream] = field(factory=set[tuple[int, int | str]], init=False)
 
     def kick(self, source: int, target: Target) -> None:
         """There is something in the stream from `source` to `target`."""
@@ -169,4 +171,11 @@ class Relay:
     def _stop(self, stream: Stream, result: object) -> None:
         """The claim is gone, or the store is away: the next sweep of the owner begins again."""
         self._moving.pop(stream, None)
+        if isinstance(result, Rejected) and stream not in self._damaged:
+            self._damaged.add(stream)
+            logger.error(
+                "the stream from partition %d to %s stands still, and what is in it waits: %s",
+                *stream,
+                result.text,
+            )
         logger.debug("the stream from partition %d to %s rests: %r", *stream, result)

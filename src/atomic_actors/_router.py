@@ -28,11 +28,12 @@ from atomic_actors._errors import (
     OutcomeUnknown,
     StoreUnavailable,
     SystemFailed,
+    error_from_code,
 )
 from atomic_actors._outcomes import (
     RefusalDecoder,
     Waiting,
-    error_of_outcome,
+    read_outcome,
     refusal_of_append,
     silence_error,
     unknown_error,
@@ -47,6 +48,7 @@ from atomic_actors.journal._protocol import (
     Offer,
     OutcomeRead,
     ReadOutcome,
+    Rejected,
     Result,
     Withdraw,
     WithdrawAnswer,
@@ -342,10 +344,7 @@ class Router:
                     pending.journal, Withdraw(pending.partition, pending.entity, pending.unique, key)
                 )
             else:
-                with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
-                    await self.withdraw(
-                        pending.journal, pending.partition, pending.entity, pending.unique, key
-                    )
+                await self._withdraw_cancelled(pending, key)
             raise
         self._unregister(pending)
         if isinstance(value, BaseException):
@@ -359,10 +358,15 @@ class Router:
         Raises:
             AtomicActorsError: the message was refused, failed, was interrupted, withdrawn or expired.
         """
-        word, rest = split_outcome(outcome)
-        if word == "completed":
-            return pending.decode(rest)
-        raise error_of_outcome(word, rest, pending.full_message_id, self.decode_refusal)
+        return read_outcome(outcome, pending.full_message_id, pending.decode, self.decode_refusal)
+
+    async def _withdraw_cancelled(self, pending: Pending, key: str) -> None:
+        """Withdraw the message of an ask that is cancelled; that it cannot be must not hide the cancellation."""
+        with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
+            try:
+                await self.withdraw(pending.journal, pending.partition, pending.entity, pending.unique, key)
+            except AtomicActorsError as error:
+                logger.warning("%s could not be withdrawn: %s", pending.full_message_id, error)
 
     def _withdraw_soon(self, journal: GroupCommit, step: Withdraw) -> None:
         def on_result(answer: Result | JournalUnavailable) -> None:
@@ -381,7 +385,11 @@ class Router:
     async def withdraw(
         self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str
     ) -> WithdrawAnswer | None:
-        """Withdraw a message; None where the store gave no answer."""
+        """Withdraw a message; None where the store gave no answer.
+
+        Raises:
+            AtomicActorsError: the store cannot read what it has of the message.
+        """
         try:
             answer = await journal.request(Withdraw(partition, entity, unique, key))
             if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
@@ -389,6 +397,8 @@ class Router:
         except JournalUnavailable as error:
             logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
             return None
+        if isinstance(answer, Rejected):
+            raise error_from_code(answer.code, answer.text, message_id=f"{entity}/{unique}")
         if not isinstance(answer, WithdrawAnswer):
             raise SystemFailed(f"the journal answered a withdrawal with {answer!r}")
         if answer.state == "withdrawn":
@@ -407,6 +417,17 @@ class Router:
         for pending in meant:
             pending.resolve(outcome)
         return bool(meant)
+
+    def pushed(self, entity: object, unique: object, outcome: object, *_: object) -> None:
+        """A frame `reply`: hand an outcome that another node tells of to whoever waits for it.
+
+        Raises:
+            ValueError: it is none. Whoever waits asks the store, which has the true one.
+        """
+        if not (isinstance(entity, str) and isinstance(unique, str) and isinstance(outcome, bytes)):
+            raise ValueError("not a pushed outcome")
+        split_outcome(outcome)
+        self.answered(entity, unique, outcome)
 
     def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
         """Tell a message's sender how it ended: here, or over the sender's reply channel."""

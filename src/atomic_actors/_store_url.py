@@ -25,6 +25,8 @@ __all__ = (
 
 DEFAULT_PORT: Final = 6379
 _DEFAULT_SENTINEL_PORT: Final = 26379
+#: More digits than any port or database has, and fewer than `int` refuses to read.
+_DIGITS_MAX: Final = 18
 URL_FORMS: Final = (
     "embedded:, embedded:some/dir, embedded:///abs/dir, memory:, redis://host:6379/0, rediss://host:6379/0, "
     "unix:///path/to.sock, redis+sentinel://host:26379/service-name, redis+cluster://host:6379"
@@ -86,7 +88,7 @@ class StoreLocation:
         """The location as a URL without the password, for logs."""
         if self.scheme in (StoreScheme.EMBEDDED, StoreScheme.MEMORY):
             return f"{self.scheme}:{self.path}"
-        user = f"{quote(self.username, safe='')}@" if self.username else ""
+        user = f"{quote(self.username, safe='', errors='replace')}@" if self.username else ""
         if self.scheme is StoreScheme.UNIX:
             return f"unix://{user}{self.path}" + (f"?db={self.db}" if self.db else "")
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
@@ -177,7 +179,7 @@ def _parse_db(url: str, in_path: str, in_options: str, scheme: StoreScheme) -> t
     if in_path and in_options:
         raise _bad_url(url, "says twice which database")
     text = in_path or in_options
-    if text and not (text.isascii() and text.isdigit()):
+    if text and not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
         raise _bad_url(url, f"has {text!r} where the number of a database belongs")
     db = int(text or "0")
     if db and scheme is StoreScheme.CLUSTER:
@@ -207,13 +209,17 @@ def _parse_hosts(url: str, netloc: str, scheme: StoreScheme) -> tuple[tuple[tupl
     has_port = False
     for text in netloc.split(","):
         host, port = _split_port(text)
-        if not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
+        if not host or (port and not _is_port(port)):
             raise _bad_url(url, f"has {text!r} where host:port belongs")
         hosts.append((host, int(port) if port else default))
         has_port = has_port or bool(port)
     if len(hosts) > 1 and scheme in (StoreScheme.REDIS, StoreScheme.REDISS):
         raise _bad_url(url, "names several hosts, which only redis+sentinel and redis+cluster take")
     return tuple(hosts), has_port
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX and 0 < int(text) < 65536
 
 
 def _split_port(text: str) -> tuple[str, str]:

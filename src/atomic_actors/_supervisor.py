@@ -22,7 +22,7 @@ from attrs import define, field
 from atomic_actors._activation import Activation, Services
 from atomic_actors._buckets import take_due
 from atomic_actors._cells import Cell
-from atomic_actors._errors import ActorLimitExceeded
+from atomic_actors._errors import ActorLimitExceeded, InvalidEntityId
 from atomic_actors._kinds import Kind
 from atomic_actors._membership import Membership
 from atomic_actors._owned_partition import OwnedPartition
@@ -32,19 +32,17 @@ from atomic_actors._telemetry import logger
 from atomic_actors._unhandled import LOOK_AHEAD_MS, UnhandledMessages
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
-    NOTHING,
     Expire,
     Expired,
     Interrupt,
     JournalUnavailable,
     Offer,
-    Park,
+    Rejected,
     Result,
     SettleLost,
     Sweep,
     Swept,
     Take,
-    Taken,
     Unsettled,
 )
 
@@ -71,6 +69,10 @@ class Node(Services, Protocol):
 
     def expired(self, entity: str, unique: str, body: bytes | None) -> None:
         """A message expired: tell its asker."""
+        ...
+
+    def taken(self, activation: Activation, result: Result | JournalUnavailable) -> None:
+        """A take is answered: hand over what there is to do."""
         ...
 
     def crashed(self, error: BaseException) -> None:
@@ -231,6 +233,8 @@ class Supervisor:
 
     def _swept(self, partition: OwnedPartition, result: Result | JournalUnavailable) -> None:
         partition.sweeping = False
+        if isinstance(result, Rejected):
+            self.membership.damaged(partition.number, result.text)
         if not isinstance(result, Swept):
             return
         for unsettled in result.unsettled:
@@ -429,7 +433,12 @@ class Supervisor:
             if kind is None or not kind.durable:
                 self.unhandled.leave(number, entity, self.membership.claims[number])
                 return
-            activation = self._reserve(kind, EntityRef(kind_name, entity_id), entity, number)
+            try:
+                ref = EntityRef(kind_name, entity_id)
+            except InvalidEntityId as error:
+                logger.warning("something in partition %d is nobody's: %s", number, error)
+                return
+            activation = self._reserve(kind, ref, entity, number)
             if activation is None:
                 # No room: it gets the place of the next one that falls idle, or a later sweep finds it.
                 if len(self._starved) < STARVED_MAX:
@@ -458,20 +467,7 @@ class Supervisor:
             activation.version,
             activation.kind.settings.max_run_length,
         )
-
-        def on_taken(result: Result | JournalUnavailable) -> None:
-            activation.offered(result.offer if isinstance(result, Taken) else NOTHING)
-
-        self.journal.enqueue(step, on_taken)
-
-    def park(self, number: int, entity: str) -> None:
-        """Park an entity whose messages cannot be run; what waits keeps waiting."""
-
-        def on_parked(result: Result | JournalUnavailable) -> None:
-            if isinstance(result, JournalUnavailable):
-                logger.error("%s could not be parked: %s", entity, result)
-
-        self.journal.enqueue(Park(number, entity), on_parked)
+        self.journal.enqueue(step, lambda result: self.node.taken(activation, result))
 
     # What the sweeper does.
 

@@ -216,12 +216,11 @@ class TurnRunner:
         limit_s = self.kind.settings.turn_timeout_s
         if limit_s and now_s + limit_s < deadline_s:
             deadline_s = now_s + limit_s
-        path = member.envelope.headers.get("p", ())
         self.context.begin(
             f"{self.entity}/{member.item.unique}",
             member.item.attempt,
             deadline_s,
-            tuple(path),
+            _path_of(member),
             transactional=spec.transactional,
         )
         if deadline_s != float("inf"):
@@ -315,3 +314,12 @@ class TurnRunner:
                 logger.exception("on_passivate of %s raised", self.entity)
         if scope.cancelled_caught:
             logger.error("on_passivate of %s took longer than %.0f s", self.entity, PASSIVATE_LIMIT_S)
+
+
+def _path_of(member: Member) -> tuple[str, ...]:
+    """The entities that wait for a turn; none where the header is damaged: only a circle would be found later."""
+    match member.envelope.headers.get("p"):
+        case [*path] if all(isinstance(each, str) for each in path):
+            return tuple(path)
+        case _:
+            return ()

@@ -147,6 +147,8 @@ class VolatileHost:
         *_: object,
     ) -> None:
         """A frame `ask`: somebody waits `left_ms` milliseconds more for the reply (0: without end)."""
+        if not left_ms >= 0:
+            raise ValueError(f"left_ms: {left_ms!r} is no time")
         if self._accept(partition, claim, sender, stream, number):
             deadline_s = self.clock() + left_ms / 1000 if left_ms else float("inf")
             self._take(partition, entity, name, payload, (sender, stream, number), deadline_s, tuple(path))

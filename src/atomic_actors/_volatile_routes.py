@@ -376,18 +376,21 @@ class VolatileRoutes:
             self._again(route, [outgoing])
             return
         route.delay_s = LOOK_FIRST_S
-        self._resolve(outgoing, data if word == "completed" else self._error_of(word, data))
+        self._resolve(outgoing, self._read_told(word, data))
 
-    def _error_of(self, word: str, data: Any) -> AtomicActorsError:
-        if word == "refused":
-            return self.decode_refusal(data)
-        if word == "failed":
-            error_type, text = data
-            return HandlerFailed(text, error_type=error_type)
-        if word == "error":
-            code, text = data
-            return error_from_code(code, text)
-        return error_from_code(word, "the owner's answer is not understood")
+    def _read_told(self, word: object, data: Any) -> bytes | AtomicActorsError:
+        """The encoded reply, or the error that the owner tells of."""
+        match word, data:
+            case "completed", bytes():
+                return data
+            case "refused", bytes():
+                return self.decode_refusal(data)
+            case "failed", [str(error_type), str(text)]:
+                return HandlerFailed(text, error_type=error_type)
+            case "error", [str(code), str(text)]:
+                return error_from_code(code, text)
+            case _:
+                return OutcomeUnknown("it ran, or was refused: the owner's answer is not understood")
 
     def _refused(self, route: _Route, place: tuple[int, int]) -> None:
         """A frame was not taken: nothing behind it in its stream was or will be."""

@@ -145,6 +145,11 @@ class InterruptionPolicy(StrEnum):
     METHOD = "m"
 
 
+def _is_count(text: str) -> bool:
+    """Whether a text is a number as `Stamp` writes it; `int` reads digits of other scripts, too."""
+    return text.isascii() and text.isdecimal()
+
+
 @frozen
 class Stamp:
     """What a take writes beside the dispatch, so that whoever settles it later knows the rules.
@@ -174,7 +179,7 @@ class Stamp:
         Raises:
             ValueError: the text is no stamp.
         """
-        if len(text) < 4 or text[0] not in "te" or text[2] not in "cp" or not text[3:].isdecimal():
+        if len(text) < 4 or text[0] not in "te" or text[2] not in "cp" or not _is_count(text[3:]):
             raise ValueError(f"{text!r} is no stamp")
         return cls(text[0] == "t", InterruptionPolicy(text[1]), text[2] == "p", int(text[3:]))
 

@@ -25,7 +25,7 @@ from atomic_actors import (
 from atomic_actors.journal._protocol import (
     Journal,
     JournalUnavailable,
-    Rejected,
+    Released,
 )
 from tests.journals import BrokenJournal
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
@@ -269,12 +269,12 @@ async def test_a_crash_of_the_journal_is_a_system_failure(breaking: Breaking) ->
 async def test_a_crash_of_an_activation_is_a_system_failure(breaking: Breaking) -> None:
     async def crash() -> None:
         async with breaking() as system:
-            breaking.break_with(finish=Rejected("bad_step", "no such step"))
+            breaking.break_with(finish=Released())
             await system.ask(desk(), Write("b"), timeout_s=0)
 
     with anyio.fail_after(PATIENCE_S), pytest.raises(SystemFailed) as failed:
         await crash()
-    assert "no such step" in str(failed.value) + repr(failed.value.__cause__)
+    assert "Released()" in str(failed.value) + repr(failed.value.__cause__)
 
 
 async def test_a_body_that_does_not_wait_hears_of_a_crash(breaking: Breaking) -> None:

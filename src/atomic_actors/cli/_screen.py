@@ -88,8 +88,9 @@ class Screen:
         self.output.print(Text(printable(text)), soft_wrap=True)
 
     def error(self, text: str) -> None:
-        """What went wrong, on standard error."""
-        self.errors.print(Text.assemble(("error: ", "red"), printable(text)), soft_wrap=True)
+        """What went wrong, on standard error, in one line."""
+        line = " ".join(printable(text).splitlines())
+        self.errors.print(Text.assemble(("error: ", "red"), line), soft_wrap=True)
 
     def ask(self, question: str) -> None:
         """A question, on standard error; the cursor stays behind it."""

@@ -33,7 +33,7 @@ from atomic_actors._errors import (
 from atomic_actors._messages import RawMessage
 from atomic_actors._outcomes import (
     RefusalReader,
-    error_of_outcome,
+    read_outcome,
     refusal_of_append,
     silence_error,
     unknown_error,
@@ -61,7 +61,6 @@ from atomic_actors.journal._protocol import (
     Withdraw,
     WithdrawAnswer,
     pack_body,
-    split_outcome,
 )
 
 __all__ = ("Call", "Session", "Vocabulary")
@@ -279,10 +278,7 @@ class Session:
             )
 
     def _value_of(self, waiter: Waiter, outcome: bytes, decode: Callable[[bytes], Any]) -> Any:
-        word, rest = split_outcome(outcome)
-        if word == "completed":
-            return decode(rest)
-        raise error_of_outcome(word, rest, waiter.message_id, self._words.refusal)
+        return read_outcome(outcome, waiter.message_id, decode, self._words.refusal)
 
     def _cancel(self, waiter: Waiter, partition: int, on_cancel: OnCancel) -> None:
         if on_cancel == "detach":

@@ -166,7 +166,8 @@ class RedisChannels:
                 callback(partition, "")
             elif kind == b"smessage":
                 for entity in message[2].split(b"\n"):
-                    callback(partition, entity.decode())
+                    # What is no name is nobody's, and must not end the listener.
+                    callback(partition, entity.decode("utf-8", "replace"))
 
         link = self._bell_link = self._new_link()
         try:

@@ -146,7 +146,8 @@ class RedisKindRegistry:
         for name, contract in kinds.items():
             arguments += (name.encode(), contract)
         owners = await self._call(KINDS, self._keys, arguments)
-        return {name: owner.decode() for name, owner in zip(kinds, owners, strict=True)}
+        # Where an owner's name is damaged, it is not this service's.
+        return {name: owner.decode("utf-8", "replace") for name, owner in zip(kinds, owners, strict=True)}
 
     async def find_kinds(self, names: Sequence[str]) -> dict[str, KindRecord]:
         """See `KindRegistry`."""
@@ -157,12 +158,13 @@ class RedisKindRegistry:
                 continue
             service, partitions, contract, *before = row
             # Without the number of partitions nothing can be sent: as good as never registered.
-            if partitions:
+            if partitions.isdigit():
                 contracts = (contract, *(text for text in before if text is not None))
-                found[name] = KindRecord(service.decode(), int(partitions), contracts)
+                found[name] = KindRecord(service.decode("utf-8", "replace"), int(partitions[:9]), contracts)
         return found
 
     async def list_kinds(self) -> dict[str, str]:
         """See `KindRegistry`."""
         pairs = await self._call(KINDS, self._keys, [b"list"])
-        return {pairs[j].decode(): pairs[j + 1].decode() for j in range(0, len(pairs), 2)}
+        names = [text.decode("utf-8", "replace") for text in pairs]
+        return dict(zip(names[::2], names[1::2], strict=True))

@@ -188,6 +188,10 @@ PROTOCOL_VERSION: Final = 1
 MAX_TOMBSTONES_SKIPPED: Final = 32
 
 
+#: What has more is no time, and nothing that can be counted with.
+_DEADLINE_DIGITS_MAX: Final = 300
+
+
 class JournalUnavailable(Exception):
     """The store gave no usable answer: unreachable, loading, read-only, out of memory, out of disk.
 
@@ -239,6 +243,8 @@ def unpack_body(body: bytes) -> Body:
     if len(parts) != 5 or parts[1] not in (b"a", b"t"):
         raise ValueError("not a stored message")
     deadline, waited, name, key, envelope = parts
+    if not deadline.isdigit() or len(deadline) > _DEADLINE_DIGITS_MAX:
+        raise ValueError("not a stored message: its deadline is no number")
     return Body(name.decode(), int(deadline), waited == b"a", key.decode(), envelope)
 
 

@@ -417,7 +417,11 @@ class RedisJournal:
         numbers = [
             zip(call.partitions, reply[1], strict=True) for call, reply in zip(calls, replies, strict=True)
         ]
-        self.history.read(question, chain.from_iterable(numbers))
+        # A partition whose books are damaged has none.
+        known = [
+            (partition, number) for partition, number in chain.from_iterable(numbers) if number is not None
+        ]
+        self.history.read(question, known)
 
     # A new connection.
 

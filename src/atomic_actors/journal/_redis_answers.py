@@ -94,7 +94,12 @@ BOOKS: Final = (
     "outbound",
 )
 
+#: The code of a step that was done, and whose answer cannot be read.
+UNREADABLE: Final = "unreadable"
+
 _DONE, _STALE, _REJECTED, _HELD, _SAME = range(5)
+_STATUSES: Final = frozenset((_DONE, _STALE, _REJECTED, _HELD, _SAME))
+_REASONS: Final = (b"failed", b"interrupted", b"expired")
 _NOTHING, _DISPATCH, _NOT_BEFORE, _PARKED, _EXPIRED, _UNSETTLED, _MORE = range(7)
 
 Reply = list[Any]
@@ -109,27 +114,33 @@ def read_results(steps: Sequence[Step], answers: Sequence[Reply]) -> list[Result
     results: list[Result] = []
     for answer in answers:
         status: int = answer[0]
-        if status == _SAME:
-            count: int = answer[1]
-            results += _appended_together(
-                cast("Sequence[Append]", steps[len(results) : len(results) + count]), answer
-            )
-            continue
-        step = steps[len(results)]
-        if status == _DONE:
-            results.append(_READERS[type(step)](step, answer))
-        elif status == _STALE:
-            results.append(Stale(answer[1].decode()))
-        elif status == _REJECTED:
-            results.append(Rejected(answer[1].decode(), answer[2].decode("utf-8", "replace")))
-        elif status == _HELD:
-            _, node, epoch, claim, renewals = answer
-            results.append(LeaseHeld(node, epoch, claim.decode(), renewals))
-        else:
-            raise ValueError(f"unknown status {status}")
+        if status not in _STATUSES:
+            raise ValueError(f"unknown status {status!r}")
+        at = len(results)
+        count: int = answer[1] if status == _SAME else 1
+        try:
+            if status == _SAME:
+                results += _appended_together(cast("Sequence[Append]", steps[at : at + count]), answer)
+            else:
+                results.append(_read_one(steps[at], status, answer))
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            # It tells of a record that is damaged. The other steps may be of entities that are well.
+            text = f"what the store has cannot be read ({type(error).__name__}: {error})"
+            results += [Rejected(UNREADABLE, text)] * count
     if len(results) != len(steps):
         raise ValueError(f"{len(results)} answers to {len(steps)} steps")
     return results
+
+
+def _read_one(step: Step, status: int, answer: Reply) -> Result:
+    if status == _DONE:
+        return _READERS[type(step)](step, answer)
+    if status == _STALE:
+        return Stale(answer[1].decode())
+    if status == _REJECTED:
+        return Rejected(answer[1].decode(), answer[2].decode("utf-8", "replace"))
+    _, node, epoch, claim, renewals = answer
+    return LeaseHeld(node, epoch, claim.decode(), renewals)
 
 
 def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
@@ -204,9 +215,19 @@ def _withdrawn(step: Withdraw, reply: Reply) -> Result:
     return WithdrawAnswer(reply[1].decode(), reply[2], reply[3].decode())
 
 
-def _letter(message_id: bytes, letter: bytes) -> StoredLetter:
+def _letter(message_id: bytes, letter: bytes | None) -> StoredLetter:
+    """A dead letter. One that is damaged has 0 as its time, and all that is there as its body."""
+    try:
+        return _whole_letter(message_id, letter or b"")
+    except ValueError:
+        return StoredLetter(message_id.decode("utf-8", "replace"), "failed", 0, 0, 0, "", b"", letter or b"")
+
+
+def _whole_letter(message_id: bytes, letter: bytes) -> StoredLetter:
     reason, attempts, interruptions, died_ms, replayed_as, size, rest = letter.split(b"\n", 6)
     error_bytes = int(size)
+    if reason not in _REASONS:
+        raise ValueError("not a dead letter")
     return StoredLetter(
         message_id.decode(),
         cast("Any", reason.decode()),
@@ -243,7 +264,9 @@ def _swept(step: Sweep, reply: Reply) -> Result:
     outbound = sort_targets(
         int(target) if target.isdigit() else target.decode() for target in reply[4 + due : 4 + due + targets]
     )
-    return Swept(_texts(reply, 4, 4 + due), tuple(unsettled), next_due_ms, outbound)
+    # What is no name is nobody's; those of the others must be heard of.
+    names = (text.decode("utf-8", "replace") for text in reply[4 : 4 + due])
+    return Swept(tuple(names), tuple(unsettled), next_due_ms, outbound)
 
 
 def _relay_page(step: RelayRead, reply: Reply) -> Result:

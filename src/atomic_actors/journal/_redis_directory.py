@@ -8,7 +8,7 @@ from typing import Any, Final
 from atomic_actors.journal._directory import NodeEntry
 from atomic_actors.journal._protocol import PROTOCOL_VERSION
 
-__all__ = ("CallFunction", "RedisDirectory")
+__all__ = ("CallFunction", "RedisDirectory", "read_entries")
 
 #: Calls a function of the library: its name, its keys, its arguments.
 CallFunction = Callable[[bytes, Sequence[bytes], Sequence[bytes]], Awaitable[Any]]
@@ -33,11 +33,11 @@ class RedisDirectory:
 
     async def announce(self, node_id: str, record: bytes) -> Sequence[NodeEntry]:
         """See `Directory.announce`."""
-        return _read_entries(await self._call(_ANNOUNCE, (self._key,), (node_id.encode(), record)))
+        return read_entries(await self._call(_ANNOUNCE, (self._key,), (node_id.encode(), record)))
 
     async def read(self) -> Sequence[NodeEntry]:
         """See `Directory.read`."""
-        return _read_entries(await self._call(_NODES, (self._key,), ()))
+        return read_entries(await self._call(_NODES, (self._key,), ()))
 
     async def forget(self, node_id: str, beats: int | None = None) -> bool:
         """See `Directory.forget`."""
@@ -52,8 +52,18 @@ class RedisDirectory:
         return [node_id.decode() for node_id in found]
 
 
-def _read_entries(answer: list[Any]) -> list[NodeEntry]:
+def read_entries(answer: list[Any]) -> list[NodeEntry]:
+    """The nodes; who wrote what is no node id is none of ours."""
     return [
         NodeEntry(node_id.decode(), int(beats), record, bool(draining))
         for node_id, beats, record, draining in answer
+        if _is_text(node_id)
     ]
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -123,7 +123,12 @@ def check_registration(settings: JournalSettings, answer: Sequence[Any]) -> None
         StoreIncompatible: the service has another number of partitions, or another protocol.
     """
     service = settings.service
-    partitions, protocol = int(answer[0]), int(answer[1])
+    try:
+        partitions, protocol = int(answer[0]), int(answer[1])
+    except (ValueError, TypeError) as error:
+        raise StoreIncompatible(
+            f"what namespace {settings.namespace!r} holds of service {service!r} is damaged: {answer!r:.200}"
+        ) from error
     if protocol != PROTOCOL_VERSION:
         raise StoreIncompatible(
             f"service {service!r} of namespace {settings.namespace!r} was made with protocol {protocol}; "

@@ -199,6 +199,9 @@ def explain(error: Exception, *, sent: bool) -> JournalUnavailable | StoreIncomp
     if isinstance(error, UnknownCommandError):
         return StoreIncompatible(f"the store lacks a command: {error}; Redis 7.0 or Valkey is needed")
     if isinstance(error, ResponseError):
+        if "wrong kind of value" in str(error):
+            # Somebody wrote over a key of ours; it may be put right.
+            return JournalUnavailable(f"a key in the store is of another type: {error}", sent=True)
         if str(error).startswith(_REFUSALS):
             return JournalUnavailable(f"the store takes no writes now: {error}", sent=False)
         return StoreIncompatible(f"the store answered: {error}")

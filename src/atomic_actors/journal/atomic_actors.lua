@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 18
+-- revision: 19
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -172,7 +172,8 @@ end
 local function book(P, name)
   local stored = P.stored[name] or call("HGET", P.books, name) or 0
   P.stored[name] = stored
-  return tonumber(stored) + (P.moved[name] or 0)
+  -- What is no number any more counts from 0, and audits show it: to fail here would leave a step half written.
+  return (tonumber(stored) or 0) + (P.moved[name] or 0)
 end
 
 local function read_head(body)
@@ -275,13 +276,17 @@ end
 
 -- From the values of v, t, g, d and p.
 local function to_record(key, values)
+  local version, turn, waiting = tonumber(values[1] or 0), tonumber(values[2] or 0), tonumber(values[4] or 0)
+  if not version or not turn or not waiting then
+    refuse("the record " .. key .. " is damaged: its v, t or d is no number")
+  end
   return {
     key = key,
-    version = tonumber(values[1] or 0),
-    turn = tonumber(values[2] or 0),
+    version = version,
+    turn = turn,
     dispatch = values[3] and values[3] ~= "" and values[3] or nil,
-    waiting = tonumber(values[4] or 0),
-    was_waiting = tonumber(values[4] or 0),
+    waiting = waiting,
+    was_waiting = waiting,
     parked = values[5] == "1",
   }
 end
@@ -301,6 +306,9 @@ local function read_history(message, text)
     return
   end
   local attempts, interruptions, recovering, not_before = match(text, "^(%d+) (%d+) (%d) (%d+)$")
+  if not attempts then
+    refuse("the history of " .. message.unique .. " is damaged")
+  end
   message.attempts, message.interruptions = tonumber(attempts), tonumber(interruptions)
   message.recovering, message.not_before = recovering == "1", tonumber(not_before)
 end
@@ -316,7 +324,10 @@ end
 
 local function read_dispatch(text)
   local turn, claim, stamp, recovering, unique, attempts, interruptions, rest =
-    match(text, "^(%d+)\n([^\n]+)\n(%w+)\n(%d)\n([^\n]+)\n(%d+)\n(%d+)(.*)$")
+    match(text, "^(%d+)\n([^\n]+)\n([te][drm][cp]%d+)\n(%d)\n([^\n]+)\n(%d+)\n(%d+)(.*)$")
+  if not turn then
+    refuse("a dispatch is damaged")
+  end
   local messages = {
     { unique = unique, attempts = tonumber(attempts), interruptions = tonumber(interruptions) },
   }
@@ -561,6 +572,9 @@ local function read_letter(P, letters, id)
   end
   local reason, attempts, interruptions, died, replayed, size, from =
     match(letter, "^(%a+)\n(%d+)\n(%d+)\n(%d+)\n(%x*)\n(%d+)\n()")
+  if not reason then
+    refuse("the dead letter " .. id .. " is damaged")
+  end
   if letter_ttl > 0 and tonumber(died) + letter_ttl <= P.now then
     return nil
   end
@@ -1010,9 +1024,11 @@ end
 local function inspect(P, k, a)
   local record = read_record(K[k])
   local running = record.dispatch and #read_dispatch(record.dispatch).messages or 0
-  local not_before = record.waiting > 0 and head_not_before(K[k], K[k + 1]) or 0
-  if not_before <= P.now then
-    not_before = 0
+  local not_before = 0
+  if record.waiting > 0 then
+    -- Who looks at an entity because its head cannot be read must see the rest.
+    local went, head = pcall(head_not_before, K[k], K[k + 1])
+    not_before = went and head > P.now and head or 0
   end
   return { DONE, record.waiting, running, record.parked and 1 or 0, record.version, record.turn, not_before }
 end
@@ -1094,6 +1110,10 @@ local function take_next(P, record, q, entity, claim, policy, held, limit, field
   end
   local messages = peek(record.key, q, policy, min(limit, RUN_MAX))
   if #messages == 0 then
+    if call("LLEN", q) == 0 then
+      -- To answer MORE would make the owner ask without end.
+      refuse("the log has lost messages that are said to wait: " .. decimal(record.waiting))
+    end
     if limit > 0 then
       drop_front(q, TOMBSTONES_MAX + 1, record.waiting)
     end
@@ -1640,8 +1660,11 @@ local function sweep(P, k, a, ahead)
   if call("HGET", P.lease, "s") ~= claim then
     local found, running = 0, call("HGETALL", P.run)
     for j = 1, #running, 2 do
-      local dispatch = read_dispatch(running[j + 1])
-      if dispatch.claim ~= claim then
+      local went, dispatch = pcall(read_dispatch, running[j + 1])
+      if not went then
+        -- One that is damaged can be settled by nobody; the others must be.
+        found = found + 1
+      elseif dispatch.claim ~= claim then
         found = found + 1
         if found > limit then
           break
@@ -1701,7 +1724,14 @@ local function relay_read(P, k, a)
   local stream = read_oldest(P, K[k], target)
   local answer = { DONE, stream.incarnation, stream.last - stream.left + 1 }
   for _, entry in ipairs(call("LRANGE", K[k + 1], 0, min(limit, stream.left) - 1)) do
-    extend(answer, { match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$") })
+    local entity, unique, body = match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$")
+    if not entity and #answer > 3 then
+      break
+    elseif not entity then
+      -- Left out, those behind it would get its number, and run again later.
+      refuse("the oldest message to " .. target .. " is damaged")
+    end
+    extend(answer, { entity, unique, body })
   end
   return answer
 end
@@ -1940,7 +1970,11 @@ local STEPS = {
 local HOT = { "time", "commit", "accepted", "enqueued", "dispatched", "completed", "claim" }
 
 local function open_partition(number, k, clock)
-  local values, stored = call("HMGET", K[k + 1], unpack(HOT)), {}
+  local values, stored = redis.pcall("HMGET", K[k + 1], unpack(HOT)), {}
+  if values.err then
+    -- Not a hash any more: nothing can be done in this partition, but the others go on.
+    return { number = number, broken = values.err, exists = false, now = clock }
+  end
   for j = 1, #HOT - 1 do
     stored[HOT[j]] = values[j] or "0"
   end
@@ -1955,12 +1989,15 @@ local function open_partition(number, k, clock)
     -- Books from before there was a copy.
     claim = values[#HOT] or call("HGET", K[k], "c") or "",
     moved = {},
-    now = max(clock, tonumber(stored.time)),
+    now = max(clock, tonumber(stored.time) or 0),
   }
 end
 
 -- What the steps of this call added up to. The key was read as a hash, so this cannot fail.
 local function close_partition(P)
+  if P.broken then
+    return false
+  end
   if P.owned then
     add(P, "commit", 1)
   end
@@ -1981,6 +2018,9 @@ local function close_partition(P)
 end
 
 local function no_partition(P)
+  if P.broken then
+    refuse("the books of partition " .. P.number .. " are damaged: " .. tostring(P.broken))
+  end
   refuse("partition: there is no " .. P.number)
 end
 
@@ -2052,12 +2092,12 @@ end
 local function renew_leases(keys, claims)
   local renewals = {}
   for j = 1, #keys do
-    local held = redis.call("HGET", keys[j], "c")
+    -- One that is damaged must not keep the others from being renewed.
+    local held, renewed = redis.pcall("HGET", keys[j], "c"), nil
     if held and held ~= "" and held == claims[j] then
-      renewals[j] = redis.call("HINCRBY", keys[j], "r", 1)
-    else
-      renewals[j] = -1
+      renewed = redis.pcall("HINCRBY", keys[j], "r", 1)
     end
+    renewals[j] = tonumber(renewed) or -1
   end
   return renewals
 end
@@ -2146,7 +2186,7 @@ local function list_nodes(key)
   for field, record in pairs(nodes) do
     if string.sub(field, 1, 2) == "r:" then
       local id = string.sub(field, 3)
-      answer[#answer + 1] = { id, tonumber(nodes["b:" .. id] or 0), record, nodes["d:" .. id] and 1 or 0 }
+      answer[#answer + 1] = { id, tonumber(nodes["b:" .. id]) or 0, record, nodes["d:" .. id] and 1 or 0 }
     end
   end
   return answer
@@ -2154,8 +2194,9 @@ end
 
 -- KEYS the nodes' key, ARGV node, record: all nodes.
 local function announce(keys, arguments)
-  redis.call("HINCRBY", keys[1], "b:" .. arguments[1], 1)
-  redis.call("HSET", keys[1], "r:" .. arguments[1], arguments[2])
+  local id = arguments[1]
+  local beats = (tonumber(redis.call("HGET", keys[1], "b:" .. id)) or 0) + 1
+  redis.call("HSET", keys[1], "b:" .. id, string.format("%.0f", beats), "r:" .. id, arguments[2])
   return list_nodes(keys[1])
 end
 
