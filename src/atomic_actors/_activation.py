@@ -57,8 +57,10 @@ from atomic_actors.journal._protocol import (
     Interrupt,
     JournalUnavailable,
     Offer,
+    Rejected,
     Result,
     Stale,
+    Taken,
     Verdict,
 )
 
@@ -210,6 +212,13 @@ class Activation:
         ):
             self._wake()  # it stayed only for this answer
         self._heed_bell()
+
+    def taken(self, result: Result | JournalUnavailable) -> None:
+        """A take for it is answered."""
+        if isinstance(result, Rejected):
+            # It would be asked for, and refused, again and again, and nobody would hear of it.
+            self.services.park(self, f"the store cannot give its next message: {result.text}")
+        self.offered(result.offer if isinstance(result, Taken) else NOTHING)
 
     def accept(self, offer: Offer) -> None:
         """Take what the store offers; a dispatch that is known already is dropped."""

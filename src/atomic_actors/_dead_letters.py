@@ -159,19 +159,14 @@ class DeadLetters:
 
 def _letter(stored: StoredLetter) -> DeadLetter:
     entity, unique = split_message_id(stored.message_id)
-    body = unpack_body(stored.body)
     failure: dict[str, Any] = {}
     if stored.error:
         failure = plain_of(stored.error)
-    try:
-        message = plain_of(decode_envelope(body.envelope).payload)
-    except msgspec.DecodeError:
-        # The letter may be here for just that reason; a person gets the bytes.
-        message = body.envelope
+    name, message = _content_of(stored.body)
     return DeadLetter(
         message_id=stored.message_id,
         entity=entity,
-        name=body.name,
+        name=name,
         message=message,
         reason=stored.reason,
         error=failure.get("text", "") or _REASONS.get(stored.reason, ""),
@@ -183,3 +178,15 @@ def _letter(stored: StoredLetter) -> DeadLetter:
         died_at_s=stored.died_ms / 1000,
         replayed_as=f"{entity}/{stored.replayed_as}" if stored.replayed_as else None,
     )
+
+
+def _content_of(stored: bytes) -> tuple[str, Any]:
+    """A stored message's name and content; bytes for what cannot be read, since the letter may be here for just that."""
+    try:
+        body = unpack_body(stored)
+    except ValueError:
+        return "", stored
+    try:
+        return body.name, plain_of(decode_envelope(body.envelope).payload)
+    except msgspec.DecodeError:
+        return body.name, body.envelope

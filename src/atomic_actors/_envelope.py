@@ -65,6 +65,8 @@ class Refusal(msgspec.Struct, frozen=True):
 _encoder: Final = msgspec.msgpack.Encoder()
 _envelope_decoder: Final = msgspec.msgpack.Decoder(Envelope)
 _plain_decoder: Final = msgspec.msgpack.Decoder()
+#: What the decoders raise besides their own error: for texts that are no UTF-8, depth without end, a map as a key.
+_UNREADABLE: Final = (UnicodeDecodeError, RecursionError, TypeError)
 
 
 def encode_plain(value: Any) -> bytes:
@@ -78,7 +80,10 @@ def plain_of(data: bytes | msgspec.Raw) -> Any:
     Raises:
         msgspec.DecodeError: the bytes are no msgpack.
     """
-    return _plain_decoder.decode(data)
+    try:
+        return _plain_decoder.decode(data)
+    except _UNREADABLE as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def encode_envelope(headers: dict[str, Any], payload: bytes) -> bytes:
@@ -92,7 +97,10 @@ def decode_envelope(data: bytes) -> Envelope:
     Raises:
         msgspec.DecodeError: the bytes are no envelope.
     """
-    return _envelope_decoder.decode(data)
+    try:
+        return _envelope_decoder.decode(data)
+    except _UNREADABLE as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def make_unique(now_ms: int, random_bits: int) -> str:

@@ -31,7 +31,6 @@ from atomic_actors._telemetry import logger
 from atomic_actors._unhandled import LOOK_AHEAD_MS, UnhandledMessages
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
-    NOTHING,
     Expire,
     Expired,
     Interrupt,
@@ -43,7 +42,6 @@ from atomic_actors.journal._protocol import (
     Sweep,
     Swept,
     Take,
-    Taken,
     Unsettled,
 )
 
@@ -458,10 +456,7 @@ class Supervisor:
             activation.kind.settings.max_run_length,
         )
 
-        def on_taken(result: Result | JournalUnavailable) -> None:
-            activation.offered(result.offer if isinstance(result, Taken) else NOTHING)
-
-        self.journal.enqueue(step, on_taken)
+        self.journal.enqueue(step, activation.taken)
 
     def park(self, number: int, entity: str) -> None:
         """Park an entity whose messages cannot be run; what waits keeps waiting."""

@@ -203,6 +203,10 @@ class TurnRunner:
         if handler is None:
             raise Unhandled(body.name)
         envelope = decode_envelope(body.envelope)
+        try:
+            "".join(envelope.headers.get("p", ()))
+        except TypeError as error:
+            raise ValueError(f"the path of the message is damaged: {error}") from error
         payload = handler.decode_payload(bytes(envelope.payload))
         message = RawMessage(body.name, payload) if handler.spec.raw else payload
         return Member(item, body, envelope, handler, message)
