@@ -123,6 +123,11 @@ class Worker(Actor, kind="worker"):
         return message.word
 
 
+async def tell_until_it_fails(system: ActorSystem) -> None:
+    while True:
+        await system.tell(Worker.ref("b"), Work("refused"))
+
+
 async def test_a_turn_that_ends_while_the_store_is_full(server: Server, namespace: str) -> None:
     stage = Stage()
     config = Config(
@@ -146,8 +151,7 @@ async def test_a_turn_that_ends_while_the_store_is_full(server: Server, namespac
         with full(server):
             stage.release("there")
             with pytest.raises(StoreUnavailable):
-                while True:
-                    await system.tell(Worker.ref("b"), Work("refused"))
+                await tell_until_it_fails(system)
             assert replies == []
     assert replies == ["there"]
     assert stage.log.count("there") == 1
