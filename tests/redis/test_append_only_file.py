@@ -46,7 +46,8 @@ def contents(server: Server) -> dict[bytes, Any]:
         found: dict[bytes, Any] = {}
         for key in cast("list[bytes]", client.keys()):
             kind = cast("bytes", client.type(key))
-            found[key] = READERS[kind](client, key), cast("int", client.ttl(key)) >= 0
+            if kind != b"none":  # else it has expired meanwhile
+                found[key] = READERS[kind](client, key), cast("int", client.ttl(key)) >= 0
         return found
 
 

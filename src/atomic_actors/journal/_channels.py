@@ -166,7 +166,8 @@ class RedisChannels:
                 callback(partition, "")
             elif kind == b"smessage":
                 for entity in message[2].split(b"\n"):
-                    callback(partition, entity.decode())
+                    # Anybody may ring; there is no entity of a name that is no text.
+                    callback(partition, entity.decode(errors="replace"))
 
         link = self._bell_link = self._new_link()
         try:
