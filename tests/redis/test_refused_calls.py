@@ -13,7 +13,7 @@ import pytest
 import redis
 from attrs import frozen
 
-from atomic_actors import Actor, ActorSystem, Command, Config, StoreUnavailable, handler
+from atomic_actors import Actor, ActorSystem, Command, Config, StoreUnavailable, StoreUnsafe, handler
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
@@ -155,6 +155,20 @@ async def test_a_turn_that_ends_while_the_store_is_full(server: Server, namespac
             assert replies == []
     assert replies == ["there"]
     assert stage.log.count("there") == 1
+
+
+async def test_a_server_that_comes_back_unsafe(tmp_path: Path, namespace: str) -> None:
+    with start_server("valkey", tmp_path=tmp_path, tcp=False, appendonly="always") as server:
+        async with open_journal(server, JournalSettings(namespace=namespace)) as journal:
+            await own(journal)
+            server.kill9()
+            server.extra = ("--maxmemory-policy", "allkeys-lru")
+            server.start()
+            with pytest.raises(JournalUnavailable):
+                await journal.execute([Audit(0)])
+            for _ in range(2):
+                with pytest.raises(StoreUnsafe, match="maxmemory-policy is allkeys-lru"):
+                    await journal.execute([Audit(0)])
 
 
 # --- busy ------------------------------------------------------------------------------------------------
