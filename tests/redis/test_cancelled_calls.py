@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 #: Loop passes before the cancel; a call is over well before the last one.
 PASSES = 40
 #: A pass may be over before the store has answered: now and then it gets a little time.
-PAUSE_EVERY, PAUSE_S = 4, 0.0005
+PAUSE_EVERY, PAUSE_S = 4, 0.001
 
 
 async def let_pass(passes: int) -> None:

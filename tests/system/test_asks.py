@@ -175,7 +175,7 @@ async def test_two_chains_that_wait_for_each_other(new_system: NewSystem, stage:
 
         async def ask(name: str, other: str) -> None:
             with pytest.raises((AskTimeout, HandlerFailed)) as error:
-                await system.ask(Partner.ref(name), Meet(other), timeout_s=0.3)
+                await system.ask(Partner.ref(name), Meet(other), timeout_s=0.8)
             told.append(error.value)
 
         with anyio.fail_after(4):

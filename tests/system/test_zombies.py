@@ -27,7 +27,7 @@ __all__ = ("namespace",)
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 PARTITIONS = 2
-LEASE_S = 1.0
+LEASE_S = 1.2
 PATIENCE_S = 15.0
 
 
@@ -128,10 +128,10 @@ def new_config(server: Server, namespace: str, gate: Gate, **settings: Any) -> C
         partitions=PARTITIONS,
         allow_no_persistence=True,
         lease_ttl_s=LEASE_S,
-        lease_margin_s=0.2,
-        lease_renew_interval_s=0.1,
-        loop_stall_limit_s=0.3,
-        store_timeout_s=0.6,
+        lease_margin_s=0.3,
+        lease_renew_interval_s=0.15,
+        loop_stall_limit_s=0.5,
+        store_timeout_s=0.8,
         ask_timeout_s=PATIENCE_S,
         drain_timeout_s=1.0,
         **settings,
@@ -183,8 +183,9 @@ async def test_a_handler_that_blocks_the_loop(
             gate.release()
     assert outcomes[1] == ["meanwhile"]
     assert gate.runs == 1
-    (stall,) = [record.getMessage() for record in caplog.records if "has not answered" in record.getMessage()]
-    assert "self.gate.opened.wait" in stall
+    stalls = [record.getMessage() for record in caplog.records if "has not answered" in record.getMessage()]
+    # On a busy machine the other loop may seem to stall as well.
+    (stall,) = [text for text in stalls if "self.gate.opened.wait" in text]
     assert "anyio.to_thread.run_sync" in stall
 
 
