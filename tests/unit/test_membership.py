@@ -231,7 +231,12 @@ class DriftingClock:
 def test_an_owner_ends_before_its_successor_begins(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the default settings, and though the owner's clock is too slow and the other one's too fast."""
     config = Config()
-    keeper = LeaseKeeper(cast("Any", None), 1, config.lease_renew_interval_s, config.loop_stall_limit_s)
+    keeper = LeaseKeeper(
+        client=cast("Any", None),
+        partitions=1,
+        interval_s=config.lease_renew_interval_s,
+        loop_stall_limit_s=config.loop_stall_limit_s,
+    )
     owner, other = lone_membership(config, keeper), lone_membership(config, None)
 
     def use(clock: DriftingClock) -> None:
