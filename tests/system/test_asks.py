@@ -21,7 +21,7 @@ from atomic_actors import (
     TooManyHops,
     handler,
 )
-from tests.system.support import Declined, NewSystem, Stage
+from tests.system.support import Declined, NewSystem, Stage, until
 
 pytestmark = pytest.mark.anyio
 
@@ -148,6 +148,54 @@ async def test_a_cycle_is_told_at_once(
         assert path in cycle.error
         assert "outbox" in cycle.error
         assert cycle.entity.id == (["a", *names][-2])
+
+
+@frozen
+class Meet(Command[str]):
+    """Waits until both are there, then asks the other one."""
+
+    other: str
+
+
+class Partner(Actor, kind="partner"):
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @handler
+    async def meet(self, message: Meet) -> str:
+        await self.stage.visit(self.context.entity.id)
+        return await self.context.ask(Partner.ref(message.other), Meet(self.context.entity.id))
+
+
+async def test_two_chains_that_wait_for_each_other(new_system: NewSystem, stage: Stage) -> None:
+    """Neither path has the other one's entity, so nobody sees a cycle; the deadline ends both."""
+    stage.hold("a", "b")
+    told: list[Exception] = []
+    async with new_system(Partner.using(stage=stage)) as system:
+
+        async def ask(name: str, other: str) -> None:
+            with pytest.raises((AskTimeout, HandlerFailed)) as error:
+                await system.ask(Partner.ref(name), Meet(other), timeout_s=0.8)
+            told.append(error.value)
+
+        with anyio.fail_after(4):
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(ask, "a", "b")
+                task_group.start_soon(ask, "b", "a")
+                await stage.wait_for("a")
+                await stage.wait_for("b")
+                stage.release()
+        assert len(told) == 2
+
+        async def both_ended() -> bool:
+            report = await system.audit()
+            return not report.enqueued and not report.dispatched
+
+        await until(both_ended)
+        assert stage.log == ["a", "b"] or stage.log == ["b", "a"]
+        letters = await system.dead_letters.list()
+        assert {letter.entity.id for letter in letters} == {"a", "b"}
+        assert not any(letter.error_type == "AskCycle" for letter in letters)
 
 
 async def test_the_path_of_a_cycle(new_system: NewSystem) -> None:

@@ -189,6 +189,29 @@ async def test_replay(new_system: NewSystem, stage: Stage) -> None:
         assert third.message_id not in (again.message_id, letter.message_id)
 
 
+async def test_many_replays_at_once(new_system: NewSystem, stage: Stage) -> None:
+    """Two people at two screens: the letter is replayed once, and both are told the same id."""
+    async with (
+        new_system(Desk.using(stage=stage)) as system,
+        new_system(Desk.using(stage=stage)) as other,
+    ):
+        (letter,) = await break_some(system, "cup")
+        ids: set[str] = set()
+
+        async def replay(by: ActorSystem) -> None:
+            ids.add((await by.dead_letters.replay(letter.message_id)).message_id)
+
+        async with anyio.create_task_group() as task_group:
+            for _ in range(10):
+                task_group.start_soon(replay, system)
+                task_group.start_soon(replay, other)
+        (message_id,) = ids
+        with pytest.raises(HandlerFailed):
+            await system.result(message_id)
+        assert len(await system.dead_letters.list()) == 2
+        assert (await system.audit()).accepted == 2
+
+
 @pytest.mark.parametrize("at", ["head", "tail"])
 async def test_where_a_replay_goes(new_system: NewSystem, stage: Stage, at: Any) -> None:
     stage.hold("first")

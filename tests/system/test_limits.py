@@ -19,6 +19,7 @@ from atomic_actors import (
     QueueDepthExceeded,
     handler,
 )
+from atomic_actors._envelope import encode_plain
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
 
 pytestmark = pytest.mark.anyio
@@ -167,6 +168,28 @@ async def test_large_payloads(new_system: NewSystem) -> None:
         with pytest.raises(HandlerFailed, match=r"PayloadTooLarge.*state.*max_payload_bytes"):
             await system.ask(keeper, Keep(b"x" * 600, keep=2))
         assert (await system.audit()).accepted == 3
+
+
+async def test_payloads_at_the_limit(new_system: NewSystem) -> None:
+    """The last byte that fits fits; one more is refused before anything is sent."""
+    keeper, limit = Keeper.ref("k"), 1000
+    empty = (
+        len(encode_plain({"data": b"", "keep": 0, "reply": 0})) + 1
+    )  # the length of a longer one has a byte more
+    async with new_system(Keeper, max_payload_bytes=limit) as system:
+        assert await system.ask(keeper, Keep(b"x" * (limit - empty), keep=0)) == b""
+        with pytest.raises(PayloadTooLarge, match=f"{limit + 1} bytes"):
+            await system.ask(keeper, Keep(b"x" * (limit - empty + 1), keep=0))
+        # Replies and states are bounded by the same number.
+        state = len(encode_plain({"data": b""})) + 1
+        assert await system.ask(keeper, Keep(b"y", keep=limit - state)) == b""
+        with pytest.raises(HandlerFailed, match=f"the state has {limit + 1} bytes"):
+            await system.ask(keeper, Keep(b"z", keep=limit - state + 1))
+        reply = len(encode_plain(b"")) + 1
+        assert await system.ask(keeper, Keep(b"y", reply=limit - reply)) == b"y" * (limit - reply)
+        with pytest.raises(HandlerFailed, match=f"the reply has {limit + 1} bytes"):
+            await system.ask(keeper, Keep(b"y", reply=limit - reply + 1))
+        assert (await system.audit()).accepted == 5
 
 
 async def test_sizes_without_bound(new_system: NewSystem) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 from attrs import Factory, define, evolve, field
 
-from atomic_actors._lease_keeper import NodeIdentity
+from atomic_actors import _membership
+from atomic_actors._config import Config
+from atomic_actors._lease_keeper import Instant, LeaseKeeper, NodeIdentity
 from atomic_actors._membership import Membership
 from atomic_actors._nodes import NodeRecord, Nodes
 from atomic_actors.journal._group_commit import GroupCommit
@@ -21,6 +23,7 @@ from atomic_actors.journal._protocol import (
     Claimed,
     ClaimPartition,
     JournalSettings,
+    LeaseHeld,
     Released,
     Renew,
     Renewed,
@@ -208,3 +211,67 @@ async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
         await anyio.sleep(LEASE_S * 3)
         await other.membership.look()
         assert other.log == ["claimed"]
+
+
+@define(eq=False)
+class DriftingClock:
+    """A clock that is as much too fast as its rate says, and what `_membership` reads while it is set."""
+
+    rate: float
+    true_s: float = 1_000.0
+
+    def now(self) -> Instant:
+        return self.true_s * self.rate, self.true_s * self.rate
+
+    def elapsed_s(self, since: Instant) -> float:
+        return self.now()[0] - since[0]
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.01, 0.1], ids=lambda drift: f"{drift:.0%}")
+def test_an_owner_ends_before_its_successor_begins(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default settings, and though the owner's clock is too slow and the other one's too fast."""
+    config = Config()
+    keeper = LeaseKeeper(
+        client=cast("Any", None),
+        partitions=1,
+        interval_s=config.lease_renew_interval_s,
+        loop_stall_limit_s=config.loop_stall_limit_s,
+    )
+    owner, other = lone_membership(config, keeper), lone_membership(config, None)
+
+    def use(clock: DriftingClock) -> None:
+        monkeypatch.setattr(_membership, "instant_now", clock.now)
+        monkeypatch.setattr(_membership, "elapsed_s", clock.elapsed_s)
+
+    slow, fast = DriftingClock(1 - drift), DriftingClock(1 + drift)
+    owner.claims[0], keeper.renewed[0] = "claim", slow.now()
+    use(fast)
+    # The renewal needed no time to the store, and the other one looked at once: it cannot come sooner.
+    other._observe(0, LeaseHeld(b"elsewhere", 1, "claim", 1))
+    overlap_s = 0.0
+    while other._left_s(other._seen[0]) > 0:
+        slow.true_s += 0.001
+        fast.true_s += 0.001
+    use(slow)
+    while owner.is_valid(0):
+        slow.true_s += 0.001
+        overlap_s += 0.001
+    assert overlap_s == 0.0
+
+
+def lone_membership(config: Config, keeper: LeaseKeeper | None) -> Membership:
+    """One that only counts the time."""
+    record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0)
+    unused: Any = None
+    return Membership(
+        GroupCommit(MemoryJournal(JournalSettings(partitions=1))),
+        Nodes(None, record, config.lease_ttl_s, False),
+        1,
+        keeper,
+        config.lease_ttl_s,
+        config.lease_margin_s,
+        unused,
+        unused,
+        unused,
+        unused,
+    )
