@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -61,7 +61,7 @@ _read_instant: Callable[[], Instant] = _machine_instant
 
 
 @contextmanager
-def instants_from(read: Callable[[], Instant]) -> Iterator[None]:
+def instants_from(read: Callable[[], Instant]) -> Generator[None]:
     """Let every lease of this process be measured by another clock, for simulations."""
     global _read_instant
     before, _read_instant = _read_instant, read

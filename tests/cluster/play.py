@@ -83,16 +83,15 @@ class Play:
         self._check_strictly_once()
 
     async def _crash_phase(self) -> None:
-        simulation = self.simulation
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._drive_faults)
             nursery.start_soon(self._stand_by)
             for number in range(self.swarm.clients):
                 nursery.start_soon(self._client, number)
-            while steps_of(simulation) < self.steps_min or simulation.faults.fired.total() < FAULTS_MIN:
+            while self._is_too_early():  # noqa: ASYNC110 - steps and faults are counted
                 await trio.sleep(0.1)
             self.stop = True
-            while self.doing:
+            while self.doing:  # noqa: ASYNC110 - the clients are counted
                 await trio.sleep(0.1)
             nursery.cancel_scope.cancel()
 
@@ -210,6 +209,10 @@ class Play:
             node = self.simulation.living()
             if node is not None and not self.stop:
                 self._hurt(node, self.rng.choice(kinds))
+
+    def _is_too_early(self) -> bool:
+        simulation = self.simulation
+        return steps_of(simulation) < self.steps_min or simulation.faults.fired.total() < FAULTS_MIN
 
     def _is_behind(self) -> bool:
         """Whether there were fewer faults than there should be after so many steps."""

@@ -7,7 +7,6 @@ which is the in-memory journal. One seed gives one run, always.
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
@@ -19,7 +18,6 @@ import trio
 import trio.testing
 from attrs import define, evolve, field
 
-from atomic_actors._codec import Codec
 from atomic_actors._config import Config
 from atomic_actors._errors import (
     AtomicActorsError,
@@ -31,14 +29,13 @@ from atomic_actors._errors import (
 )
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._store import journal_settings
-from atomic_actors._system import ActorSystem, EntityHandle
+from atomic_actors._system import ActorSystem
 from atomic_actors._telemetry import Listeners
 from atomic_actors.journal._protocol import Journal
 from atomic_actors.testing._checkers import check_history
 from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
 from atomic_actors.testing._linearizability import (
     NotLinearizable,
-    RefusedWith,
     SequentialModel,
     Undecided,
     check_linearizable,
@@ -49,14 +46,13 @@ from atomic_actors.testing._recording_journal import RecordingJournal
 from atomic_actors.testing._simulated_channels import Network
 from atomic_actors.testing._simulated_faults import MOMENTS, CrashPoint, Faults, Moment
 from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode, record_handlers
+from atomic_actors.testing._simulated_system import AnsweringModel, LivingSystem, shown_refusal
 from atomic_actors.testing._timeline import timeline
 from atomic_actors.testing._virtual_time import start_outside, virtual_time
 
 __all__ = ("Simulation", "SimulationFailed", "run_simulation", "simulate")
 
 T = TypeVar("T")
-
-_codec: Final = Codec()
 
 #: When virtual time begins for the store: milliseconds since 1970.
 EPOCH_MS: Final = 1_700_000_000_000
@@ -74,73 +70,6 @@ SENDING: Final = ("ask", "tell")
 
 class SimulationFailed(AssertionError):
     """A promise was broken in a simulation; the text says which, and shows what happened."""
-
-
-def shown_refusal(refusal: Refused) -> tuple[str, Any]:
-    """A refusal's name and plain fields: exceptions themselves are compared by identity."""
-    try:
-        return _codec.encode_refusal(refusal)
-    except AtomicActorsError:
-        return type(refusal).__name__, str(refusal)
-
-
-@define(eq=False)
-class _Answering:
-    """A model whose refusals are answers, not exceptions."""
-
-    model: SequentialModel[Any]
-
-    def initial(self) -> Any:
-        return self.model.initial()
-
-    def apply(self, state: Any, input: Any) -> tuple[Any, Any]:
-        try:
-            return self.model.apply(state, input)
-        except Refused as refusal:
-            return state, RefusedWith(shown_refusal(refusal))
-
-
-@define(eq=False)
-class _LivingSystem:
-    """Passes each call to a node that lives, in that node's process: what `Simulation.system` is."""
-
-    simulation: Simulation
-    number: int
-
-    def __getattr__(self, name: str) -> Any:
-        simulation, number = self.simulation, self.number
-        if name == "dead_letters":
-            return _LivingLetters(simulation, number)
-        if name == "entity":
-            return partial(EntityHandle, cast("ActorSystem", self))
-        if inspect.iscoroutinefunction(inspect.getattr_static(ActorSystem, name)):
-
-            async def call(*arguments: Any, **options: Any) -> Any:
-                return await simulation.call(name, arguments, options, number)
-
-            return call
-        node = simulation.living(number)
-        if node is None:
-            raise NodeCrashed("no node lives now: let time go on first (`advance`)")
-        return getattr(node.system, name)
-
-
-@define(eq=False)
-class _LivingLetters:
-    """`ActorSystem.dead_letters`, at a node that lives."""
-
-    simulation: Simulation
-    number: int
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any, **options: Any) -> Any:
-            def inside(system: ActorSystem) -> Awaitable[Any]:
-                answer: Awaitable[Any] = getattr(system.dead_letters, name)(*arguments, **options)
-                return answer
-
-            return await self.simulation.call_at(inside, self.number)
-
-        return call
 
 
 @define(eq=False)
@@ -246,7 +175,7 @@ class Simulation:
 
     def at(self, number: int) -> ActorSystem:
         """The system at one node (0: at any): what is called there dies with it."""
-        return cast("ActorSystem", _LivingSystem(self, number))
+        return cast("ActorSystem", LivingSystem(self, number))
 
     def join(self) -> SimulatedNode:
         """Start one node more."""
@@ -259,7 +188,7 @@ class Simulation:
     async def _follow(self, node: SimulatedNode) -> None:
         """Start another node where one died, so that there are as many as there should be."""
         await node.settled.wait()
-        while node.status in ("starting", "up"):
+        while node.status in ("starting", "up"):  # noqa: ASYNC110 - it ends in several ways
             await trio.sleep(RESTART_AFTER_S)
         while not self._over and self.restarts:
             if sum(each.status in ("starting", "up") for each in self.nodes) >= self.size:
@@ -516,7 +445,7 @@ class Simulation:
             self.fail(problems, about or None)
 
     def _explain(self, entity: str, model: SequentialModel[Any]) -> NotLinearizable | Undecided | None:
-        model = _Answering(model)
+        model = AnsweringModel(model)
         answer = check_linearizable(operations_of(self.history, entity), model)
         if isinstance(answer, Undecided):
             # Too many outcomes that nobody learned: believe what the store says of those.
@@ -586,7 +515,7 @@ async def simulate(
     with virtual_time(seed) as clock, _quiet_logs():
         rng = random.Random(seed ^ 0x5EED)
         async with trio.open_nursery() as nursery:
-            chosen = Faults(rng, faults, fault_rate, fault_rate, lambda *_: None)
+            chosen = Faults(rng, faults, fault_rate, fault_rate, _unheard)
             simulation = Simulation(config, seed, nodes, nursery, clock, rng, chosen, restarts)
             chosen.on_fired = partial(_note_fault, simulation)
             try:
@@ -599,6 +528,10 @@ async def simulate(
                 simulation.end()
     if failure is not None:
         raise failure
+
+
+def _unheard(node: int, kind: str, detail: str) -> None:
+    """Nothing goes wrong before there is a simulation."""
 
 
 def _note_fault(simulation: Simulation, node: int, kind: str, detail: str) -> None:

@@ -14,12 +14,14 @@ trio issue 2675), so three private names are used: the run queue, the scheduler'
 a batch before it is shuffled. The tests of this module fail if they mean something else one day.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import os
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any
@@ -68,7 +70,7 @@ class Process:
         """Continue after `stop`: whatever became runnable meanwhile is."""
         self.is_stopped = False
         held, self._held = self._held, []
-        _run.GLOBAL_RUN_CONTEXT.runner.runq.extend(held)
+        _runner().runq.extend(held)
 
     def may_run(self, task: Any) -> bool:
         """Whether a task that has become runnable runs; else it is held."""
@@ -131,6 +133,13 @@ class _RunQueue(deque[Any]):
             super().append(task)
 
 
+def _runner() -> Any:
+    runner = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
+    if runner is None:
+        raise RuntimeError("virtual time needs Trio: run this with trio.run, or use run_simulation")
+    return runner
+
+
 def _read_instant() -> Instant:
     process = _process.get()
     now_s = trio.current_time() if process is None else process.read_clock_s()
@@ -138,7 +147,7 @@ def _read_instant() -> Instant:
 
 
 @contextmanager
-def virtual_time(seed: int) -> Iterator[trio.testing.MockClock]:
+def virtual_time(seed: int) -> Generator[trio.testing.MockClock]:
     """Let the Trio run that is under way go on in virtual time, until left.
 
     Time goes on from what the run's clock shows, so that deadlines from before keep their meaning; they pass as
@@ -153,9 +162,7 @@ def virtual_time(seed: int) -> Iterator[trio.testing.MockClock]:
     Raises:
         RuntimeError: there is no Trio run here.
     """
-    runner = getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
-    if runner is None:
-        raise RuntimeError("virtual time needs Trio: run this with trio.run, or use run_simulation")
+    runner = _runner()
     now_s, before = runner.clock.current_time(), (runner.clock, runner.clock_autojump_threshold, runner.runq)
     clock = trio.testing.MockClock()
     clock.jump(now_s)
