@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -25,6 +27,17 @@ TEST_TIMEOUT_S: Final = 20
 #: Of one pytest: the slowest takes a tenth of that on an idle machine.
 RUN_TIMEOUT_S: Final = 600.0
 STOP_TIMEOUT_S: Final = 60.0
+
+#: The exit code of a process whose tests saw another tree than the one that they were to see.
+WRONG_TREE: Final = 99
+#: Importing these takes longer than most mutants live, so processes are forked from one that has them.
+WARM_MODULES: Final = (
+    *("anyio", "anyio._backends._asyncio", "attrs", "coredis", "hypothesis", "msgspec", "pytest", "redis"),
+    *("trio", "xxhash"),
+)
+
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(list(WARM_MODULES))
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - (.*))?$", re.MULTILINE)
 #: What is said of a program that cannot run at all: that would show nothing of the guard.
@@ -67,12 +80,6 @@ def copy_tree(source: Path, tree: Path) -> None:
             shutil.copy2(source / part, tree / part)
 
 
-def environment(tree: Path) -> dict[str, str]:
-    """The variables for a process that is to see this tree, and nothing of a pytest around us."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return {**kept, "PYTHONPATH": os.pathsep.join((str(tree / "src"), str(tree)))}
-
-
 def call_python(tree: Path, *arguments: str) -> str:
     """Run Python in a tree; returns what it printed.
 
@@ -82,7 +89,7 @@ def call_python(tree: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=tree,
-        env=environment(tree),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tree / "src"), str(tree)))},
         capture_output=True,
         text=True,
         timeout=RUN_TIMEOUT_S,
@@ -91,17 +98,6 @@ def call_python(tree: Path, *arguments: str) -> str:
     if done.returncode != 0:
         raise CannotTell(f"python {' '.join(arguments)}: {done.stderr.strip()[-500:]}")
     return done.stdout.strip()
-
-
-def check_tree(tree: Path) -> None:
-    """Check that a process in the tree imports the tree's package and not an installed one.
-
-    Raises:
-        CannotTell: it does not.
-    """
-    found = call_python(tree, "-c", "import atomic_actors; print(atomic_actors.__file__)")
-    if not Path(found).resolve().is_relative_to(tree.resolve()):
-        raise CannotTell(f"a process in {tree} imports {found}")
 
 
 def make_mutated_tree(source: Path, tree: Path, mutant: Mutant) -> None:
@@ -122,6 +118,32 @@ def make_mutated_tree(source: Path, tree: Path, mutant: Mutant) -> None:
         call_python(tree, "-m", "atomic_actors.codegen", "--root", str(tree))
 
 
+def _run_pytest(tree: str, command: list[str], output: str) -> None:
+    """The life of a process that was forked from a warm one: pytest in a tree, its words in a file."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "atomic_actors")]:
+        del sys.modules[name]
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    # Compiled once in the unbroken tree, and copied with it.
+    sys.dont_write_bytecode = False
+    os.chdir(tree)
+    others = {str(ROOT), str(ROOT / "src"), ""}
+    sys.path[:] = [f"{tree}/src", tree, *(path for path in sys.path if path not in others)]
+    importlib.invalidate_caches()
+    pytest = importlib.import_module("pytest")
+    code = int(pytest.main(command))
+    imported = str(sys.modules["atomic_actors"].__file__)
+    if not Path(imported).is_relative_to(tree):
+        print(f"the tests imported {imported}")
+        code = WRONG_TREE
+    sys.stdout.flush()
+    # Nothing of this process is worth an orderly end, and a mutant may have left a thread behind.
+    os._exit(code)
+
+
 def run_tests(tree: Path, targets: Sequence[str], expression: str) -> TestRun:
     """Run tests in a tree until the first one fails.
 
@@ -133,32 +155,29 @@ def run_tests(tree: Path, targets: Sequence[str], expression: str) -> TestRun:
     Raises:
         CannotTell: pytest did not come as far as a test, or a test said that the mutant is no program.
     """
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command += [f"--timeout={TEST_TIMEOUT_S}", "--tb=short", "-k", expression, *targets]
+    command = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT_S}"]
+    # What a warm process has imported already.
+    command += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+    command += ["--tb=short", "-k", expression, *targets]
+    words = tree.with_suffix(".txt")
     began_s = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment(tree),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=RUN_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
+    process = _WARM.Process(target=_run_pytest, args=(str(tree), command, str(words)))
+    process.start()
+    process.join(RUN_TIMEOUT_S)
+    late = process.exitcode is None
+    if late:
         # Asked nicely, pytest ends the servers of its fixtures.
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=STOP_TIMEOUT_S)
-        raise CannotTell(f"pytest {' '.join(targets)} did not end; it said {output[-500:]}") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
+        os.kill(process.pid or 0, signal.SIGINT)
+        process.join(STOP_TIMEOUT_S)
+        process.kill()
+        process.join()
     took_s = time.monotonic() - began_s
-    if process.returncode in (0, 5):
-        return TestRun("", "", process.returncode == 0, took_s)
+    output = words.read_text(errors="replace")
+    if late:
+        raise CannotTell(f"pytest {' '.join(targets)} did not end; it said {output[-500:]}")
+    if process.exitcode in (0, 5):
+        return TestRun("", "", process.exitcode == 0, took_s)
     found = _FAILED.search(output)
-    if process.returncode != 1 or found is None or _BROKEN.search(output):
-        raise CannotTell(f"pytest {' '.join(targets)} ended with {process.returncode}: {output[-1500:]}")
+    if process.exitcode != 1 or found is None or _BROKEN.search(output):
+        raise CannotTell(f"pytest {' '.join(targets)} ended with {process.exitcode}: {output[-1500:]}")
     return TestRun(found[1], found[2] or "", True, took_s)
