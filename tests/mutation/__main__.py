@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.mutation.mutant import DoesNotApply, Mutant, mutate
 from tests.mutation.report import summary, write_report
-from tests.mutation.run import Outcome, check_unbroken, try_all, unbroken_tree
+from tests.mutation.run import Outcome, try_all, unbroken_tree
 from tests.mutation.table import MUTANTS
 from tests.mutation.trees import ROOT, CannotTell
 
@@ -32,7 +32,7 @@ def check_applies(mutants: Sequence[Mutant]) -> None:
 
 def describe(outcome: Outcome) -> str:
     """An outcome in one line, or a few where there is a problem."""
-    by = f"{outcome.run.failed.rpartition('::')[2]} ({outcome.stage})" if outcome.stage else outcome.problem
+    by = f"{outcome.test.rpartition('::')[2]} ({outcome.stage})" if outcome.stage else outcome.problem
     return (
         f"{outcome.verdict} {outcome.mutant.name} ({outcome.suite.name.lower()}, {outcome.took_s:.0f} s) {by}"
     )
@@ -63,16 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began_s = time.monotonic()
     total, shown = sum(len(mutant.suites) for mutant in mutants), 0
 
-    def show(outcome: Outcome) -> None:
+    def show(outcome: Outcome | str) -> None:
         nonlocal shown
+        if isinstance(outcome, str):
+            print(outcome, flush=True)
+            return
         shown += 1
         print(f"[{shown:3}/{total} {time.monotonic() - began_s:5.0f} s] {describe(outcome)}", flush=True)
 
     try:
         check_applies(mutants)
         with unbroken_tree() as source:
-            if not options.likely:
-                check_unbroken(source, lambda text: print(text, flush=True))
             outcomes = try_all(source, mutants, jobs=options.jobs, wide=not options.likely, say=show)
     except (CannotTell, DoesNotApply) as error:
         print(error, file=sys.stderr)

@@ -44,6 +44,15 @@ _LEAVING: Final = (
         "test_what_is_behind_a_message_that_left_is_found",
     ),
     lua(
+        "remove_waiting.back_off",
+        Guard.NOT_BEFORE,
+        "remove_waiting",
+        "index_ready(P, entity, went and not_before or 0)",
+        "index_ready(P, entity, 0)",
+        "a back-off behind a message that is gone is waited for",
+        "test_a_back_off_behind_what_left_is_waited_for",
+    ),
+    lua(
         "remove_waiting.parked",
         Guard.PARKED,
         "remove_waiting",

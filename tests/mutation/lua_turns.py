@@ -35,7 +35,7 @@ _TAKING: Final = (
         'call("ZADD", P.ready, decimal(not_before), entity)',
         "",
         "a sweep does not come back at once to what is not due",
-        "test_a_take_that_comes_too_early_corrects_the_index",
+        "test_a_back_off_behind_what_left_is_waited_for",
     ),
     lua(
         "offer_standing.claim",
@@ -82,7 +82,7 @@ _TAKING: Final = (
         "min(limit, RUN_MAX)",
         "limit",
         "a run is as short as `unpack` needs it",
-        "test_a_run_longer_than_a_store_takes",
+        "test_a_run_limit_beyond_what_waits",
     ),
     lua(
         "plan.draining",

@@ -431,6 +431,15 @@ _SENDERS: Final = (
         "test_relay_in_overlaps_and_gaps",
     ),
     _steps(
+        "relay_in.waits",
+        Guard.DEDUPE_ID,
+        "_relay_in",
+        "if entry.unique not in entity.messages:",
+        "if True:",
+        "a message that waits already is not taken in again",
+        "test_a_message_of_a_stream_that_waits_already",
+    ),
+    _steps(
         "relay_ack.incarnation",
         Guard.INCARNATION,
         "_relay_ack",

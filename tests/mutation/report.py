@@ -25,7 +25,7 @@ def _cell(text: str) -> str:
 
 def _row(outcome: Outcome) -> str:
     mutant = outcome.mutant
-    test = outcome.run.failed.rpartition("::")[2] if outcome.stage else ""
+    test = outcome.test.rpartition("::")[2] if outcome.stage else ""
     cells = [
         f"`{mutant.name}`",
         outcome.suite.name.lower(),

@@ -1,64 +1,23 @@
-"""Which tests a mutant has to face, in which order, and what came of it."""
+"""Runs the tests on mutants, and says what came of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import Final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
-from tests.mutation.mutant import DoesNotApply, Mutant, Suite
-from tests.mutation.trees import (
-    ROOT,
-    CannotTell,
-    TestRun,
-    copy_tree,
-    make_mutated_tree,
-    run_tests,
-)
-
-DIFFERENTIAL: Final = "tests/conformance/test_differential.py"
-
-
-@frozen
-class Stage:
-    """Some tests.
-
-    Args:
-        name: what they are called in the report.
-        targets: files, classes or tests.
-        expression: which of them.
-    """
-
-    name: str
-    targets: tuple[str, ...]
-    expression: str
-
-
-#: From the fastest and most telling to the slowest.
-STAGES: Final[dict[Suite, tuple[Stage, ...]]] = {
-    Suite.STORE: (
-        Stage("conformance", (Suite.STORE,), "asyncio and once"),
-        Stage("differential", (DIFFERENTIAL,), "long_walk and valkey"),
-        Stage("conformance, other modes", (Suite.STORE,), "asyncio and not once"),
-        Stage("wire", ("tests/redis/test_wire.py",), "asyncio and not asyncio-redis"),
-    ),
-    Suite.MEMORY: (
-        Stage("conformance", (Suite.MEMORY,), "asyncio"),
-        Stage(
-            "memory",
-            ("tests/conformance/test_journals.py",),
-            "asyncio and not TestMemoryJournal and not TestGroupCommit",
-        ),
-        Stage("differential", (DIFFERENTIAL,), "long_walk and valkey"),
-    ),
-}
+from tests.mutation.mutant import LUA, TABLE, DoesNotApply, Guard, Mutant, Suite, apply
+from tests.mutation.stage import STAGES, Selection, stages_of
+from tests.mutation.trees import ROOT, CannotTell, copy_tree, make_mutated_tree
+from tests.mutation.warm import Request, TestRun, WarmTests
 
 
 class Verdict(StrEnum):
@@ -80,7 +39,7 @@ class Outcome:
         mutant: the mutant.
         suite: the journal that was tested.
         stage: the tests that noticed it; "" if none did.
-        run: how their run ended, or the last one did.
+        test: the one that did.
         took_s: how long all runs took.
         problem: why nothing can be said of it; "" if something can.
     """
@@ -88,7 +47,7 @@ class Outcome:
     mutant: Mutant
     suite: Suite
     stage: str
-    run: TestRun
+    test: str
     took_s: float
     problem: str = ""
 
@@ -107,63 +66,112 @@ class Outcome:
         return self.verdict in (Verdict.NOTICED, Verdict.EQUIVALENT)
 
 
-def likely_stage(mutant: Mutant, suite: Suite) -> Stage:
-    """The tests that are most likely to notice a mutant."""
-    paths = tuple(test for test in mutant.tests if "::" in test)
-    names = [test.rpartition("::")[2] for test in mutant.tests]
-    targets = (*paths, *([str(suite)] if len(paths) < len(mutant.tests) else []))
-    return Stage("likely", targets, f"asyncio and not asyncio-redis and ({' or '.join(names)})")
-
-
-def stages_of(mutant: Mutant, suite: Suite, *, wide: bool) -> Generator[Stage]:
-    """The tests that a mutant has to face, in order.
+def face(mutant: Mutant, suite: Suite, run: Callable[[Selection], TestRun], *, wide: bool) -> Outcome:
+    """Run one suite's tests until one notices the mutant.
 
     Args:
         mutant: the mutant.
         suite: the journal.
-        wide: False for only those that are most likely to notice.
-    """
-    if mutant.tests:
-        yield likely_stage(mutant, suite)
-    if wide:
-        yield from STAGES[suite]
-
-
-def try_mutant(source: Path, tree: Path, mutant: Mutant, suite: Suite, *, wide: bool) -> Outcome:
-    """Break a guard in a copy of a tree and run one suite's tests until one notices.
-
-    Args:
-        source: the tree.
-        tree: where the copy goes.
-        mutant: the mutant.
-        suite: the journal.
+        run: runs tests in a tree that has the mutant.
         wide: False runs only the tests that are most likely to notice.
-    """
-    run, took_s = TestRun("", "", False, 0.0), 0.0
-    try:
-        make_mutated_tree(source, tree, mutant)
-        for stage in stages_of(mutant, suite, wide=wide):
-            run = run_tests(tree, stage.targets, stage.expression)
-            took_s += run.took_s
-            if run.failed:
-                return Outcome(mutant, suite, stage.name, run, took_s)
-    except (CannotTell, DoesNotApply) as error:
-        return Outcome(mutant, suite, "", run, took_s, str(error))
-    return Outcome(mutant, suite, "", run, took_s)
-
-
-def check_unbroken(source: Path, say: Callable[[str], None]) -> None:
-    """Check that every stage passes where no guard is broken; else a failure would say nothing.
 
     Raises:
-        CannotTell: a test fails, or a stage has none.
+        CannotTell: a run ended in a way that says nothing.
     """
-    for suite, stages in STAGES.items():
-        for stage in stages:
-            run = run_tests(source, stage.targets, stage.expression)
-            if run.failed or not run.ran:
-                raise CannotTell(f"without a mutant, {stage.targets}: {run.failed or 'no test'} {run.reason}")
-            say(f"without a mutant: {suite.name.lower()}, {stage.name}: passed in {run.took_s:.0f} s")
+    took_s = 0.0
+    for stage in stages_of(mutant, suite, wide=wide):
+        result = run(stage)
+        took_s += result.took_s
+        if result.failed:
+            return Outcome(mutant, suite, stage.name, result.failed, took_s)
+        if not result.ran:
+            raise CannotTell(f"there is no test of {stage}")
+    return Outcome(mutant, suite, "", "", took_s)
+
+
+@define(eq=False)
+class Workshop:
+    """Where mutants are tried, each in a copy of the tree.
+
+    Args:
+        source: the unbroken tree, with everything compiled.
+        wide: False runs only the tests that are most likely to notice.
+    """
+
+    source: Path
+    wide: bool
+    _idle: SimpleQueue[WarmTests] = field(factory=SimpleQueue)
+
+    @contextmanager
+    def opened(self, count: int) -> Generator[None]:
+        """Have as many warm processes ready, each with a tree of its own.
+
+        Raises:
+            CannotTell: one does not start.
+        """
+        with ExitStack() as stack:
+            for number in range(count):
+                tree = self.source.parent / f"warm-{number}"
+                copy_tree(self.source, tree)
+                self._idle.put(stack.enter_context(WarmTests(tree)))
+            yield
+
+    def check_unbroken(self, say: Callable[[str], None]) -> None:
+        """Check that every stage passes where no guard is broken; else a failure would say nothing.
+
+        Raises:
+            CannotTell: a test fails, or a stage has none.
+        """
+        warm = self._idle.get()
+        for suite, stages in STAGES.items():
+            for stage in stages:
+                run = warm.run(Request(stage))
+                if run.failed or not run.ran:
+                    raise CannotTell(f"without a mutant, {stage.targets}: {run.failed or 'no test'}")
+                say(f"without a mutant: {suite.name.lower()}, {stage.name}: passed in {run.took_s:.0f} s")
+        self._idle.put(warm)
+
+    def try_mutant(self, number: int, mutant: Mutant) -> list[Outcome]:
+        """Break a guard and run each suite's tests until one notices.
+
+        Args:
+            number: another one for each mutant.
+            mutant: the mutant.
+        """
+        try:
+            if mutant.guard is Guard.TRANSITION and mutant.file == TABLE:
+                return self._try_table(number, mutant)
+            return [self._try_function(mutant)]
+        except (CannotTell, DoesNotApply) as error:
+            return [Outcome(mutant, suite, "", "", 0.0, str(error)) for suite in mutant.suites]
+
+    def _try_table(self, number: int, mutant: Mutant) -> list[Outcome]:
+        tree = self.source.parent / f"tree-{number}"
+        try:
+            make_mutated_tree(self.source, tree, mutant)
+            with WarmTests(tree) as warm:
+                return [
+                    face(mutant, suite, lambda stage: warm.run(Request(stage)), wide=self.wide)
+                    for suite in mutant.suites
+                ]
+        finally:
+            rmtree(tree, ignore_errors=True)
+
+    def _try_function(self, mutant: Mutant) -> Outcome:
+        module = ""
+        if mutant.file != LUA:
+            module = mutant.file.removeprefix("src/").removesuffix(".py").replace("/", ".")
+        warm = self._idle.get()
+        path = warm.tree / mutant.file
+        unbroken = path.read_text("utf-8")
+        try:
+            apply(warm.tree, mutant)
+            (suite,) = mutant.suites
+            run = partial(Request, module=module, function=mutant.function)
+            return face(mutant, suite, lambda stage: warm.run(run(stage)), wide=self.wide)
+        finally:
+            path.write_text(unbroken, "utf-8")
+            self._idle.put(warm)
 
 
 @contextmanager
@@ -171,47 +179,50 @@ def unbroken_tree() -> Generator[Path]:
     """A copy of this source tree to copy from. It is used once, so that everything in it is compiled.
 
     Raises:
-        CannotTell: a test failed in it.
+        CannotTell: the tests cannot be collected in it.
     """
     with TemporaryDirectory(prefix="mutation-") as directory:
         source = Path(directory) / "unbroken"
         copy_tree(ROOT, source)
-        targets = (*Suite, DIFFERENTIAL, "tests/redis/test_wire.py")
-        run = run_tests(source, targets, "asyncio-once and test_claim_renew_release")
-        if run.failed or not run.ran:
-            raise CannotTell(f"without a mutant: {run.failed or 'no test'} {run.reason}")
+        with WarmTests(source):
+            pass
         yield source
 
 
 def try_all(
-    source: Path, mutants: Iterable[Mutant], *, jobs: int, wide: bool, say: Callable[[Outcome], None]
+    source: Path,
+    mutants: Sequence[Mutant],
+    *,
+    jobs: int,
+    wide: bool,
+    say: Callable[[Outcome | str], None],
 ) -> Sequence[Outcome]:
-    """Try mutants side by side, each in a tree of its own that is removed afterwards.
+    """Try mutants side by side.
 
     Args:
         source: the unbroken tree.
         mutants: the mutants.
         jobs: how many at a time.
-        wide: False runs only the tests that are most likely to notice.
+        wide: False runs only the tests that are most likely to notice, and not those of the unbroken tree first.
         say: told of each outcome when it is there.
+
+    Raises:
+        CannotTell: a process does not start, or the unbroken tests fail.
     """
-
-    def attempt(number: int, mutant: Mutant, suite: Suite) -> Outcome:
-        tree = source.parent / f"tree-{number}"
-        try:
-            return try_mutant(source, tree, mutant, suite, wide=wide)
-        finally:
-            rmtree(tree, ignore_errors=True)
-
-    pairs = [(mutant, suite) for mutant in mutants for suite in mutant.suites]
-    outcomes: dict[int, Outcome] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(attempt, number, *pair): number for number, pair in enumerate(pairs)}
+    outcomes: dict[int, list[Outcome]] = {}
+    workshop = Workshop(source, wide)
+    with workshop.opened(min(jobs, len(mutants))), ThreadPoolExecutor(jobs) as pool:
+        if wide:
+            workshop.check_unbroken(say)
+        running = {
+            pool.submit(workshop.try_mutant, number, mutant): number for number, mutant in enumerate(mutants)
+        }
         try:
             for done in as_completed(running):
                 outcomes[running[done]] = done.result()
-                say(done.result())
+                for outcome in done.result():
+                    say(outcome)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [outcomes[number] for number in sorted(outcomes)]
+    return [outcome for number in sorted(outcomes) for outcome in outcomes[number]]

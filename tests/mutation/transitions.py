@@ -59,7 +59,7 @@ _COMPLETE: Final = "        Event.COMPLETE: State.COMPLETED,\n"
 _ILLEGAL: Final = (
     _with("enqueued", "complete", "completed", _TAKE, _TAKE + "        {},\n"),
     _with("enqueued", "fail", "failed", _TAKE, _TAKE + "        {},\n"),
-    _with("enqueued", "append", "enqueued", _TAKE, _TAKE + "        {},\n"),
+    _with("enqueued", "interrupt", "interrupted", _TAKE, _TAKE + "        {},\n"),
     _with("dispatched", "take", "enqueued", _COMPLETE, _COMPLETE + "        {},\n"),
     _with("dispatched", "withdraw", "withdrawn", _COMPLETE, _COMPLETE + "        {},\n"),
     _with("dispatched", "expire", "expired", _COMPLETE, _COMPLETE + "        {},\n"),

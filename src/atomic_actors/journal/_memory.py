@@ -548,7 +548,9 @@ class MemoryJournal:
         for entry in step.entries:
             if entry.number > last:
                 last = entry.number
-                partition.accept(partition.entity(entry.entity), entry.unique, entry.body)
+                entity = partition.entity(entry.entity)
+                if entry.unique not in entity.messages:
+                    partition.accept(entity, entry.unique, entry.body)
                 entities[entry.entity] = None
         if entities:
             partition.numbers_in[stream] = last

@@ -171,6 +171,70 @@ class Lives:
             finished = await probe.finish(dispatch, "complete", state=b"right")
             assert finished.version == 1
 
+    @pytest.mark.parametrize("event", ["append", "take", "withdraw", "expire", "vanish"])
+    async def test_verdicts_that_cannot_happen(self, open_probe: OpenProbe, event: str) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            refused = await probe.send(probe.finish_step(dispatch, event, state=b"no"))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.state_of(step) == "dispatched"
+
+    async def test_verdicts_of_other_messages(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            steps = [probe.message(name="tdc3") for _ in range(2)]
+            await probe.batch(*steps)
+            await probe.own()
+            run = await probe.dispatch(run_limit=2)
+            first, second, other = steps[0].unique, steps[1].unique, probe.new_unique()
+            for names in ((second, first), (first, other), (first, first)):
+                verdicts = tuple(Verdict(unique, "complete") for unique in names)
+                refused = await probe.send(probe.finish_step(run, "complete", verdicts=verdicts))
+                assert expect(Rejected, refused).code == "bad_step"
+            assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
+
+    async def test_a_negative_back_off(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            refused = await probe.send(probe.finish_step(dispatch, "retry", delay_ms=-1))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.state_of(step) == "dispatched"
+
+    @pytest.mark.parametrize("event", ["append", "take", "withdraw", "expire", "vanish"])
+    async def test_verdicts_that_cannot_happen(self, open_probe: OpenProbe, event: str) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            refused = await probe.send(probe.finish_step(dispatch, event, state=b"no"))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.state_of(step) == "dispatched"
+
+    async def test_verdicts_of_other_messages(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            steps = [probe.message(name="tdc3") for _ in range(2)]
+            await probe.batch(*steps)
+            await probe.own()
+            run = await probe.dispatch(run_limit=2)
+            first, second, other = steps[0].unique, steps[1].unique, probe.new_unique()
+            for names in ((second, first), (first, other), (first, first)):
+                verdicts = tuple(Verdict(unique, "complete") for unique in names)
+                refused = await probe.send(probe.finish_step(run, "complete", verdicts=verdicts))
+                assert expect(Rejected, refused).code == "bad_step"
+            assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
+
+    async def test_a_negative_back_off(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            refused = await probe.send(probe.finish_step(dispatch, "retry", delay_ms=-1))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.state_of(step) == "dispatched"
+
     async def test_retry_keeps_its_place_and_waits(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()

@@ -6,22 +6,23 @@ import pytest
 from msgspec.structs import replace
 
 from atomic_actors.journal._protocol import (
-    Claimed,
     ClaimPartition,
+    Claimed,
     DeadLetterPage,
+    Interrupt,
     LeaseHeld,
     ListDeadLetters,
     Outgoing,
     Rejected,
     RelayAck,
     RelayAcked,
-    Relayed,
     RelayEntry,
     RelayIn,
     RelayPage,
     RelayRead,
-    Settled,
+    Relayed,
     SettleLost,
+    Settled,
     Stale,
     Sweep,
     Swept,
@@ -202,6 +203,37 @@ class Losses:
             assert dispatch.recovering == (settlement == "recover")
             (message,) = dispatch.messages
             assert (message.unique, message.attempt, message.interruptions) == (step.unique, 2, 1)
+
+    async def test_what_is_known_of_a_lost_message_stays(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message(name="erc0")
+            dispatch = await probe.taken(step)
+            for _ in range(2):
+                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+                assert await probe.send(cut) == Settled("requeue")
+                dispatch = await probe.dispatch()
+            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+            assert await probe.send(cut) == Settled("requeue")
+            assert await probe.send(lost(step.unique)) == Settled("requeue")
+            (message,) = (await probe.dispatch()).messages
+            assert (message.attempt, message.interruptions) == (4, 3)
+
+    async def test_what_is_known_of_a_lost_message_stays(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message(name="erc0")
+            dispatch = await probe.taken(step)
+            for _ in range(2):
+                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+                assert await probe.send(cut) == Settled("requeue")
+                dispatch = await probe.dispatch()
+            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+            assert await probe.send(cut) == Settled("requeue")
+            assert await probe.send(lost(step.unique)) == Settled("requeue")
+            (message,) = (await probe.dispatch()).messages
+            assert (message.attempt, message.interruptions) == (4, 3)
+
 
     async def test_in_the_middle_of_the_log(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
