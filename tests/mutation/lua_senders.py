@@ -59,7 +59,7 @@ _DEDUPE: Final = (
         "if values[5 + j] or stored[j] then",
         "if values[5 + j] then",
         "a run has no message that is finished already",
-        "test_appends_of_one_call_are_as_those_of_many",
+        "test_a_finished_message_among_those_of_one_call",
     ),
     lua(
         "replay.new_id_waits",

@@ -36,6 +36,19 @@ def _with_in_lua(event: str, leads_to: str) -> Mutant:
     )
 
 
+def _counted_as(function: str, old: str, new: str, *tests: str) -> Mutant:
+    return Mutant(
+        f"lua.{function}.counts",
+        Guard.TRANSITION,
+        LUA,
+        function,
+        old,
+        new,
+        "what happened is what the books say",
+        tests,
+    )
+
+
 def _rule(name: str, guard: Guard, function: str, old: str, new: str, protects: str, *tests: str) -> Mutant:
     return Mutant(f"rule.{name}", guard, TABLE, function, old, new, protects, tests)
 
@@ -75,7 +88,16 @@ _ILLEGAL: Final = (
     _with_in_lua("append", "enqueued"),
 )
 
+_INTERRUPT: Final = 'count(P, "dispatched", "interrupt", 1)'
+_FAIL: Final = 'count(P, "dispatched", "fail", 1)'
+_WITHDRAW: Final = 'count(P, "enqueued", "withdraw", 1)'
+_EXPIRE: Final = 'count(P, "enqueued", "expire", 1)'
+
 _WRONG_END: Final = (
+    _counted_as("interrupt", _INTERRUPT, _FAIL, "test_interrupt"),
+    _counted_as("settle_lost", _INTERRUPT, _FAIL, "test_an_effect_that_may_have_happened_is_dead"),
+    _counted_as("withdraw", _WITHDRAW, _EXPIRE, _EVERY),
+    _counted_as("expire", _EXPIRE, _WITHDRAW, _EVERY),
     Mutant(
         "table.complete_fails",
         Guard.TRANSITION,

@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from atomic_actors.journal._protocol import (
-    ClaimPartition,
     Claimed,
+    ClaimPartition,
     DeadLetterPage,
     Interrupt,
     LeaseHeld,
@@ -16,13 +16,13 @@ from atomic_actors.journal._protocol import (
     Rejected,
     RelayAck,
     RelayAcked,
+    Relayed,
     RelayEntry,
     RelayIn,
     RelayPage,
     RelayRead,
-    Relayed,
-    SettleLost,
     Settled,
+    SettleLost,
     Stale,
     Sweep,
     Swept,
@@ -174,6 +174,8 @@ class Losses:
             await probe.accept(behind)
             assert await probe.send(lost(step.unique)) == Settled("interrupt", (step.body,))
             assert await probe.state_of(step) == "interrupted"
+            counts = (await probe.audit()).counts
+            assert (counts["enqueued"], counts["dispatched"], counts["interrupted"]) == (1, 0, 1)
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
             (letter,) = page.letters
             assert (letter.reason, letter.attempts, letter.interruptions) == ("interrupted", 1, 1)
@@ -218,22 +220,6 @@ class Losses:
             assert await probe.send(lost(step.unique)) == Settled("requeue")
             (message,) = (await probe.dispatch()).messages
             assert (message.attempt, message.interruptions) == (4, 3)
-
-    async def test_what_is_known_of_a_lost_message_stays(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            step = probe.message(name="erc0")
-            dispatch = await probe.taken(step)
-            for _ in range(2):
-                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
-                assert await probe.send(cut) == Settled("requeue")
-                dispatch = await probe.dispatch()
-            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
-            assert await probe.send(cut) == Settled("requeue")
-            assert await probe.send(lost(step.unique)) == Settled("requeue")
-            (message,) = (await probe.dispatch()).messages
-            assert (message.attempt, message.interruptions) == (4, 3)
-
 
     async def test_in_the_middle_of_the_log(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
