@@ -388,10 +388,10 @@ class Queues:
 
     @pytest.mark.parametrize("leave", ["withdraw", "expire"])
     async def test_a_key_that_is_another_messages_by_now(self, open_probe: OpenProbe, leave: str) -> None:
-        async with open_probe(dedupe_ttl_ms=100) as probe:
+        async with open_probe(dedupe_ttl_ms=300) as probe:
             first = probe.message(key="k", digest="one", deadline_ms=1)
             await probe.accept(first)
-            await probe.pass_ms(101)
+            await probe.pass_ms(301)
             # In one call, so that the key's second life is not over before it is asked for.
             leaving = (Withdraw if leave == "withdraw" else Expire)(0, "account/a", first.unique, "k")
             second = probe.message(key="k", digest="two")
