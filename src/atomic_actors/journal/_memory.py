@@ -17,12 +17,7 @@ import anyio.lowlevel
 from atomic_actors._records import message_id_of
 from atomic_actors._wal import Event, State, may_leave_unrun
 from atomic_actors.journal._directory import MemoryDirectory
-from atomic_actors.journal._memory_books import (
-    Entity,
-    Lease,
-    Partition,
-    read_policy,
-)
+from atomic_actors.journal._memory_books import Entity, Lease, Partition, read_policy
 from atomic_actors.journal._memory_turns import (
     bad_step,
     describe,
