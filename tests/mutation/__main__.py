@@ -32,7 +32,11 @@ def check_applies(mutants: Sequence[Mutant]) -> None:
 
 def describe(outcome: Outcome) -> str:
     """An outcome in one line, or a few where there is a problem."""
-    by = f"{outcome.test.rpartition('::')[2]} ({outcome.stage})" if outcome.stage else outcome.problem
+    by = (
+        f"{outcome.test.rpartition('::')[2]} ({outcome.stage}){', which waited in vain' if outcome.hung else ''}"
+        if outcome.stage
+        else outcome.problem
+    )
     return (
         f"{outcome.verdict} {outcome.mutant.name} ({outcome.suite.name.lower()}, {outcome.took_s:.0f} s) {by}"
     )

@@ -23,6 +23,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _remarks(outcome: Outcome) -> list[str]:
+    remarks = [] if outcome.stage in ("", "likely", "conformance") else [outcome.stage]
+    return [*remarks, "waited in vain"] if outcome.hung else remarks
+
+
 def _row(outcome: Outcome) -> str:
     mutant = outcome.mutant
     test = outcome.test.rpartition("::")[2] if outcome.stage else ""
@@ -32,14 +37,14 @@ def _row(outcome: Outcome) -> str:
         mutant.protects,
         str(outcome.verdict),
         f"`{test}`" if test else "",
-        "" if outcome.stage in ("", "likely", "conformance") else outcome.stage,
+        ", ".join(_remarks(outcome)),
     ]
     return "| " + " | ".join(map(_cell, cells)) + " |"
 
 
 def _section(guard: Guard, outcomes: Sequence[Outcome]) -> list[str]:
     rows = [_row(outcome) for outcome in outcomes if outcome.mutant.guard is guard]
-    head = ["| mutant | journal | what the guard is for | | noticed by | in |", "|---|---|---|---|---|---|"]
+    head = ["| mutant | journal | what the guard is for | | noticed by | |", "|---|---|---|---|---|---|"]
     return ["", f"## {guard.value.capitalize()}", "", *head, *rows] if rows else []
 
 

@@ -41,6 +41,7 @@ class Outcome:
         stage: the tests that noticed it; "" if none did.
         test: the one that did.
         took_s: how long all runs took.
+        hung: whether that one failed because it waited in vain.
         problem: why nothing can be said of it; "" if something can.
     """
 
@@ -49,6 +50,7 @@ class Outcome:
     stage: str
     test: str
     took_s: float
+    hung: bool = False
     problem: str = ""
 
     @property
@@ -83,7 +85,7 @@ def face(mutant: Mutant, suite: Suite, run: Callable[[Selection], TestRun], *, w
         result = run(stage)
         took_s += result.took_s
         if result.failed:
-            return Outcome(mutant, suite, stage.name, result.failed, took_s)
+            return Outcome(mutant, suite, stage.name, result.failed, took_s, result.hung)
         if not result.ran:
             raise CannotTell(f"there is no test of {stage}")
     return Outcome(mutant, suite, "", "", took_s)
@@ -143,7 +145,7 @@ class Workshop:
                 return self._try_table(number, mutant)
             return [self._try_function(mutant)]
         except (CannotTell, DoesNotApply) as error:
-            return [Outcome(mutant, suite, "", "", 0.0, str(error)) for suite in mutant.suites]
+            return [Outcome(mutant, suite, "", "", 0.0, problem=str(error)) for suite in mutant.suites]
 
     def _try_table(self, number: int, mutant: Mutant) -> list[Outcome]:
         tree = self.source.parent / f"tree-{number}"

@@ -106,7 +106,7 @@ def test_the_report_names_what_is_to_be_looked_at() -> None:
         Outcome(mutant, Suite.MEMORY, "", "", 1.0),
         Outcome(evolve(mutant, equivalent="because"), Suite.MEMORY, "", "", 1.0),
         Outcome(evolve(mutant, equivalent="because"), Suite.MEMORY, "wire", "tests/a.py::test_c", 1.0),
-        Outcome(mutant, Suite.MEMORY, "", "", 0.0, "no reason"),
+        Outcome(mutant, Suite.MEMORY, "", "", 0.0, problem="no reason"),
     ]
     assert [outcome.verdict for outcome in outcomes] == list(Verdict)
     assert [outcome.is_fine for outcome in outcomes] == [True, False, True, False, False]

@@ -17,7 +17,8 @@ ROOT: Final = Path(__file__).parents[2]
 #: What a tree needs to be tested and to have its generated files written again.
 PARTS: Final = ("src", "tests", "docs", "pyproject.toml")
 #: Of one test; a mutant may make it wait for what never comes.
-TEST_TIMEOUT_S: Final = 20
+TEST_TIMEOUT_S: Final = 40
+#: Of a program in a tree.
 CALL_TIMEOUT_S: Final = 120.0
 #: Importing these takes longer than most mutants live, so processes are forked from one that has them.
 WARM_MODULES: Final = (

@@ -38,6 +38,8 @@ _BROKEN: Final = re.compile(
     r"Error (?:compiling|registering) function|attempt to (?:index|call|compare|concatenate|perform)"
     r"|SyntaxError|ImportError|NameError|AttributeError"
 )
+#: What is said of a test that took too long: because of the mutant, or of a machine that is too busy.
+_HUNG: Final = re.compile(r"^E? *(?:Failed: Timeout|TimeoutError)", re.MULTILINE)
 
 
 @frozen
@@ -48,6 +50,7 @@ class TestRun:
         failed: the test that failed; "" if all passed.
         ran: whether there was any test to run.
         took_s: how long it took.
+        hung: whether the test that failed did because it waited in vain.
     """
 
     __test__ = False
@@ -55,6 +58,7 @@ class TestRun:
     failed: str
     ran: bool
     took_s: float
+    hung: bool
 
 
 class Request(msgspec.Struct):
@@ -173,20 +177,32 @@ def _serve(tree: str, output: str, connection: Connection) -> None:
 
 
 class WarmTests:
-    """The store's tests in one tree, ready to run. Enter it to start the process."""
+    """The tests in one tree, ready to run. Enter it to start the process.
+
+    Args:
+        tree: the tree.
+    """
 
     def __init__(self, tree: Path) -> None:
         self.tree = tree
         self._words = tree.with_suffix(".txt")
-        self._ours, theirs = WARM.Pipe()
-        self._process = WARM.Process(target=_serve, args=(str(tree), str(self._words), theirs))
+        self._ours, self._theirs = WARM.Pipe()
+        self._process = WARM.Process(target=_serve, args=(str(tree), str(self._words), self._theirs))
 
     def __enter__(self) -> Self:
         self._process.start()
-        if not self._ours.poll(RUN_TIMEOUT_S):
+        # So that the end of the process is heard.
+        self._theirs.close()
+        if not self._ours.poll(RUN_TIMEOUT_S) or not self._receive():
+            self._process.kill()
             raise CannotTell(f"nothing was collected; pytest said {self._words.read_text()[-1500:]}")
-        self._ours.recv_bytes()
         return self
+
+    def _receive(self) -> bytes:
+        try:
+            return self._ours.recv_bytes()
+        except EOFError:
+            return b""
 
     def __exit__(
         self,
@@ -207,10 +223,12 @@ class WarmTests:
         """
         began_s = time.monotonic()
         self._ours.send_bytes(msgspec.json.encode(request))
-        reply = self._ours.recv_bytes()
+        reply = self._receive()
         if not reply:
-            raise CannotTell(f"{request} did not end")
+            said = self._words.read_text(errors="replace")[-1500:]
+            raise CannotTell(f"{request.selection} did not end; pytest said {said}")
         answer = msgspec.json.decode(reply, type=Answer)
         if answer.failed and _BROKEN.search(answer.text):
             raise CannotTell(f"{answer.failed} says {answer.text[-1500:]}")
-        return TestRun(answer.failed, answer.ran > 0, time.monotonic() - began_s)
+        hung = bool(answer.failed and _HUNG.search(answer.text))
+        return TestRun(answer.failed, answer.ran > 0, time.monotonic() - began_s, hung)
