@@ -187,6 +187,14 @@ class Lives:
             refused = await probe.send(probe.finish_step(dispatch, event, state=b"no"))
             assert expect(Rejected, refused).code == "bad_step"
             assert await probe.state_of(step) == "dispatched"
+            # Nothing of a turn is committed where one of its verdicts is no verdict.
+            steps = [probe.message("account/b", "tdc3") for _ in range(2)]
+            await probe.batch(*steps)
+            run = await probe.dispatch("account/b", run_limit=2)
+            wrong = probe.finish_step(run, "complete", event, entity="account/b", state=b"no")
+            assert expect(Rejected, await probe.send(wrong)).code == "bad_step"
+            assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
+            assert (await probe.audit()).counts["completed"] == 0
 
     async def test_verdicts_of_other_messages(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -357,7 +365,10 @@ class Lives:
             answer = await probe.send(withdraw)
             assert answer == WithdrawAnswer("finished", b"completed\nreply\n\x00")
 
-    async def test_many_withdrawn_are_skipped_in_bounded_steps(self, open_probe: OpenProbe) -> None:
+    @pytest.mark.parametrize("run_limit", [1, 100])
+    async def test_many_withdrawn_are_skipped_in_bounded_steps(
+        self, open_probe: OpenProbe, run_limit: int
+    ) -> None:
         async with open_probe() as probe:
             await probe.own()
             steps = [probe.message() for _ in range(80)]
@@ -365,13 +376,13 @@ class Lives:
             last = steps[-1]
             await probe.batch(*(Withdraw(0, step.entity, step.unique) for step in steps[:-1]))
             assert (await probe.inspect()).waiting == 1
-            offer = NOTHING
-            for _ in range(5):
-                offer = expect(Taken, await probe.once(Take(0, "account/a", "claim-1", POLICY))).offer
-                if offer.dispatch is not None:
-                    break
-                assert offer.more
-            assert expect(Dispatch, offer.dispatch).messages[0].unique == last.unique
+            take = Take(0, "account/a", "claim-1", POLICY, run_limit=run_limit)
+            offers = [expect(Taken, await probe.once(take)).offer for _ in range(5)]
+            more = [offer.more for offer in offers]
+            assert more == sorted(more, reverse=True)
+            # What is skipped is skipped for good, but not all of it at once.
+            assert 1 <= sum(more) <= 4
+            assert expect(Dispatch, offers[-1].dispatch).messages[0].unique == last.unique
 
     # Cut off.
 
