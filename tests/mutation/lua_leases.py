@@ -73,7 +73,7 @@ _LEASES: Final = (
         "if dispatch.claim ~= claim then",
         "if true then",
         "an owner does not settle its own turns",
-        "test_sweep",
+        "test_an_owner_does_not_find_its_own_turns",
     ),
     lua(
         "claim_partition.sweeps_anew",
@@ -420,8 +420,7 @@ _STREAMS: Final = (
         "max(before + 1, P.now) - before",
         "max(before, P.now) - before",
         "two losses within a millisecond are two incarnations",
-        "test_two_losses_before_a_stream_was_read",
-        "test_a_new_incarnation",
+        "test_two_incarnations_within_a_millisecond",
     ),
     lua(
         "begin_incarnation.numbers",

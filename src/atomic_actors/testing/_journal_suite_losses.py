@@ -79,6 +79,17 @@ class Losses:
             assert await claim_anew(probe) == again
             assert (await probe.take_over("claim-3")).incarnation == again.incarnation
 
+    async def test_two_incarnations_within_a_millisecond(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            # In one call, at one time.
+            claims = [ClaimPartition(0, "claim-1", b"node", new_incarnation=True)]
+            claims += [
+                ClaimPartition(0, f"claim-{number}", b"node", f"claim-{number - 1}", 0, new_incarnation=True)
+                for number in (2, 3)
+            ]
+            answers = [expect(Claimed, answer).incarnation for answer in await probe.batch(*claims)]
+            assert answers == sorted(set(answers))
+
     async def test_a_new_incarnation_of_a_partition_that_is_gone(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             claimed = await claim_anew(probe, was="", epoch_above=7)

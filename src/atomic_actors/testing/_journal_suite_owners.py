@@ -448,6 +448,13 @@ class Owners:
             audited = await probe.audit()
             assert (audited.indexed_ready, audited.indexed_dispatched) == (5, 0)
 
+    async def test_an_owner_does_not_find_its_own_turns(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dispatch = await probe.taken(probe.message())
+            assert await sweep(probe) == Swept((), (), 0, ())
+            assert await probe.dispatch() == dispatch
+
     async def test_sweep_finds_a_retry_when_it_is_due(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
