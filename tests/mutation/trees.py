@@ -100,11 +100,13 @@ def enter_tree(tree: str, output: str) -> None:
         sys.exit(f"{tree} imports {imported}")
 
 
-def pytest_options() -> list[str]:
-    """What every pytest here is started with."""
+def pytest_options(tree: str) -> list[str]:
+    """What pytest is started with in a tree."""
     return [
         *("-x", "-q", "--tb=short", "-p", "no:xdist", "-p", "no:cacheprovider"),
         f"--timeout={TEST_TIMEOUT_S}",
+        # The folder that every pytest shares is tidied by each of them, and they get in each other's way.
+        f"--basetemp={tree}.tmp",
         # What a warm process has imported already.
         *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
     ]
