@@ -33,6 +33,8 @@ from atomic_actors.journal._protocol import (
     RelayEntry,
     RelayIn,
     RelayRead,
+    Release,
+    Released,
     Replay,
     Result,
     SettleLost,
@@ -184,6 +186,9 @@ async def test_renew_of_many_leases(store_server: Server, namespace: str) -> Non
         answer = store_server.call("FCALL", RENEW, 3, *keys, CLAIM, "stale", CLAIM)
         assert answer == [1, -1, -1]
         assert store_server.call("FCALL", RENEW, 1, keys[0], CLAIM) == [2]
+        # A lease that nobody holds is not renewed by who holds none.
+        assert await send(journal, Release(1, CLAIM)) == Released()
+        assert store_server.call("FCALL", RENEW, 1, keys[1], "") == [-1]
 
 
 # --- keys and numbers ----------------------------------------------------------------------------------
@@ -271,6 +276,22 @@ async def test_large_numbers_do_no_harm(store_server: Server, namespace: str, la
         audited = await send(journal, Audit(0))
         assert isinstance(audited, Audited)
         assert audited.counts["enqueued"] == audited.indexed_ready == 1
+
+
+async def test_time_does_not_go_back(store_server: Server, namespace: str) -> None:
+    async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
+        await own(journal)
+        # As a primary left it whose clock was an hour ahead of this one's.
+        ahead_ms = await now_ms(journal) + 3_600_000
+        store_server.call("HSET", f"{{{namespace}:default:0}}:C", "time", ahead_ms)
+        unique, turn = await take_one(journal)
+        assert int(unique[:12], 16) >= ahead_ms
+        verdicts = (Verdict(unique, "retry", delay_ms=1_000),)
+        answer = await send(journal, Finish(0, ENTITY, CLAIM, turn, verdicts, None, 0))
+        assert isinstance(answer, Finished)
+        assert answer.offer.not_before_ms == ahead_ms + 1_000
+        assert await now_ms(journal) == ahead_ms
+        assert store_server.call("HGET", f"{{{namespace}:default:0}}:C", "time") == str(ahead_ms)
 
 
 async def test_counts_above_fourteen_digits_stay_exact(store_server: Server, namespace: str) -> None:

@@ -17,12 +17,7 @@ import anyio.lowlevel
 from atomic_actors._records import message_id_of
 from atomic_actors._wal import Event, State, may_leave_unrun
 from atomic_actors.journal._directory import MemoryDirectory
-from atomic_actors.journal._memory_books import (
-    Entity,
-    Lease,
-    Partition,
-    read_policy,
-)
+from atomic_actors.journal._memory_books import Entity, Lease, Partition, read_policy
 from atomic_actors.journal._memory_turns import (
     bad_step,
     describe,
@@ -548,7 +543,9 @@ class MemoryJournal:
         for entry in step.entries:
             if entry.number > last:
                 last = entry.number
-                partition.accept(partition.entity(entry.entity), entry.unique, entry.body)
+                entity = partition.entity(entry.entity)
+                if entry.unique not in entity.messages:
+                    partition.accept(entity, entry.unique, entry.body)
                 entities[entry.entity] = None
         if entities:
             partition.numbers_in[stream] = last

@@ -97,8 +97,15 @@ class Lives:
                     f"account/{state}-{event}",
                     expired=event is Event.EXPIRE and state is State.ENQUEUED,
                 )
+                counts = (await probe.audit()).counts
                 await cause(probe, event, step)
                 after = TRANSITIONS[state].get(event, state)
+                if state is not after:
+                    moved = {} if state is State.ABSENT else {state.value: counts[state.value] - 1}
+                    counts = {**counts, **moved, after.value: counts[after.value] + 1}
+                found = (await probe.audit()).counts
+                for word in (one.value for one in State if one is not State.ABSENT):
+                    assert found[word] == counts[word], f"{word} after {event} of a message that is {state}"
                 word = "refused" if event is Event.REFUSE and state is State.DISPATCHED else after.value
                 assert await probe.state_of(step) == word, f"{event} of a message that is {state}"
 
@@ -170,6 +177,46 @@ class Lives:
             assert await probe.state_of(step) == "dispatched"
             finished = await probe.finish(dispatch, "complete", state=b"right")
             assert finished.version == 1
+
+    @pytest.mark.parametrize("event", ["append", "take", "withdraw", "expire", "vanish"])
+    async def test_verdicts_that_cannot_happen(self, open_probe: OpenProbe, event: str) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            refused = await probe.send(probe.finish_step(dispatch, event, state=b"no"))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.state_of(step) == "dispatched"
+            # Nothing of a turn is committed where one of its verdicts is no verdict.
+            steps = [probe.message("account/b", "tdc3") for _ in range(2)]
+            await probe.batch(*steps)
+            run = await probe.dispatch("account/b", run_limit=2)
+            wrong = probe.finish_step(run, "complete", event, entity="account/b", state=b"no")
+            assert expect(Rejected, await probe.send(wrong)).code == "bad_step"
+            assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
+            assert (await probe.audit()).counts["completed"] == 0
+
+    async def test_verdicts_of_other_messages(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            steps = [probe.message(name="tdc3") for _ in range(2)]
+            await probe.batch(*steps)
+            await probe.own()
+            run = await probe.dispatch(run_limit=2)
+            first, second, other = steps[0].unique, steps[1].unique, probe.new_unique()
+            for names in ((second, first), (first, other), (first, first)):
+                verdicts = tuple(Verdict(unique, "complete") for unique in names)
+                refused = await probe.send(probe.finish_step(run, "complete", verdicts=verdicts))
+                assert expect(Rejected, refused).code == "bad_step"
+            assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
+
+    async def test_a_negative_back_off(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message()
+            dispatch = await probe.taken(step)
+            refused = await probe.send(probe.finish_step(dispatch, "retry", delay_ms=-1))
+            assert expect(Rejected, refused).code == "bad_step"
+            assert await probe.state_of(step) == "dispatched"
 
     async def test_retry_keeps_its_place_and_waits(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -318,7 +365,10 @@ class Lives:
             answer = await probe.send(withdraw)
             assert answer == WithdrawAnswer("finished", b"completed\nreply\n\x00")
 
-    async def test_many_withdrawn_are_skipped_in_bounded_steps(self, open_probe: OpenProbe) -> None:
+    @pytest.mark.parametrize("run_limit", [1, 100])
+    async def test_many_withdrawn_are_skipped_in_bounded_steps(
+        self, open_probe: OpenProbe, run_limit: int
+    ) -> None:
         async with open_probe() as probe:
             await probe.own()
             steps = [probe.message() for _ in range(80)]
@@ -326,13 +376,13 @@ class Lives:
             last = steps[-1]
             await probe.batch(*(Withdraw(0, step.entity, step.unique) for step in steps[:-1]))
             assert (await probe.inspect()).waiting == 1
-            offer = NOTHING
-            for _ in range(5):
-                offer = expect(Taken, await probe.once(Take(0, "account/a", "claim-1", POLICY))).offer
-                if offer.dispatch is not None:
-                    break
-                assert offer.more
-            assert expect(Dispatch, offer.dispatch).messages[0].unique == last.unique
+            take = Take(0, "account/a", "claim-1", POLICY, run_limit=run_limit)
+            offers = [expect(Taken, await probe.once(take)).offer for _ in range(5)]
+            more = [offer.more for offer in offers]
+            assert more == sorted(more, reverse=True)
+            # What is skipped is skipped for good, but not all of it at once.
+            assert 1 <= sum(more) <= 4
+            assert expect(Dispatch, offers[-1].dispatch).messages[0].unique == last.unique
 
     # Cut off.
 
@@ -373,6 +423,8 @@ class Lives:
             else:
                 return
             assert await probe.state_of(step) == "interrupted"
+            counts = (await probe.audit()).counts
+            assert (counts["dispatched"], counts["interrupted"]) == (0, 1)
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
             (letter,) = page.letters
             assert (letter.reason, letter.attempts, letter.interruptions) == (

@@ -9,6 +9,7 @@ from atomic_actors.journal._protocol import (
     Claimed,
     ClaimPartition,
     DeadLetterPage,
+    Interrupt,
     LeaseHeld,
     ListDeadLetters,
     Outgoing,
@@ -77,6 +78,17 @@ class Losses:
             # The same claim again is the same incarnation, and a plain claim leaves it as it is.
             assert await claim_anew(probe) == again
             assert (await probe.take_over("claim-3")).incarnation == again.incarnation
+
+    async def test_two_incarnations_within_a_millisecond(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            # In one call, at one time.
+            claims = [ClaimPartition(0, "claim-1", b"node", new_incarnation=True)]
+            claims += [
+                ClaimPartition(0, f"claim-{number}", b"node", f"claim-{number - 1}", 0, new_incarnation=True)
+                for number in (2, 3)
+            ]
+            answers = [expect(Claimed, answer).incarnation for answer in await probe.batch(*claims)]
+            assert answers == sorted(set(answers))
 
     async def test_a_new_incarnation_of_a_partition_that_is_gone(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -173,6 +185,8 @@ class Losses:
             await probe.accept(behind)
             assert await probe.send(lost(step.unique)) == Settled("interrupt", (step.body,))
             assert await probe.state_of(step) == "interrupted"
+            counts = (await probe.audit()).counts
+            assert (counts["enqueued"], counts["dispatched"], counts["interrupted"]) == (1, 0, 1)
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
             (letter,) = page.letters
             assert (letter.reason, letter.attempts, letter.interruptions) == ("interrupted", 1, 1)
@@ -202,6 +216,21 @@ class Losses:
             assert dispatch.recovering == (settlement == "recover")
             (message,) = dispatch.messages
             assert (message.unique, message.attempt, message.interruptions) == (step.unique, 2, 1)
+
+    async def test_what_is_known_of_a_lost_message_stays(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            step = probe.message(name="erc0")
+            dispatch = await probe.taken(step)
+            for _ in range(2):
+                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+                assert await probe.send(cut) == Settled("requeue")
+                dispatch = await probe.dispatch()
+            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+            assert await probe.send(cut) == Settled("requeue")
+            assert await probe.send(lost(step.unique)) == Settled("requeue")
+            (message,) = (await probe.dispatch()).messages
+            assert (message.attempt, message.interruptions) == (4, 3)
 
     async def test_in_the_middle_of_the_log(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

@@ -170,6 +170,20 @@ class People:
             assert (await probe.take()).parked
             assert (await probe.audit()).dead_letters == 2
 
+    async def test_a_recovery_without_room_stays_one(self, open_probe: OpenProbe) -> None:
+        async with open_probe(partition_dead_letter_limit=1) as probe:
+            await probe.own()
+            await bury(probe)
+            step = probe.message(name="emc3")
+            cut = await probe.taken(step)
+            await probe.send(Interrupt(0, "account/a", "claim-1", cut.turn, (step.unique,)))
+            recovery = await probe.dispatch()
+            assert recovery.recovering
+            finished = await probe.finish(recovery, "fail")
+            assert (finished.not_buried, finished.offer.parked) == ((step.unique,), True)
+            await probe.once(Resume(0, "account/a"))
+            assert (await probe.dispatch()).recovering
+
     # Replays.
 
     @pytest.mark.parametrize("at_head", [False, True], ids=["tail", "head"])
@@ -201,6 +215,20 @@ class People:
             assert letter.replayed_as == unique
             assert await probe.state_of(dead) == "failed"
             assert (await probe.audit()).counts["accepted"] == 3
+
+    async def test_replay_under_an_id_that_is_taken(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead, done, running, waiting = await bury(probe), *(probe.message() for _ in range(3))
+            await probe.finish(await probe.taken(done), "complete")
+            await probe.taken(running)
+            await probe.accept(waiting)
+            for taken in (done, running, waiting):
+                refused = await probe.send(Replay(0, "account/a", dead.unique, taken.unique, at_head=False))
+                assert expect(Rejected, refused).code == "bad_step"
+            assert (await probe.audit()).counts["accepted"] == 4
+            (letter,) = (await letters(probe)).letters
+            assert letter.replayed_as == ""
 
     async def test_replay_of_an_expired_tell_runs(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

@@ -14,6 +14,7 @@ from atomic_actors.journal._protocol import (
     Appended,
     Dispatch,
     Expire,
+    Expired,
     Interrupt,
     Park,
     Rejected,
@@ -140,6 +141,22 @@ class Queues:
                 for before in ("taken", "waiting", "parked"):
                     await _compare_appends(probe, before, odd)
 
+    async def test_a_finished_message_among_those_of_one_call(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            done = probe.message()
+            await probe.finish(await probe.taken(done), "complete")
+            await probe.taken(probe.message())
+            answers = await probe.batch(probe.message(), done, probe.message(), probe.message())
+            again = expect(Appended, answers.pop(1))
+            assert (again.unique, again.duplicate, again.outcome) == (
+                done.unique,
+                True,
+                b"completed\nreply\n\x00",
+            )
+            assert [expect(Appended, answer).duplicate for answer in answers] == [False] * 3
+            assert (await probe.inspect()).waiting == 3
+
     async def test_appends_of_one_call_keep_their_order(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
@@ -198,6 +215,27 @@ class Queues:
                 "refused",
                 "completed",
             ]
+
+    async def test_a_run_behind_withdrawn_messages_keeps_its_limit(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            steps = await fill(probe, *[TRANSACTIONAL] * 6)
+            for step in steps[:2]:
+                await probe.send(Withdraw(0, "account/a", step.unique))
+            await probe.own()
+            run = await probe.dispatch(run_limit=2)
+            assert uniques(run) == [step.unique for step in steps[2:4]]
+
+    async def test_a_run_limit_beyond_what_waits(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            # More than a store could read in one go; how many it takes is its own affair.
+            steps = [probe.message(name=TRANSACTIONAL) for _ in range(4_200)]
+            for start in range(0, len(steps), 420):
+                await probe.batch(*steps[start : start + 420])
+            await probe.own()
+            run = await probe.dispatch(run_limit=10_000)
+            assert uniques(run) == [step.unique for step in steps[: len(run.messages)]]
+            finished = await probe.finish(run, "complete", run_limit=10_000)
+            assert (finished.offer.dispatch is None) == (len(run.messages) == len(steps))
 
     async def test_run_ends_before_what_is_expired_or_gone(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -336,6 +374,32 @@ class Queues:
             # A key belongs to an entity.
             await probe.accept(probe.message("account/b", key="k", digest="other"))
 
+    async def test_a_key_that_is_not_the_bodys(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            keyed, plain = probe.message(key="k", digest="d"), probe.message()
+            wrong = [replace(plain, key="k", digest="d"), replace(keyed, key="other"), replace(keyed, key="")]
+            for step in wrong:
+                assert expect(Rejected, await probe.send(step)).code == "bad_step"
+            await probe.accept(probe.message())
+            answers = await probe.batch(probe.message(), wrong[2], probe.message(), probe.message())
+            assert expect(Rejected, answers.pop(1)).code == "bad_step"
+            assert [expect(Appended, answer).duplicate for answer in answers] == [False] * 3
+            assert (await probe.audit()).counts["accepted"] == 4
+
+    @pytest.mark.parametrize("leave", ["withdraw", "expire"])
+    async def test_a_key_that_is_another_messages_by_now(self, open_probe: OpenProbe, leave: str) -> None:
+        async with open_probe(dedupe_ttl_ms=300) as probe:
+            first = probe.message(key="k", digest="one", deadline_ms=1)
+            await probe.accept(first)
+            await probe.pass_ms(301)
+            # In one call, so that the key's second life is not over before it is asked for.
+            leaving = (Withdraw if leave == "withdraw" else Expire)(0, "account/a", first.unique, "k")
+            second = probe.message(key="k", digest="two")
+            answers = await probe.batch(second, leaving, probe.message(key="k", digest="three"))
+            assert expect(Appended, answers[0]).unique == second.unique
+            assert answers[1] in (WithdrawAnswer("withdrawn"), Expired(True, first.body))
+            assert expect(Rejected, answers[2]).code == "key_reused"
+
     async def test_key_is_forgotten(self, open_probe: OpenProbe) -> None:
         async with open_probe(dedupe_ttl_ms=100) as probe:
             await probe.accept(probe.message(key="k", digest="one"))
@@ -431,3 +495,14 @@ class Queues:
             await probe.accept(probe.message("account/x"))
             refused = await probe.send(probe.message("account/y"))
             assert expect(Rejected, refused).code == "queue_depth_exceeded"
+
+    async def test_quota_of_a_partition_holds_within_a_call(self, open_probe: OpenProbe) -> None:
+        async with open_probe(partition_depth_limit=5) as probe:
+            entities = ["account/a"] * 3 + ["account/b", "account/c", "account/d"] + ["account/a"] * 3
+            answers = await probe.batch(*(probe.message(entity) for entity in entities))
+            for answer in answers[:5]:
+                assert not expect(Appended, answer).duplicate
+            for answer in answers[5:]:
+                assert expect(Rejected, answer).code == "queue_depth_exceeded"
+            answers = await probe.batch(*(probe.message(partition=1) for _ in range(7)))
+            assert [isinstance(answer, Appended) for answer in answers] == [True] * 5 + [False] * 2

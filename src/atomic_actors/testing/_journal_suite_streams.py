@@ -195,6 +195,31 @@ class Streams:
             assert (audited.counts["accepted"], audited.outbound) == (1, 0)
             assert (await probe.inspect("account/b")).waiting == 0
 
+    async def test_an_outbox_has_each_message_once(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dispatch = await probe.taken(probe.message())
+            waiting = probe.message("account/b")
+            await probe.accept(waiting)
+            here, there = outgoing(probe, 0, "account/b"), outgoing(probe, 1, "account/t")
+            known = Outgoing(0, "account/b", waiting.unique, probe.body())
+            for outbox in ((here, here), (there, there), (known,)):
+                refused = await probe.send(probe.finish_step(dispatch, "complete", outbox=outbox))
+                assert expect(Rejected, refused).code == "bad_step"
+            audited = await probe.audit()
+            assert (audited.counts["accepted"], audited.outbound) == (2, 0)
+            await probe.finish(dispatch, "complete", outbox=(here, there))
+
+    async def test_an_answer_to_what_was_not_sent(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            await send_out(probe, *(outgoing(probe, 1, "account/t") for _ in range(2)))
+            # Not late as well: behind the next message it would be the answer to that.
+            assert await probe.once(RelayAck(0, "claim-1", 1, 99)) == RelayAcked(0)
+            await send_out(probe, outgoing(probe, 1, "account/t"))
+            assert [entry.number for entry in (await read_stream(probe)).entries] == [3]
+            assert (await probe.audit()).outbound == 1
+
     # The relay's other end.
 
     async def test_relay_in(self, open_probe: OpenProbe) -> None:
@@ -224,6 +249,17 @@ class Streams:
             assert expect(Rejected, refused).code == "stream_gap"
             assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, entries[5:]))).last == 8
             assert await order_of(probe, "account/t") == [entry.unique for entry in entries]
+
+    async def test_a_message_of_a_stream_that_waits_already(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own("claim-t", 1)
+            (entry,) = entries = stream_of(probe, 1)
+            await probe.send(RelayIn(1, 0, 77, entries))
+            # Its source has lost the number that it had, and sends it under another one.
+            again = await probe.send(RelayIn(1, 0, 78, entries))
+            assert expect(Relayed, again).last == 1
+            assert (await probe.audit(1)).counts["accepted"] == 1
+            assert await order_of(probe, "account/t") == [entry.unique]
 
     async def test_streams_are_apart(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
