@@ -84,6 +84,7 @@ class Simulation:
         clock: the run's clock.
         rng: what the simulation draws from.
         faults: what can go wrong by itself.
+        template: the system that those of the nodes are copied from.
         restarts: whether a node that died is followed by another one.
     """
 
@@ -94,6 +95,8 @@ class Simulation:
     clock: trio.testing.MockClock
     rng: random.Random
     faults: Faults
+    #: Never entered: what the systems of the nodes are copied from.
+    template: ActorSystem
     restarts: bool = True
     history: History = field(factory=History, init=False)
     #: Every node that there was, oldest first.
@@ -106,8 +109,6 @@ class Simulation:
     broken: list[str] = field(factory=list[str], init=False)
     error: BaseException | None = field(default=None, init=False)
     _began_s: float = field(init=False)
-    #: Never entered: what the systems of the nodes are copied from.
-    _template: ActorSystem = field(init=False)
     _calls: int = field(default=0, init=False)
     _calling: int = field(default=0, init=False)
     #: How many things are still on their way, late.
@@ -125,8 +126,7 @@ class Simulation:
             on_bell=self.network.ring,
         )
         self.system = self.at(0)
-        self._template = ActorSystem(self.config)
-        record_handlers(self._template, self)
+        record_handlers(self.template, self)
 
     # What nodes need (`World`).
 
@@ -162,7 +162,7 @@ class Simulation:
 
     def new_system(self, journal: Journal) -> ActorSystem:
         """A system for a node. All share what was made of the actors' classes, which takes the most time."""
-        system = copy.copy(self._template)
+        system = copy.copy(self.template)
         system._journal, system._listeners = journal, Listeners()  # pyright: ignore[reportPrivateUsage]
         return system
 
@@ -380,8 +380,9 @@ class Simulation:
             value = shown_refusal(error) if isinstance(error, Refused) else error
             self.record(Answered(self.at_s(), number_of_call, self._word(error), value, unique))
             raise
-        if isinstance(answer, Receipt):
-            unique = answer.message_id.rpartition("/")[2]
+        receipt: object = answer
+        if isinstance(receipt, Receipt):
+            unique = receipt.message_id.rpartition("/")[2]
             self.record(Answered(self.at_s(), number_of_call, "accepted", None, unique))
         else:
             self.record(Answered(self.at_s(), number_of_call, "reply", answer))
@@ -514,9 +515,10 @@ async def simulate(
     failure: Exception | None = None
     with virtual_time(seed) as clock, _quiet_logs():
         rng = random.Random(seed ^ 0x5EED)
+        chosen = Faults(rng, faults, fault_rate, fault_rate, _unheard)
+        template = ActorSystem(config)
         async with trio.open_nursery() as nursery:
-            chosen = Faults(rng, faults, fault_rate, fault_rate, _unheard)
-            simulation = Simulation(config, seed, nodes, nursery, clock, rng, chosen, restarts)
+            simulation = Simulation(config, seed, nodes, nursery, clock, rng, chosen, template, restarts)
             chosen.on_fired = partial(_note_fault, simulation)
             try:
                 await simulation.begin()
