@@ -31,7 +31,7 @@ LONG_CHAOS = {"CHAOS_CLUSTER_KILLS": "200", "CHAOS_FAILOVERS": "30", "CHAOS_MIGR
 #: Most tests wait, for a server or a lease. What a file's tests share is made once.
 SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
 # Run by sessions of their own.
-APART = ["types", "simulation", "chaos"]
+APART = ["types", "simulation", "cluster", "model", "chaos"]
 
 
 def prepare_shared(session: nox.Session) -> None:
@@ -90,8 +90,10 @@ def tests_all(session: nox.Session) -> None:
 
 @nox.session
 def sim(session: nox.Session) -> None:
-    """Simulated clusters: seeded faults and schedules, on a clock that jumps."""
-    run(session, "pytest", "tests/simulation", *SIDE_BY_SIDE, *session.posargs)
+    """Simulated clusters by seed, on a clock that jumps, and every state of a model."""
+    run(session, "pytest", "tests/simulation", "tests/model", *SIDE_BY_SIDE, *session.posargs)
+    # It uses two processes by itself.
+    run(session, "pytest", "tests/cluster", *session.posargs)
 
 
 @nox.session
@@ -111,7 +113,10 @@ def chaos_long(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Simulation and chaos with new seeds and no time limit; for a night, not for a change."""
+    """Simulation, fuzzing and chaos with new seeds, for as long as `ATOMIC_ACTORS_SOAK_S` says (600 s each)."""
+    seconds = os.environ.setdefault("ATOMIC_ACTORS_SOAK_S", "600")
+    run(session, "python", "-m", "tests.cluster", "--for-s", seconds)
+    run(session, "python", "-m", "tests.fuzz", "--seconds", seconds)
     run(
         session,
         *("pytest", "tests/simulation", "tests/chaos"),
@@ -137,3 +142,9 @@ def docs(session: nox.Session) -> None:
 def generate(session: nox.Session) -> None:
     """Write the generated files again; `nox -s generate -- --check` only compares them."""
     run(session, "python", "-m", "atomic_actors.codegen", *session.posargs)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Break each guard in turn; fails where no test notices. Ten minutes or more: for a release, or a change of a guard."""
+    run(session, "python", "-m", "tests.mutation", *session.posargs)

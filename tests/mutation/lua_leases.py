@@ -453,7 +453,7 @@ _STREAMS: Final = (
         "open_partition.time",
         Guard.TIME,
         "open_partition",
-        "now = max(clock, tonumber(stored.time)),",
+        "now = max(clock, tonumber(stored.time) or 0),",
         "now = clock,",
         "a partition's time does not go back with the server's clock",
         _TIME,

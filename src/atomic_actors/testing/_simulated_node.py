@@ -274,6 +274,8 @@ def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering
         process = current_process()
         assert process is not None, "a handler runs in no node's process"
         node: SimulatedNode = process.owner
+        if node.is_dead:
+            await trio.sleep_forever()  # it was about to go on when its node died
         number = node.number
         context: TurnContext = instance if kind.free else instance.context
         entity, _, unique = context.message_id.rpartition("/")
