@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -53,47 +54,64 @@ class NodeRecord:
         cls, identity: NodeIdentity, service: str, kinds: Iterable[str], weight: float
     ) -> NodeRecord:
         """The record of a node of this process."""
-        try:
-            release = version("atomic_actors")
-        except PackageNotFoundError:
-            release = ""
-        return cls(identity, socket.gethostname(), service, frozenset(kinds), weight, release=release)
+        return cls(identity, socket.gethostname(), service, frozenset(kinds), weight, release=_release())
 
     def encode(self) -> bytes:
         """The stored form."""
-        plain = {
-            "identity": json.loads(self.identity.encode()),
-            "host": self.host,
-            "service": self.service,
-            "kinds": sorted(self.kinds),
-            "weight": self.weight,
-            "protocol": self.protocol,
-            "release": self.release,
-            "draining": self.is_draining,
-        }
-        return json.dumps(plain, separators=(",", ":")).encode()
+        return _encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> NodeRecord | None:
         """Read a stored form; None where it is not one (written by another version)."""
-        try:
-            plain: dict[str, Any] = json.loads(data)
-            identity = NodeIdentity.decode(json.dumps(plain["identity"]).encode())
-            if identity is None:
-                return None
-            record = cls(
-                identity,
-                str(plain["host"]),
-                str(plain["service"]),
-                frozenset(map(str, plain["kinds"])),
-                float(plain["weight"]),
-                int(plain["protocol"]),
-                str(plain["release"]),
-                bool(plain["draining"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return _decode(data)
+
+
+# A node says the same of itself each time it is heard of, several times a lease.
+
+
+@lru_cache(maxsize=1)
+def _release() -> str:
+    try:
+        return version("atomic_actors")
+    except PackageNotFoundError:
+        return ""
+
+
+@lru_cache(maxsize=16)
+def _encode(record: NodeRecord) -> bytes:
+    plain = {
+        "identity": json.loads(record.identity.encode()),
+        "host": record.host,
+        "service": record.service,
+        "kinds": sorted(record.kinds),
+        "weight": record.weight,
+        "protocol": record.protocol,
+        "release": record.release,
+        "draining": record.is_draining,
+    }
+    return json.dumps(plain, separators=(",", ":")).encode()
+
+
+@lru_cache(maxsize=1_024)
+def _decode(data: bytes) -> NodeRecord | None:
+    try:
+        plain: dict[str, Any] = json.loads(data)
+        identity = NodeIdentity.decode(json.dumps(plain["identity"]).encode())
+        if identity is None:
             return None
-        return record if 0 < record.weight < float("inf") else None
+        record = NodeRecord(
+            identity,
+            str(plain["host"]),
+            str(plain["service"]),
+            frozenset(map(str, plain["kinds"])),
+            float(plain["weight"]),
+            int(plain["protocol"]),
+            str(plain["release"]),
+            bool(plain["draining"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    return record if 0 < record.weight < float("inf") else None
 
 
 @define(eq=False)
