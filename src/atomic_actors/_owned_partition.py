@@ -18,7 +18,7 @@ __all__ = ("OwnedPartition",)
 LOOKS_AHEAD: Final = 100
 #: How long an owner rests before it looks through the dispatches of its own claim again. There is one that it does
 #: not know only after a call was sent twice and its first copy came late.
-OWN_INTERVAL_S: Final = 5.0
+OWN_INTERVAL_S: Final = 10.0
 
 
 @define(eq=False)
