@@ -226,15 +226,17 @@ class Activation:
                 self.services.ended(self, was_closing=False)
             return
         settling = self.services.settling
-        if dispatch.turn <= self._last_turn or (settling and dispatch.turn <= settling.get(self.entity, 0)):
-            return
-        held = self._offer.dispatch if self._offer is not None else None
-        if held is not None and dispatch.turn <= held.turn:
+        if self.knows(dispatch.turn) or (settling and dispatch.turn <= settling.get(self.entity, 0)):
             return
         self._offer = offer
         if self.status != "active":
             self.services.follow_up(self, offer)
         self._wake()
+
+    def knows(self, turn: int) -> bool:
+        """Whether a turn has begun here, or is about to."""
+        dispatch = self._offer.dispatch if self._offer is not None else None
+        return turn <= self._last_turn or (dispatch is not None and turn <= dispatch.turn)
 
     def _heed_bell(self) -> None:
         """Ask the store once more, if the doorbell rang while an older answer was on its way."""

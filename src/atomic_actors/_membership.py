@@ -435,7 +435,7 @@ class Membership:
 
         Args:
             partition: which one.
-            settle: called with dispatches that are still to be settled.
+            settle: called with dispatches that are still to be settled, of earlier claims and of this one.
 
         Raises:
             JournalUnavailable: the store gave no answer; the lease runs out by itself.
@@ -443,19 +443,28 @@ class Membership:
         claim = self.claims[partition]
         if not claim:
             return True
+        own_from = ""
         for _ in range(RELEASE_TRIES):
             result = await self.journal.request(Release(partition, claim))
             if not isinstance(result, Rejected):
                 if self.claims[partition] == claim:  # it may have been lost, and claimed anew, meanwhile
                     self._forget(partition)
                 return isinstance(result, Released)
-            left = await self.journal.request(Sweep(partition, claim))
+            left = await self.journal.request(Sweep(partition, claim, own_from=own_from))
             if isinstance(left, Swept):
                 settle(partition, left)
+                own_from = left.own_next
         return False
 
-    async def release_all(self) -> int:
-        """Give up every partition whose dispatches are settled; returns how many could not be released.
+    async def _try_to_release(self, partition: int, settle: Callable[[int, Swept], None]) -> bool:
+        try:
+            return await self.release(partition, settle)
+        except JournalUnavailable as error:
+            logger.info("partition %d is left to its lease: %s", partition, error)
+            return False
+
+    async def release_all(self, settle: Callable[[int, Swept], None]) -> int:
+        """Give up every partition, as `release` does; returns how many could not be released.
 
         Raises:
             JournalUnavailable: the store gave no answer, for any of them; the leases run out by themselves.
@@ -470,8 +479,11 @@ class Membership:
         results = await self.journal.execute_each(steps)
         kept = 0
         for partition, result in zip(owned, results, strict=True):
+            is_free = isinstance(result, Released)
+            if isinstance(result, Rejected) and self.claims[partition]:
+                is_free = await self._try_to_release(partition, settle)
             self._forget(partition)
-            kept += not isinstance(result, Released)
+            kept += not is_free
         failures = [result for result in results if isinstance(result, JournalUnavailable)]
         if failures and len(failures) == len(results):
             raise failures[0]

@@ -452,7 +452,7 @@ class Parts:
     async def _release(self) -> None:
         try:
             freed = self.membership.owned()
-            await self.membership.release_all()
+            await self.membership.release_all(self.supervisor.settle_swept)
             await self.membership.nodes.leave()
             for partition in freed:
                 await self.handover.tell_next(partition)

@@ -29,7 +29,7 @@ from atomic_actors._owned_partition import OwnedPartition
 from atomic_actors._records import EntityRef
 from atomic_actors._relay import Relay
 from atomic_actors._telemetry import logger
-from atomic_actors._unhandled import LOOK_AHEAD_MS, UnhandledMessages
+from atomic_actors._unhandled import UnhandledMessages
 from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Expire,
@@ -169,20 +169,7 @@ class Supervisor:
     def in_doubt(self, number: int, claim: str) -> list[SettleLost]:
         """The steps that settle what ran in a partition when it was lost, should the store not know of it."""
         partition = self._partitions.get(number)
-        return [
-            SettleLost(
-                number,
-                activation.entity,
-                claim,
-                message.unique,
-                activation.policy,
-                message.attempt,
-                message.interruptions,
-                begun.recovering,
-            )
-            for activation, begun in (partition.cut_off.values() if partition is not None else ())
-            for message in begun.messages
-        ]
+        return partition.in_doubt(claim) if partition is not None else []
 
     def settled(self, number: int, entity: str) -> None:
         """The store has settled what was cut off."""
@@ -226,23 +213,27 @@ class Supervisor:
         if partition.sweeping:
             return
         partition.sweeping = True
-        partition.next_sweep_s = self.clock() + SWEEP_INTERVAL_S
-        ahead_ms = LOOK_AHEAD_MS if partition.looks_ahead else 0
-        step = Sweep(partition.number, partition.claim, SWEEP_LIMIT, ahead_ms)
-        self.journal.enqueue(step, lambda result: self._swept(partition, result))
+        now_s = self.clock()
+        partition.next_sweep_s = now_s + SWEEP_INTERVAL_S
+        step = partition.new_sweep(now_s, SWEEP_LIMIT)
+        self.journal.enqueue(step, lambda result: self._swept(partition, step, result))
 
-    def _swept(self, partition: OwnedPartition, result: Result | JournalUnavailable) -> None:
+    def _swept(self, partition: OwnedPartition, step: Sweep, result: Result | JournalUnavailable) -> None:
         partition.sweeping = False
         if isinstance(result, Rejected):
             self.membership.damaged(partition.number, result.text)
         if not isinstance(result, Swept):
             return
+        partition.looked(step, result, self.clock())
         for unsettled in result.unsettled:
             self.settle_old(partition.number, unsettled)
         if len(result.unsettled) >= SWEEP_LIMIT:
             self.sweep(partition)
         if self.leaving[partition.number]:
             return
+        for own in result.own:
+            if not self._knows(own):
+                self.wake(partition.number, own.entity)
         for entity in result.due:
             self.wake(partition.number, entity)
         if len(result.due) >= SWEEP_LIMIT:
@@ -253,12 +244,18 @@ class Supervisor:
         for target in result.outbound:
             self.relay.kick(partition.number, target)
 
-    def settle_old(self, number: int, unsettled: Unsettled) -> None:
-        """Settle a dispatch that an earlier claim left behind, then see what the entity has to do."""
+    def _knows(self, own: Unsettled) -> bool:
+        """Whether a dispatch of this claim runs here, is about to, or is being settled."""
+        activation = self._by_entity.get(own.entity)
+        is_here = activation is not None and activation.knows(own.turn)
+        return is_here or self.node.settling.get(own.entity) == own.turn
+
+    def settle_old(self, number: int, unsettled: Unsettled, *, began: bool = True) -> None:
+        """Settle a dispatch that nobody runs, then see what the entity has to do."""
         claim = self.membership.claims[number]
         if not claim or self.node.settling.get(unsettled.entity) == unsettled.turn:
             return
-        step = Interrupt(number, unsettled.entity, claim, unsettled.turn, unsettled.uniques)
+        step = Interrupt(number, unsettled.entity, claim, unsettled.turn, unsettled.uniques, began)
         self.node.settle(step, then=lambda: self.wake(number, unsettled.entity))
 
     # Activations.
@@ -592,3 +589,6 @@ class Supervisor:
         """Settle what a sweep found, in a partition that is about to be released."""
         for unsettled in swept.unsettled:
             self.settle_old(number, unsettled)
+        for own in swept.own:
+            # What began here has ended, and was answered in order: no handler has begun with this one.
+            self.settle_old(number, own, began=False)

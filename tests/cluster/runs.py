@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from attrs import define, field
 
 from atomic_actors.testing import SimulationFailed
-from tests.cluster.play import Play, play_seed, steps_of
+from tests.cluster.play import Play, play_seed, steps_of, watching_of
 
 #: One seed in so many is run twice, and the two histories are compared.
 REPLAYED_ONE_IN = 100
@@ -24,7 +24,7 @@ class Totals:
     """What seeds met, all together."""
 
     seeds: int = 0
-    #: Steps that do something for a message, an entity or an owner; and those that renew or look at leases.
+    #: Steps that reached for the store; and how many of them only renew or look at leases.
     steps: int = 0
     watching: int = 0
     #: The seed with the fewest steps, and with the fewest faults.
@@ -60,7 +60,7 @@ class Totals:
         simulation = play.simulation
         steps, fired = steps_of(simulation), simulation.faults.fired
         self.steps += steps
-        self.watching += simulation.faults.step_kinds.total() - steps
+        self.watching += watching_of(simulation)
         self.steps_min = min(self.steps_min, steps)
         self.faults_min = min(self.faults_min, fired.total())
         self.faults.update(fired)
@@ -70,10 +70,10 @@ class Totals:
         self.virtual_s += simulation.history.records[-1].at_s
 
     def __str__(self) -> str:
-        speed = (self.steps + self.watching) / max(self.processor_s, 1e-9)
+        speed = self.steps / max(self.processor_s, 1e-9)
         return (
-            f"{self.seeds:,} seeds ({self.replayed} of them twice), {self.steps:,} steps and {self.watching:,} looks at "
-            f"leases ({speed:,.0f} a second and core), {self.faults.total():,} faults, {self.nodes:,} nodes, "
+            f"{self.seeds:,} seeds ({self.replayed} of them twice), {self.steps:,} steps, {self.watching:,} of them looks "
+            f"at leases ({speed:,.0f} a second and core), {self.faults.total():,} faults, {self.nodes:,} nodes, "
             f"{self.virtual_s / 3600:.1f} h of virtual time in {self.processor_s / 60:.1f} min of a core; "
             f"{len(self.failures)} failed"
         )

@@ -106,7 +106,8 @@ def normalised(result: Result) -> Result:
     match result:
         case Swept():
             unsettled = tuple(sorted(result.unsettled, key=lambda left: left.entity))
-            return replace(result, due=tuple(sorted(result.due)), unsettled=unsettled)
+            own = tuple(sorted(result.own, key=lambda left: left.entity))
+            return replace(result, due=tuple(sorted(result.due)), unsettled=unsettled, own=own)
         case Relayed():
             return replace(result, entities=tuple(sorted(result.entities)))
         case Audited() | Claimed():
@@ -304,8 +305,8 @@ class World:
     def _release(self, partition: int, entity: str, a: int, *_: int) -> Step:
         return Release(partition, self.claim(partition, a))
 
-    def _sweep(self, partition: int, entity: str, a: int, *_: int) -> Step:
-        return Sweep(partition, self.claim(partition, a))
+    def _sweep(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
+        return Sweep(partition, self.claim(partition, a), own_from="" if b % 2 else None)
 
     def _park(self, partition: int, entity: str, *_: int) -> Step:
         return Park(partition, entity)
@@ -352,7 +353,7 @@ class World:
         for partition in range(PARTITIONS):
             steps += [Audit(partition), ListDeadLetters(partition), CountKind(partition, "a")]
             steps += [
-                Sweep(partition, self.claim(partition, 1)),
+                Sweep(partition, self.claim(partition, 1), own_from=""),
                 RelayRead(partition, self.claim(partition, 1), 1 - partition),
                 RelayRead(partition, self.claim(partition, 1), f"other/{partition}"),
             ]

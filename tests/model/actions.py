@@ -94,6 +94,7 @@ class Actions:
         self._children = {spec.sends for spec in self._specs}
         self._allowed = configuration.allowed
         self._lease_kept = Guard.LEASE not in configuration.guards_off
+        self._looks = Guard.LOOK not in configuration.guards_off
 
     # What the protocol does.
 
@@ -223,8 +224,18 @@ class Actions:
                     (StepKind.INTERRUPT, entity, running, state[block + TURN], held, 1, 0, 0),
                 )
             )
-        if state[self.shape.activations[node][entity] + STATUS] != IDLE:
+        activation = self.shape.activations[node][entity]
+        if state[activation + STATUS] != IDLE:
             return
+        is_unheard = running and state[block + RUNNING_CLAIM] == held
+        if is_unheard and self._looks and state[block + TURN] > state[activation + KNOWN_TURN]:
+            # It is taken again; or given back, where the partition is about to be released.
+            turn = state[block + TURN]
+            found.append(self._send(state, node, (StepKind.TAKE, entity, 0, 0, held, 0, 0, 0)))
+            if state[self.shape.releases] < self.configuration.releases:
+                found.append(
+                    self._send(state, node, (StepKind.INTERRUPT, entity, running, turn, held, 0, 0, 0))
+                )
         if not running and state[block + LOG]:
             found.append(self._send(state, node, (StepKind.TAKE, entity, 0, 0, held, 0, 0, 0)))
         if self.configuration.owner_appends:
@@ -457,8 +468,7 @@ class Actions:
             draft = Draft(state)
             self.store.execute(draft, step)
             found.append((("answer lost", node, *step), bytes(draft)))
-        may_be_late = self.configuration.late_takes or step[0] != StepKind.TAKE
-        if Fault.LATE_COPY in self._allowed and not state[late] and may_be_late:
+        if Fault.LATE_COPY in self._allowed and not state[late]:
             draft = Draft(state)
             write_step(draft, late, step)
             found.append((("copy is late", node, *step), bytes(draft)))

@@ -63,6 +63,8 @@ class Guard(Enum):
     CLAIM_ID = "random claim id"
     #: A node takes over only a lease that has run out.
     LEASE = "lease"
+    #: A node looks through the dispatches of its own claim for those that it does not know.
+    LOOK = "look at its own dispatches"
 
 
 @frozen
@@ -100,7 +102,6 @@ class Configuration:
         releases: how often a partition is given up while nothing is wrong.
         takes_next: whether a commit takes the next message in the same step.
         owner_appends: whether messages are also appended by the owner, which takes them in the same step.
-        late_takes: whether a `LATE_COPY` may be one of a take.
         guards_off: what the protocol has to do without.
     """
 
@@ -113,7 +114,6 @@ class Configuration:
     releases: int = 0
     takes_next: bool = True
     owner_appends: bool = False
-    late_takes: bool = False
     guards_off: frozenset[Guard] = frozenset()
 
     @property

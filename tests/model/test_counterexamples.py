@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from msgspec.structs import replace
 
 from atomic_actors._wal import State
 from atomic_actors.journal._protocol import Sweep, Swept
@@ -35,7 +36,6 @@ LATE_TAKE = Configuration(
     (MessageSpec(), MessageSpec()),
     faults=1,
     allowed=frozenset({Fault.LATE_COPY}),
-    late_takes=True,
 )
 
 
@@ -132,10 +132,9 @@ def test_even_then_the_chain_of_states_is_whole(messages: int, faults: int) -> N
 async def test_a_take_that_arrives_late_is_known_to_nobody() -> None:
     """The one step whose late copy does something: it takes the next message, and the answer goes nowhere.
 
-    The owner's sweep does not name the dispatch, because it is of its own claim. The append's doorbell makes the owner
-    ask for it; the model has no doorbells, because they may be lost.
+    A sweep names the dispatch only where it is asked for those of its own claim; so the owner has to ask.
     """
-    protocol, found = find(LATE_TAKE, "unfinished")
+    protocol, found = find(LATE_TAKE.without(Guard.LOOK), "unfinished")
     assert found.what == "nothing moves, and message 1 is dispatched"
     assert words(found.trace)[-3:] == ["node A answered finish", "client appends", "take arrives late"]
     assert_printed(found)
@@ -147,4 +146,24 @@ async def test_a_take_that_arrives_late_is_known_to_nobody() -> None:
                 await journal.execute([translation.step(step)])
             state = after
         assert translation.stored(journal) == translation.modelled(state)
-        assert (await journal.execute([Sweep(0, "claim-1")])).results[0] == Swept((), (), 0, ())
+        sweep = Sweep(0, "claim-1")
+        assert (await journal.execute([sweep])).results[0] == Swept((), (), 0, ())
+        (looked,) = (await journal.execute([replace(sweep, own_from="")])).results
+        assert isinstance(looked, Swept)
+        assert [(own.entity, own.turn) for own in looked.own] == [("thing/0", 2)]
+
+
+@pytest.mark.parametrize("releases", [0, 1])
+def test_an_owner_that_looks_finds_what_a_late_take_began(releases: int) -> None:
+    """It runs, or is given back before the partition is; and nothing else goes wrong by that."""
+    configuration = evolve(LATE_TAKE, releases=releases)
+    report = search(Protocol(configuration), states_max=100_000)
+    assert report.complete
+    assert report.found is None
+    protocol = Protocol(configuration)
+    shape = protocol.actions.shape
+    protocol.wrong = lambda state: (
+        "it has run" if state[shape.begun_turns[0]] == 2 and not state[shape.late_step] else None
+    )
+    found = search(protocol, states_max=100_000).found
+    assert found is not None

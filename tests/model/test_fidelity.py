@@ -40,7 +40,7 @@ def steps_of(actions: Actions, state: bytes, label: Label) -> list[Step]:
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda configuration: configuration.name)
 async def test_the_store_is_the_journal(configuration: Configuration) -> None:
-    actions = Actions(evolve(configuration, faults=8, releases=2, late_takes=True))
+    actions = Actions(evolve(configuration, faults=8, releases=2))
     translation = Translation(actions)
     seen: set[StepKind] = set()
     for seed in range(WALKS):

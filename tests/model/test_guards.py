@@ -69,6 +69,13 @@ CASES = (
     ),
     Case((Guard.INTERRUPTION,), ONE, "", "message 0 started twice", 14),
     Case(
+        (Guard.LOOK,),
+        evolve(TWO, allowed=frozenset({Fault.LATE_COPY})),
+        "unfinished",
+        "nothing moves, and message 1 is dispatched",
+        11,
+    ),
+    Case(
         (Guard.LEASE,),
         evolve(ONE, messages=(TRANSACTIONAL,), faults=0),
         "one_handler",

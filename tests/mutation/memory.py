@@ -33,7 +33,7 @@ _OWNERS: Final = (
     _claim("interrupt", "only the owner settles", "test_stale_claims"),
     _claim("settle_lost", "only the owner settles", "test_fenced_and_checked"),
     _claim("_defer", "only the owner defers", "test_defer"),
-    _claim("_sweep", "only the owner sweeps", "test_stale_claims"),
+    _claim("sweep", "only the owner sweeps", "test_stale_claims"),
     _claim("_relay_read", "only the owner sends a stream", "test_stale_claims"),
     _claim("_relay_ack", "only the owner forgets what has arrived", "test_stale_claims"),
     _claim("_renew", "only the owner renews", "test_claim_renew_release"),

@@ -216,6 +216,7 @@ def all_steps(unique: str) -> list[Step]:
         Replay(0, ENTITY, unique, "c" * 32, at_head=True),
         ListDeadLetters(0),
         Sweep(0, CLAIM),
+        Sweep(0, CLAIM, own_from=""),
         Defer(0, ENTITY, CLAIM, 1000),
         RelayRead(0, CLAIM, 1),
         RelayRead(0, CLAIM, "billing/1"),

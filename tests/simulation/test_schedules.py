@@ -33,7 +33,7 @@ from tests.simulation.plan import (
 )
 from tests.simulation.world import World, run_schedule
 
-SEEDS = 120
+SEEDS = 80
 SEEDS_IN_A_TEST = 40
 BACKENDS = ("trio", "asyncio")
 

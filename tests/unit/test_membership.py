@@ -169,7 +169,7 @@ async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
         node.membership.lose_history(0, "gone")
         await node.membership.look()
         await node.membership.look()
-        assert await node.membership.release_all() == 0
+        assert await node.membership.release_all(lambda partition, swept: None) == 0
         assert node.log[-1] == "settled: True"
         claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]
         assert isinstance(claimed, Claimed | Released)
@@ -198,7 +198,7 @@ async def test_a_late_release_leaves_a_newer_claim_alone() -> None:
 
 async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
     async with owner() as node:
-        await node.membership.release_all()
+        await node.membership.release_all(lambda partition, swept: None)
         identity = NodeIdentity.of_this_process(lease_ttl_s=LEASE_S * 4)
         patient = evolve(identity, boot_id="elsewhere").encode()
         claim = ClaimPartition(0, "other", patient)

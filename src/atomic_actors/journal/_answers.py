@@ -91,7 +91,7 @@ class Dispatch(Struct, frozen=True, gc=False):
 
 
 class Unsettled(Struct, frozen=True, gc=False):
-    """A dispatch that an earlier claim left behind."""
+    """A dispatch that is there without anybody who runs it: an earlier claim left it behind, as a rule."""
 
     entity: str
     turn: int
@@ -270,6 +270,11 @@ class Swept(Struct, frozen=True, gc=False):
     next_due_ms: int
     #: Targets of the outbox streams with messages that are not acknowledged yet; those of this service first.
     outbound: tuple[Target, ...]
+    #: A page of the dispatches of the step's own claim, where it asks for one; most of them just run. There are
+    #: about `limit` in a page. Whatever is dispatched from the first page to the last is in one of them.
+    own: tuple[Unsettled, ...] = ()
+    #: Where the next page begins; "" after the last one.
+    own_next: str = ""
 
 
 class RelayEntry(Struct, frozen=True, gc=False):

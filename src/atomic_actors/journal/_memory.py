@@ -25,8 +25,8 @@ from atomic_actors.journal._memory_turns import (
     finish,
     interrupt,
     settle_lost,
+    sweep,
     take,
-    unsettled,
 )
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -85,7 +85,6 @@ from atomic_actors.journal._protocol import (
     Withdraw,
     WithdrawAnswer,
     pack_body,
-    sort_targets,
     split_outcome,
     unpack_body,
 )
@@ -492,25 +491,7 @@ class MemoryJournal:
         return expire(partition, step, now_ms)
 
     def _sweep(self, partition: Partition, step: Sweep, now_ms: int) -> Swept | Stale | Rejected:
-        if not partition.owned_by(step.claim):
-            return Stale("claim")
-        if step.limit < 1:
-            return bad_step("limit: must be at least 1")
-        ready = sorted(
-            (not_before_ms, name.encode(), name) for name, not_before_ms in partition.ready.items()
-        )
-        due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms + step.ahead_ms)
-        left_behind = [
-            unsettled(entity, entity.running)
-            for entity in partition.running.values()
-            if entity.running is not None and entity.running.claim != step.claim
-        ]
-        return Swept(
-            due=due[: step.limit],
-            unsettled=tuple(left_behind[: step.limit]),
-            next_due_ms=ready[len(due)][0] if len(due) < len(ready) else 0,
-            outbound=sort_targets(target for target, stream in partition.streams.items() if stream),
-        )
+        return sweep(partition, step, now_ms)
 
     # Streams between partitions.
 

@@ -43,7 +43,10 @@ from atomic_actors.journal._protocol import (
     Settled,
     SettleLost,
     Stale,
+    Sweep,
+    Swept,
     Unsettled,
+    sort_targets,
     split_outcome,
     unpack_body,
 )
@@ -433,3 +436,34 @@ def expire(partition: Partition, step: Expire, now_ms: int) -> Expired | Rejecte
     partition.finalise(entity, message, Event.EXPIRE, b"", now_ms)
     partition.index(entity)
     return Expired(True, message.body)
+
+
+def sweep(partition: Partition, step: Sweep, now_ms: int) -> Swept | Stale | Rejected:
+    """Find what waits, and the dispatches that somebody may have to look at."""
+    if not partition.owned_by(step.claim):
+        return Stale("claim")
+    if step.limit < 1:
+        return bad_step("limit: must be at least 1")
+    ready = sorted((not_before_ms, name.encode(), name) for name, not_before_ms in partition.ready.items())
+    due = tuple(name for not_before_ms, _, name in ready if not_before_ms <= now_ms + step.ahead_ms)
+    left_behind = [
+        unsettled(entity, entity.running)
+        for entity in partition.running.values()
+        if entity.running is not None and entity.running.claim != step.claim
+    ]
+    own: list[str] = []
+    if step.own_from is not None:
+        own = sorted(name for name in partition.running if name > step.own_from)
+    page = [partition.running[name] for name in own[: step.limit]]
+    return Swept(
+        due=due[: step.limit],
+        unsettled=tuple(left_behind[: step.limit]),
+        next_due_ms=ready[len(due)][0] if len(due) < len(ready) else 0,
+        outbound=sort_targets(target for target, stream in partition.streams.items() if stream),
+        own=tuple(
+            unsettled(entity, entity.running)
+            for entity in page
+            if entity.running is not None and entity.running.claim == step.claim
+        ),
+        own_next=page[-1].name if len(page) < len(own) else "",
+    )

@@ -255,18 +255,27 @@ def _audited(step: Audit, reply: Reply) -> Result:
 
 def _swept(step: Sweep, reply: Reply) -> Result:
     _, next_due_ms, due, targets = reply[:4]
-    unsettled: list[Unsettled] = []
-    at = 4 + due + targets
+    dispatches: list[Unsettled] = []
+    own, own_next, at = 0, "", 4 + due + targets
+    if step.own_from is not None:
+        own, own_next, at = reply[at], reply[at + 1].decode(), at + 2
     while at < len(reply):
         entity, turn, members = reply[at : at + 3]
-        unsettled.append(Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members)))
+        dispatches.append(Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members)))
         at += 3 + members
     outbound = sort_targets(
         int(target) if target.isdigit() else target.decode() for target in reply[4 + due : 4 + due + targets]
     )
     # What is no name is nobody's; those of the others must be heard of.
     names = (text.decode("utf-8", "replace") for text in reply[4 : 4 + due])
-    return Swept(tuple(names), tuple(unsettled), next_due_ms, outbound)
+    return Swept(
+        tuple(names),
+        tuple(dispatches[own:]),
+        next_due_ms,
+        outbound,
+        tuple(dispatches[:own]),
+        own_next,
+    )
 
 
 def _relay_page(step: RelayRead, reply: Reply) -> Result:

@@ -458,7 +458,10 @@ def _audit(wire: Wire, call: Call, step: Audit, keys: PartitionKeys, index: byte
 
 def _sweep(wire: Wire, call: Call, step: Sweep, keys: PartitionKeys, index: bytes) -> None:
     call.keys.append(keys.streams)
-    if step.ahead_ms:
+    if step.own_from is not None:
+        call.arguments += (b"sweep_own", index, step.claim.encode(), _number(step.limit))
+        call.arguments += (_number(step.ahead_ms), step.own_from.encode())
+    elif step.ahead_ms:
         call.arguments += (b"sweep_ahead", index, step.claim.encode(), _number(step.limit))
         call.arguments.append(_number(step.ahead_ms))
     else:

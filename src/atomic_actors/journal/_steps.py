@@ -312,13 +312,19 @@ class Expire(Struct, frozen=True, gc=False):
 
 
 class Sweep(Struct, frozen=True, gc=False):
-    """Find work: entities that are due, and dispatches that earlier claims left behind."""
+    """Find work: entities that are due, and dispatches that earlier claims left behind.
+
+    With `own_from`, also a page of the dispatches of this very claim. A copy of a `Take` that arrives late may
+    have made one that its owner never heard of. `Take` answers with it.
+    """
 
     partition: int
     claim: str
     limit: int = 100
     #: Entities that will be due so soon count as due: what an earlier owner put off may be for this one.
     ahead_ms: int = 0
+    #: Where the page begins: "" for the first one, else the `Swept.own_next` of the page before. None for no page.
+    own_from: str | None = None
 
 
 class RelayRead(Struct, frozen=True, gc=False):

@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 19
+-- revision: 20
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -1631,11 +1631,36 @@ local function settle_lost(P, k, a)
   return { DONE, "interrupt", body }
 end
 
+local function name_dispatch(answer, entity, dispatch)
+  extend(answer, { entity, dispatch.turn, #dispatch.messages })
+  for _, message in ipairs(dispatch.messages) do
+    answer[#answer + 1] = message.unique
+  end
+end
+
+-- Dispatches of this claim: their number, where the next page begins, and the page.
+local function name_own(P, answer, claim, limit, cursor)
+  local page = call("HSCAN", P.run, cursor, "COUNT", limit)
+  local running, number_at, found = page[2], #answer + 1, 0
+  extend(answer, { 0, page[1] == "0" and "" or page[1] })
+  for j = 1, #running, 2 do
+    local dispatch = read_dispatch(running[j + 1])
+    if dispatch.claim == claim then
+      found = found + 1
+      name_dispatch(answer, running[j], dispatch)
+    end
+  end
+  answer[number_at] = found
+end
+
 -- keys: w; claim limit
-local function sweep(P, k, a, ahead)
+local function sweep(P, k, a, ahead, own_from)
   local claim, limit = A[a], integer(A[a + 1], "limit")
   if limit <= 0 then
     refuse("limit must be positive")
+  end
+  if own_from and (#own_from > 19 or not match(own_from, "^%d+$")) then
+    refuse("own_from must be where a page begins")
   end
   if not is_current(P, claim) then
     return { STALE, "claim" }
@@ -1656,6 +1681,9 @@ local function sweep(P, k, a, ahead)
   local answer = { DONE, later[2] and tonumber(later[2]) or 0, #due, #targets }
   extend(answer, due)
   extend(answer, targets)
+  if own_from then
+    name_own(P, answer, claim, limit, own_from)
+  end
   -- Dispatches of other claims are there only after a takeover, and no new ones come.
   if call("HGET", P.lease, "s") ~= claim then
     local found, running = 0, call("HGETALL", P.run)
@@ -1669,10 +1697,7 @@ local function sweep(P, k, a, ahead)
         if found > limit then
           break
         end
-        extend(answer, { running[j], dispatch.turn, #dispatch.messages })
-        for _, message in ipairs(dispatch.messages) do
-          answer[#answer + 1] = message.unique
-        end
+        name_dispatch(answer, running[j], dispatch)
       end
     end
     if found == 0 then
@@ -1686,9 +1711,19 @@ local function sweep_now(P, k, a)
   return sweep(P, k, a, 0)
 end
 
+local function read_ahead(P, text)
+  return min(max(integer(text, "ahead_ms"), 0), EXACT_MAX - P.now)
+end
+
 -- keys: w; claim limit ahead
 local function sweep_ahead(P, k, a)
-  return sweep(P, k, a, min(max(integer(A[a + 2], "ahead_ms"), 0), EXACT_MAX - P.now))
+  return sweep(P, k, a, read_ahead(P, A[a + 2]))
+end
+
+-- keys: w; claim limit ahead own_from
+local function sweep_own(P, k, a)
+  local own_from = A[a + 3]
+  return sweep(P, k, a, read_ahead(P, A[a + 2]), own_from == "" and "0" or own_from)
 end
 
 local function format_old(incarnation, last, left)
@@ -1954,6 +1989,7 @@ local STEPS = {
   audit = { audit, -1 },
   sweep = { sweep_now, 1, 2 },
   sweep_ahead = { sweep_ahead, 1, 3 },
+  sweep_own = { sweep_own, 1, 4 },
   relay_read = { relay_read, 2, 3 },
   relay_in = { relay_in_order, -1 },
   relay_in_after_loss = { relay_in_after_loss, -1 },

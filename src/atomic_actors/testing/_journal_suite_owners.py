@@ -34,6 +34,7 @@ from atomic_actors.journal._protocol import (
     Sweep,
     Swept,
     Take,
+    Taken,
     Unsettled,
     Verdict,
     Withdraw,
@@ -41,9 +42,16 @@ from atomic_actors.journal._protocol import (
 from atomic_actors.testing._journal_probe import POLICY, OpenProbe, Probe, expect
 
 
-async def sweep(probe: Probe, claim: str = "claim-1", **fields: int) -> Swept:
+async def sweep(
+    probe: Probe,
+    claim: str = "claim-1",
+    *,
+    limit: int = 100,
+    ahead_ms: int = 0,
+    own_from: str | None = None,
+) -> Swept:
     """What there is to do in partition 0."""
-    return expect(Swept, await probe.send(Sweep(0, claim, **fields)))
+    return expect(Swept, await probe.send(Sweep(0, claim, limit, ahead_ms, own_from)))
 
 
 class Owners:
@@ -508,3 +516,52 @@ class Owners:
             assert len((await sweep(probe, "claim-2", limit=4)).unsettled) == 4
             refused = await probe.send(Sweep(0, "claim-2", limit=0))
             assert expect(Rejected, refused).code == "bad_step"
+
+    async def test_sweep_names_dispatches_of_its_own_claim(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            left = await probe.taken(probe.message("account/left"))
+            await probe.take_over("claim-2")
+            first = probe.message("account/a")
+            await probe.accept(first)
+            late = Take(0, "account/a", "claim-2", POLICY)
+            dispatch = expect(Taken, await probe.send(late)).offer.dispatch
+            assert dispatch is not None
+            await probe.finish(dispatch, "complete", claim="claim-2", run_limit=0)
+            second = probe.message("account/a")
+            await probe.accept(second)
+            # A copy of the take that was answered long ago: its answer goes to nobody.
+            await probe.send(late)
+            unheard = Unsettled("account/a", 2, (second.unique,))
+            left_behind = Unsettled("account/left", left.turn, (left.messages[0].unique,))
+            for _ in range(2):
+                assert await sweep(probe, "claim-2") == Swept((), (left_behind,), 0, ())
+                looked = await sweep(probe, "claim-2", own_from="")
+                assert looked == Swept((), (left_behind,), 0, (), (unheard,), "")
+            assert await probe.send(Sweep(0, "claim-1", own_from="")) == Stale("claim")
+            # It can be taken, or given back; then it is not named any more.
+            again = await probe.dispatch("account/a", "claim-2")
+            assert (again.turn, again.messages[0].unique, again.messages[0].attempt) == (2, second.unique, 1)
+            give_back = Interrupt(0, "account/a", "claim-2", 2, unheard.uniques, began=False)
+            assert await probe.send(give_back) == Settled("requeue")
+            looked = await sweep(probe, "claim-2", own_from="")
+            assert (looked.due, looked.own) == (("account/a",), ())
+
+    async def test_own_dispatches_come_in_pages(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            # So many that no store holds them in its form for a few.
+            names = [f"account/{number}" for number in range(700)]
+            for first in range(0, len(names), 100):
+                batch = [probe.message(name, claim="claim-1") for name in names[first : first + 100]]
+                await probe.batch(*batch)
+            found: set[str] = set()
+            pages, begin = 0, ""
+            while pages == 0 or begin:
+                looked = await sweep(probe, limit=50, own_from=begin)
+                assert len(looked.own) <= 200
+                found.update(one.entity for one in looked.own)
+                pages, begin = pages + 1, looked.own_next
+                assert pages <= 100
+            assert found == set(names)
+            assert pages > 3

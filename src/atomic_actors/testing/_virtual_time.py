@@ -65,6 +65,16 @@ class Process:
     def stop(self) -> None:
         """Stop every task of the process where it stands."""
         self.is_stopped = True
+        # What is about to run does not, either. Trio wakes the tasks of a scope in no order that could be had again,
+        # so that "all that were woken before" would be others in each run.
+        queue = _runner().runq
+        waiting = list(queue)
+        queue.clear()
+        for task in waiting:
+            if task.context.get(_process) is self:
+                self._held.append(task)
+            else:
+                queue.extend((task,))
 
     def go_on(self) -> None:
         """Continue after `stop`: whatever became runnable meanwhile is."""
