@@ -23,7 +23,7 @@ def _books(name: str, guard: Guard, function: str, old: str, new: str, protects:
 
 
 def _claim(function: str, protects: str, *tests: str) -> Mutant:
-    make = _turns if function in ("finish", "interrupt", "settle_lost") else _steps
+    make = _turns if function in ("finish", "interrupt", "settle_lost", "sweep") else _steps
     return make(f"{function}.claim", Guard.CLAIM, function, _NOT_OWNED, _NEVER, protects, *tests)
 
 
