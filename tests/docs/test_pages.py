@@ -18,6 +18,7 @@ import attrs
 import pytest
 
 import atomic_actors
+import atomic_actors.testing
 from atomic_actors import Config
 from tests.docs.pages import ROOT, Block, blocks_of, commands, pages, promised_output
 
@@ -168,7 +169,7 @@ def test_errors_that_pages_name_exist() -> None:
         r"`(?:\w+\.)?([A-Z]\w+(?:Exceeded|Unavailable|Unknown|Timeout|Failed|Reused|Unsafe|Cycle|Hops))`"
     )
     assert found
-    known: dict[str, Any] = vars(atomic_actors)
+    known: dict[str, Any] = {**vars(atomic_actors), **vars(atomic_actors.testing)}
     assert not [f"{name_of(page)}: {name}" for page, name in found if name not in known]
 
 
