@@ -35,6 +35,8 @@ class Swarm:
     #: How long a client rests between two calls, at most.
     rest_s: float
     rich_plans: bool
+    #: The store also goes back in time now and then.
+    loses_history: bool
 
 
 VERBS = (
@@ -74,6 +76,7 @@ def draw_swarm(seed: int) -> Swarm:
         messages=tuple(rng.sample(("Put", "Work", "Again", "Look"), rng.randint(1, 4))),
         rest_s=rng.choice((0.03, 0.06, 0.12)),
         rich_plans=rng.random() < 0.7,
+        loses_history=rng.random() < 0.1,
     )
 
 

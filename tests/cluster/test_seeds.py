@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import pytest
 
-from atomic_actors.testing._simulated_faults import CALL_FAULTS, FRAME_FAULTS, NODE_FAULTS
+from atomic_actors.testing._simulated_faults import FAULTS
 from tests.cluster.play import FAULTS_MIN, STEPS_MIN, play_seed
 from tests.cluster.runs import Totals, run_seeds
 
@@ -33,8 +33,7 @@ def test_a_thousand_clusters() -> None:
     assert totals.steps_min >= STEPS_MIN
     assert totals.faults_min >= FAULTS_MIN
     # A fault that never fires proves nothing.
-    kinds = (*CALL_FAULTS, *FRAME_FAULTS, *NODE_FAULTS)
-    missing = [kind for kind in kinds if totals.faults[kind] < 50]
+    missing = [kind for kind in FAULTS if totals.faults[kind] < 50]
     assert not missing, f"{missing}: {totals.faults}"
 
 

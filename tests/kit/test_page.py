@@ -12,6 +12,7 @@ pytest_plugins = ["pytester"]
 
 PAGE = ROOT / "docs" / "testing.md"
 
+
 def test_the_examples_pass(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     text = "\n".join(block.text for block in blocks_of(PAGE, "py"))

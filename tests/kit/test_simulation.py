@@ -22,7 +22,7 @@ from atomic_actors.testing import (
     simulate,
     timeline,
 )
-from atomic_actors.testing._history import Began, Ended
+from atomic_actors.testing._history import Began, Claimed, Ended
 from tests.kit.bank import (
     Account,
     AccountModel,
@@ -221,3 +221,21 @@ def test_settings_reach_the_nodes() -> None:
 
     assert run_simulation(main, Account, partitions=3) == 3
     assert run_simulation(main, Account, config=Config(url="memory:", partitions=5)) == 5
+
+
+def test_a_store_that_goes_back_in_time_is_noticed() -> None:
+    async def main(sim: Simulation) -> None:
+        assert await sim.system.ask(ONE, Deposit(1)) == 1
+        lose = sim.back_up()
+        assert await sim.system.ask(ONE, Deposit(1)) == 2
+        lose()
+        # The very call that gives it away took a message: nobody knows what ran in the history that is gone.
+        with pytest.raises(Interrupted):
+            await sim.system.ask(ONE, Deposit(1), timeout_s=30)
+        # The node gave the partition up, and claimed it anew.
+        assert await sim.system.ask(ONE, Deposit(1), timeout_s=30) == 2
+        await sim.settle()
+        sim.check()
+        assert max(record.epoch for record in sim.history.records if isinstance(record, Claimed)) == 2
+
+    run_simulation(main, Account, seed=1)

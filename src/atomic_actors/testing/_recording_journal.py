@@ -204,6 +204,9 @@ class RecordingJournal(MemoryJournal):
         return restore
 
     def _copy(self, partition: Partition) -> Partition:
-        # What a partition refers to and does not own is shared, not copied.
-        shared = {id(self): self, id(partition.settings): partition.settings}
-        return copy.deepcopy(partition, shared)
+        copied = copy.deepcopy(partition)
+        if isinstance(partition, _RecordingPartition) and isinstance(copied, _RecordingPartition):
+            # A copy has what attrs knows of, and not what a subclass has besides.
+            copied.journal, copied.number = self, partition.number
+            copied.taken_from = dict(partition.taken_from)
+        return copied

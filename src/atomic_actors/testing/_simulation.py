@@ -269,6 +269,20 @@ class Simulation:
 
         self.after(for_s, go_on)
 
+    def back_up(self) -> Callable[[], None]:
+        """Remember what the store holds now. The function that this returns brings it back, as often as it is called.
+
+        That is what a store does that loses its last second, whose backup is put in place, or whose replica was
+        behind: nodes notice it, and report lost history.
+        """
+        restore = self.store.snapshot()
+
+        def lose_history() -> None:
+            restore()
+            self.faults.fire(0, "history lost")
+
+        return lose_history
+
     # Time.
 
     async def advance(
