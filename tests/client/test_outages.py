@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 from atomic_actors import (
     AcceptanceUnknown,
@@ -24,7 +25,9 @@ from atomic_actors import (
     UnknownMessage,
 )
 from atomic_actors.client import Client
-from atomic_actors.journal._redis_link import ACL_RULES
+from atomic_actors.client._connections import BlockingAnswers, meaning_of, run_now
+from atomic_actors.journal._protocol import JournalUnavailable
+from atomic_actors.journal._redis_link import ACL_RULES, explain
 from tests.client.conftest import NewClient, Template, Worker
 from tests.client.till import Add, Sleep, Total, config_for, till
 from tests.servers import Kind, Server, free_port, start_server
@@ -352,3 +355,22 @@ def test_pushes_that_cannot_be_heard(
     client = new_client(with_user(store_server, namespace))
     store_server.call("ACL", "SETUSER", "clerk", "-subscribe")
     assert [client.ask(till("a"), Add(1)) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_store_that_dies_while_it_is_greeted_is_away(own_server: Server) -> None:
+    """What the driver says then is told once, and not as its own cause: who looks for the cause would never end."""
+    connection = own_server.client().connection_pool.get_connection()
+    answers = BlockingAnswers(connection, 1.0)
+    own_server.stop()
+    with pytest.raises(redis.ConnectionError) as lost:
+        run_now(answers.create_request(b"CONFIG GET", b"save"))
+    assert lost.value.__cause__ is not lost.value
+    meaning = meaning_of(lost.value, sent=False)
+    assert isinstance(meaning, JournalUnavailable)
+    assert "no connection to the store" in str(meaning)
+
+
+def test_causes_that_go_round_in_a_circle() -> None:
+    first, second = OSError("first"), OSError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert "second" in str(explain(first, sent=False))

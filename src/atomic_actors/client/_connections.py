@@ -144,7 +144,10 @@ class BlockingAnswers:
         try:
             answer = exchange(self._connection, self._timeout_s, *command.split(), *arguments)
         except redis.RedisError as error:
-            raise as_said(error) from error
+            said = as_said(error)
+            if said is error:
+                raise
+            raise said from error
         if command in _MAPS:
             return _to_map(answer)
         if command in _LISTS_OF_MAPS:

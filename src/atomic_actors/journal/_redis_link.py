@@ -170,10 +170,12 @@ def redis_url(location: StoreLocation) -> str:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason: the outer ones say only that there is no connection."""
-    seen = error
-    while (inner := seen.__cause__) is not None:
-        seen = inner
-    return f"{type(seen).__name__}: {seen}" if str(seen) else type(seen).__name__
+    seen = [error]
+    # Causes may go round in a circle: Python lets an exception be raised from itself.
+    while (inner := seen[-1].__cause__) is not None and inner not in seen:
+        seen.append(inner)
+    innermost = seen[-1]
+    return f"{type(innermost).__name__}: {innermost}" if str(innermost) else type(innermost).__name__
 
 
 def explain(error: Exception, *, sent: bool) -> JournalUnavailable | StoreIncompatible:
