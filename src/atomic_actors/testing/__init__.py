@@ -33,14 +33,10 @@ from atomic_actors.testing._linearizability import (  # noqa: E402
     check_linearizable,
     operations_of,
 )
+from atomic_actors.testing._simulate import run_simulation, simulate  # noqa: E402
 from atomic_actors.testing._simulated_faults import CALL_FAULTS, FRAME_FAULTS  # noqa: E402
 from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode  # noqa: E402
-from atomic_actors.testing._simulation import (  # noqa: E402
-    Simulation,
-    SimulationFailed,
-    run_simulation,
-    simulate,
-)
+from atomic_actors.testing._simulation import Simulation, SimulationFailed  # noqa: E402
 from atomic_actors.testing._timeline import timeline  # noqa: E402
 
 if TYPE_CHECKING:

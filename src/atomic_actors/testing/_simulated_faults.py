@@ -72,7 +72,7 @@ class CrashPoint:
 
     `before`: the step never reached the store. `after`: it did, and the node never heard of it. `late`: it reaches
     the store only when the node's successor may be at work already. Steps before it in the same call did happen,
-    those behind it did not.
+    those behind it did not, or come with it where it is late.
     """
 
     kinds: tuple[str, ...]

@@ -69,7 +69,7 @@ class LivingSystem:
             return _LivingLetters(simulation, number)
         if name == "entity":
             return partial(EntityHandle, cast("ActorSystem", self))
-        if inspect.iscoroutinefunction(inspect.getattr_static(ActorSystem, name)):
+        if inspect.iscoroutinefunction(inspect.getattr_static(ActorSystem, name, None)):
 
             async def call(*arguments: Any, **options: Any) -> Any:
                 return await simulation.call(name, arguments, options, number)

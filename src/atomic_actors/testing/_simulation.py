@@ -7,16 +7,13 @@ which is the in-memory journal. One seed gives one run, always.
 from __future__ import annotations
 
 import copy
-import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 import trio
 import trio.testing
-from attrs import define, evolve, field
+from attrs import define, field
 
 from atomic_actors._config import Config
 from atomic_actors._errors import (
@@ -26,14 +23,16 @@ from atomic_actors._errors import (
     NotExecuted,
     QueueDepthExceeded,
     Refused,
+    UsageError,
 )
+from atomic_actors._messages import Message, target_of
 from atomic_actors._records import EntityRef, Receipt
 from atomic_actors._store import journal_settings
 from atomic_actors._system import ActorSystem
 from atomic_actors._telemetry import Listeners
 from atomic_actors.journal._protocol import Journal
 from atomic_actors.testing._checkers import check_history
-from atomic_actors.testing._history import Answered, Called, Fault, History, Record, Word
+from atomic_actors.testing._history import Answered, Called, History, Record, Word
 from atomic_actors.testing._linearizability import (
     NotLinearizable,
     SequentialModel,
@@ -48,9 +47,9 @@ from atomic_actors.testing._simulated_faults import MOMENTS, CrashPoint, Faults,
 from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode, record_handlers
 from atomic_actors.testing._simulated_system import AnsweringModel, LivingSystem, shown_refusal
 from atomic_actors.testing._timeline import timeline
-from atomic_actors.testing._virtual_time import start_outside, virtual_time
+from atomic_actors.testing._virtual_time import start_outside
 
-__all__ = ("Simulation", "SimulationFailed", "run_simulation", "simulate")
+__all__ = ("Simulation", "SimulationFailed")
 
 T = TypeVar("T")
 
@@ -62,8 +61,6 @@ STEP_S: Final = 0.25
 REST_S: Final = 0.5
 #: A node that died is followed by another one after this long.
 RESTART_AFTER_S: Final = 0.2
-#: What a simulation is made with, unless a test says otherwise: few partitions, and fewer looks at the clock.
-SETTINGS: Final[dict[str, Any]] = {"url": "memory:", "partitions": 8, "tick_interval_s": 0.1}
 #: The verbs that send a message.
 SENDING: Final = ("ask", "tell")
 
@@ -143,14 +140,14 @@ class Simulation:
         if not self._over:
             self.history.add(record)
 
-    def after(self, delay_s: float, function: Callable[[], object]) -> None:
-        """Let something happen later, in no node's process."""
-        self.late += 1
-        start_outside(self.nursery, self._wait_and_call, delay_s, function)
+    def after(self, delay_s: float, function: Callable[[], object], *, is_late: bool = True) -> None:
+        """Let something happen later, in no node's process; nothing is quiet before what is late has come."""
+        self.late += is_late
+        start_outside(self.nursery, self._wait_and_call, delay_s, function, is_late)
 
-    async def _wait_and_call(self, delay_s: float, function: Callable[[], object]) -> None:
+    async def _wait_and_call(self, delay_s: float, function: Callable[[], object], is_late: bool) -> None:
         await trio.sleep(delay_s)
-        self.late -= 1
+        self.late -= is_late
         if not self._over:
             function()
 
@@ -225,9 +222,10 @@ class Simulation:
         moment = before or after
         if before is not None and after is not None:
             raise ValueError("crash: before= or after=, not both")
+        if after == "await":
+            raise ValueError('crash: after="await" says nothing; use before="await"')
         if moment is None:
-            for each in chosen[:1]:
-                each.die()
+            self.rng.choice(chosen).die()
             return
         if nth < 1:
             raise ValueError(f"nth: counts from 1, not {nth}")
@@ -259,15 +257,17 @@ class Simulation:
         """
         chosen = self.living(node)
         if chosen is None:
-            raise ValueError(f"node: there is no {node or 'node'} that lives now")
+            raise ValueError(f"node: there is no {node or 'node'} that lives now, and is not paused")
+        if for_s <= 0:
+            raise ValueError(f"for_s: must be above 0, not {for_s:g}")
         chosen.process.stop()
         self.faults.fire(chosen.number, "pause", f"for {for_s:g} s")
 
         def go_on() -> None:
-            if not chosen.is_dead:
+            if chosen.is_paused:
                 chosen.process.go_on()
 
-        self.after(for_s, go_on)
+        self.after(for_s, go_on, is_late=False)
 
     def back_up(self) -> Callable[[], None]:
         """Remember what the store holds now. The function that this returns brings it back, as often as it is called.
@@ -344,6 +344,8 @@ class Simulation:
         self.faults.clear()
         for node in self.nodes:
             node.disarm()
+            if node.is_paused:
+                node.process.go_on()
             node.cut_off_until_s = 0.0
             if node.channels.is_deaf:
                 node.channels.set_deaf(False)
@@ -380,11 +382,13 @@ class Simulation:
             answer: Awaitable[Any] = getattr(system, name)(*arguments, **options)
             return answer
 
-        if name not in SENDING or not arguments or not isinstance(arguments[0], EntityRef):
+        sent = self._sent(arguments, options) if name in SENDING else None
+        if sent is None:
             return await self.call_at(inside, number)
         self._calls += 1
         number_of_call = self._calls
-        self.record(Called(self.at_s(), number_of_call, "caller", name, str(arguments[0]), arguments[1]))
+        entity, message = sent
+        self.record(Called(self.at_s(), number_of_call, "caller", name, str(entity), message))
         try:
             answer = await self.call_at(inside, number)
         except NodeCrashed:
@@ -402,16 +406,31 @@ class Simulation:
             self.record(Answered(self.at_s(), number_of_call, "reply", answer))
         return answer
 
+    def _sent(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[EntityRef, Any] | None:
+        """The entity and the message of a call; None where they cannot be told: the system itself says why."""
+        entity = options.get("entity", arguments[0] if arguments else None)
+        message = options.get("message", arguments[1] if len(arguments) > 1 else None)
+        if isinstance(entity, EntityRef):
+            return None if message is None else (entity, message)
+        try:
+            return target_of(cast("Message[Any]", entity)), entity
+        except AtomicActorsError:
+            return None
+
     async def call_at(self, function: Callable[[ActorSystem], Awaitable[T]], number: int = 0) -> T:
         """Call anything at a living node, in its process; waits for one where there is none.
 
         Raises:
             NodeCrashed: the node died meanwhile, or that very one is not there any more.
         """
+        if not 0 <= number <= len(self.nodes):
+            raise ValueError(f"node: there is no node {number}; there have been {len(self.nodes)}")
         node = self.living(number)
         while node is None:
             if number and self.nodes[number - 1].status in ("dead", "gone"):
                 raise NodeCrashed(f"node {number} is {self.nodes[number - 1].status}")
+            if not self.restarts and all(each.status in ("dead", "gone") for each in self.nodes):
+                raise NodeCrashed("no node lives, and restarts=False: none will; `join` starts one")
             await trio.sleep(RESTART_AFTER_S)
             node = self.living(number)
         self._calling += 1
@@ -445,9 +464,16 @@ class Simulation:
         Raises:
             SimulationFailed: a promise was broken; the text has the seed, what was broken, and a timeline.
         """
-        found = check_history(
-            self.history, healed=self.is_quiet and not self._waits_parked(), leases_honoured=True
-        )
+        waiting = {entity.name for entity in self.store.entities() if entity.messages}
+        found = [
+            violation
+            for violation in check_history(self.history, healed=self.is_quiet, leases_honoured=True)
+            # What waits at a parked entity is not lost.
+            if violation.rule != "nothing-lost" or violation.entity not in waiting
+        ]
+        unknown = sorted(set(models or {}) - set(self.template._kinds))  # pyright: ignore[reportPrivateUsage]
+        if unknown:
+            raise UsageError(f"models: there is no kind {unknown[0]!r} in this simulation")
         problems = [*self.broken, *(f"{each.at_s:.3f} s: {each.rule}: {each.text}" for each in found)]
         about = found[0].entity if found else ""
         for entity in entities_called(self.history):
@@ -467,9 +493,6 @@ class Simulation:
             operations = operations_of(self.history, entity, bounded_by_ends=True)
             answer = check_linearizable(operations, model)
         return answer
-
-    def _waits_parked(self) -> bool:
-        return any(entity.messages for entity in self.store.entities())
 
     def fail(self, problems: list[str], entity: str | None = None) -> None:
         """Raise `SimulationFailed` with these problems and a timeline."""
@@ -494,102 +517,3 @@ class Simulation:
         for node in self.nodes:
             node.end()
         self.nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def simulate(
-    *actors: Any,
-    seed: int = 0,
-    nodes: int = 1,
-    faults: Collection[str] = (),
-    fault_rate: float = 0.05,
-    config: Config | None = None,
-    restarts: bool = True,
-    **settings: Any,
-) -> AsyncGenerator[Simulation]:
-    """A simulated cluster that runs your actors, in virtual time. Needs a Trio run around it.
-
-    Args:
-        actors: actor classes, as in `Config.actors`.
-        seed: decides everything that is drawn; the same seed gives the same run.
-        nodes: how many nodes there are.
-        faults: which faults of calls and frames happen by themselves (`testing.CALL_FAULTS`, `testing.FRAME_FAULTS`).
-        fault_rate: how likely each call and each frame meets one.
-        config: the settings of the nodes, to begin with.
-        restarts: whether a node that died is followed by another one.
-        settings: more settings, as of `Config`.
-
-    Raises:
-        UsageError: an actor or a setting cannot work.
-        RuntimeError: there is no Trio run; use `run_simulation`.
-        SimulationFailed: by `check` and `settle`.
-    """
-    base = config if config is not None else Config(**SETTINGS)
-    config = evolve(base, actors=[*base.actors, *actors], **settings)
-    failure: Exception | None = None
-    with virtual_time(seed) as clock, _quiet_logs():
-        rng = random.Random(seed ^ 0x5EED)
-        chosen = Faults(rng, faults, fault_rate, fault_rate, _unheard)
-        template = ActorSystem(config)
-        async with trio.open_nursery() as nursery:
-            simulation = Simulation(config, seed, nodes, nursery, clock, rng, chosen, template, restarts)
-            chosen.on_fired = partial(_note_fault, simulation)
-            try:
-                await simulation.begin()
-                yield simulation
-            except Exception as error:
-                # Raised again behind the nursery, which would wrap it in a group.
-                failure = error
-            finally:
-                simulation.end()
-    if failure is not None:
-        raise failure
-
-
-def _unheard(node: int, kind: str, detail: str) -> None:
-    """Nothing goes wrong before there is a simulation."""
-
-
-def _note_fault(simulation: Simulation, node: int, kind: str, detail: str) -> None:
-    simulation.record(Fault(simulation.at_s(), node, kind, detail))
-
-
-class _quiet_logs:
-    """Keep the runtime's own warnings out of a test's output: here things go wrong on purpose."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("atomic_actors")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL + 1)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)
-
-
-def run_simulation(
-    main: Callable[[Simulation], Awaitable[T]],
-    *actors: Any,
-    seed: int = 0,
-    **options: Any,
-) -> T:
-    """Run an async function in a simulated cluster, from ordinary code: no event loop is needed around it.
-
-    Args:
-        main: gets the `Simulation`.
-        actors: actor classes.
-        seed: as of `simulate`.
-        options: as of `simulate`.
-
-    Returns:
-        What `main` returns.
-
-    Raises:
-        SimulationFailed: by `check` and `settle`.
-    """
-
-    async def run() -> T:
-        async with simulate(*actors, seed=seed, **options) as simulation:
-            return await main(simulation)
-        raise AssertionError("a simulation swallows no exception")
-
-    return trio.run(run, clock=trio.testing.MockClock())

@@ -21,8 +21,9 @@ from atomic_actors._errors import AtomicActorsError, UsageError
 from atomic_actors._messages import Message
 from atomic_actors._records import EntityRef
 from atomic_actors.testing._linearizability import SequentialModel
+from atomic_actors.testing._simulate import run_simulation
 from atomic_actors.testing._simulated_faults import Moment
-from atomic_actors.testing._simulation import Simulation, run_simulation
+from atomic_actors.testing._simulation import Simulation
 from atomic_actors.testing._strategies import bound_to_anything, entities, messages
 
 __all__ = ("ActorStateMachine",)
@@ -157,8 +158,17 @@ class ActorStateMachine(RuleBasedStateMachine):
         self.do(wait)
 
     def _draw(self, data: DataObject) -> tuple[EntityRef, Message[Any]]:
-        message = data.draw(self.messages if self.messages is not None else messages(*self.actors), "message")
-        kinds = sorted(self.models) or sorted(collect([bound_to_anything(each) for each in self.actors]))
+        source = (
+            data.draw(st.sampled_from(list(self.actors)), "actor") if len(list(self.actors)) > 1 else None
+        )
+        chosen = [source] if source is not None else list(self.actors)
+        strategy = self.messages if self.messages is not None else messages(*chosen)
+        message = data.draw(strategy, "message")
+        kinds = [
+            name
+            for name, spec in collect([bound_to_anything(each) for each in self.actors]).items()
+            if type(message) in spec.by_type or spec.fallback is not None
+        ]
         return data.draw(
             st.sampled_from(kinds).flatmap(lambda kind: entities(kind, self.ids)), "entity"
         ), message
@@ -184,6 +194,8 @@ class ActorStateMachine(RuleBasedStateMachine):
 async def _ask(entity: EntityRef, message: Message[Any], simulation: Simulation) -> None:
     try:
         await simulation.system.ask(entity, message, timeout_s=_ASK_TIMEOUT_S)
+    except UsageError:
+        raise
     except AtomicActorsError:
         # Whatever it was, it is in the history, and the check says whether it may be.
         return
