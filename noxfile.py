@@ -30,6 +30,8 @@ EXTRAS = ".[testing,dev,uvloop]"
 LONG_CHAOS = {"CHAOS_CLUSTER_KILLS": "200", "CHAOS_FAILOVERS": "30", "CHAOS_MIGRATIONS": "20"}
 #: Most tests wait, for a server or a lease. What a file's tests share is made once.
 SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
+#: Those with servers use less than half of a processor each.
+MOSTLY_WAITING = ["-n", "3", "--dist", "loadfile"]
 # Run by sessions of their own.
 APART = ["types", "simulation", "cluster", "model", "chaos"]
 
@@ -77,7 +79,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit, conformance and integration tests, with real servers: `nox -s tests -- -k commit`."""
-    run(session, "pytest", "tests", *without(*APART), *SIDE_BY_SIDE, *session.posargs)
+    run(session, "pytest", "tests", *without(*APART), *MOSTLY_WAITING, *session.posargs)
 
 
 @nox.session(python=PYTHON_VERSIONS, venv_backend="virtualenv", reuse_venv=True)
@@ -99,7 +101,7 @@ def sim(session: nox.Session) -> None:
 @nox.session
 def chaos(session: nox.Session) -> None:
     """Real servers and processes, killed and paused while they work."""
-    run(session, "pytest", "tests/chaos", *session.posargs)
+    run(session, "pytest", "tests/chaos", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
