@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 20
+-- revision: 21
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -1644,8 +1644,8 @@ local function name_own(P, answer, claim, limit, cursor)
   local running, number_at, found = page[2], #answer + 1, 0
   extend(answer, { 0, page[1] == "0" and "" or page[1] })
   for j = 1, #running, 2 do
-    local dispatch = read_dispatch(running[j + 1])
-    if dispatch.claim == claim then
+    local went, dispatch = pcall(read_dispatch, running[j + 1])
+    if went and dispatch.claim == claim then
       found = found + 1
       name_dispatch(answer, running[j], dispatch)
     end
