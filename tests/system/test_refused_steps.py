@@ -8,9 +8,11 @@ import anyio
 import pytest
 from attrs import define, field
 
-from atomic_actors.journal._protocol import BatchResult, Journal, Rejected, Step, Sweep
+from atomic_actors import Interrupted
+from atomic_actors._supervisor import Supervisor
+from atomic_actors.journal._protocol import BatchResult, Finish, Journal, Rejected, Step, Sweep
 from tests.journals import WrappedJournal
-from tests.system.support import PATIENCE_S, Desk, NewSystem, Stage
+from tests.system.support import PATIENCE_S, Desk, NewSystem, Stage, Work, desk
 
 pytestmark = pytest.mark.anyio
 
@@ -50,3 +52,53 @@ async def test_a_refused_page_leaves_the_next_sweep(new_system: NewSystem, stage
         with anyio.fail_after(PATIENCE_S):
             await journals[0].swept.wait()
         assert journals[0].refused == 1
+
+
+@define(eq=False)
+class LateJournal(WrappedJournal):
+    """Refuses commits, and answers only when it is told to."""
+
+    reached: anyio.Event = field(factory=anyio.Event)
+    answer: anyio.Event = field(factory=anyio.Event)
+
+    async def execute(self, steps: Sequence[Step]) -> BatchResult:
+        if not any(isinstance(step, Finish) for step in steps):
+            return await self.store.execute(steps)
+        self.reached.set()
+        await self.answer.wait()
+        answer = await self.store.execute([step for step in steps if not isinstance(step, Finish)])
+        others = iter(answer.results)
+        refusal = Rejected("invalid", "its record is damaged")
+        return BatchResult(
+            [refusal if isinstance(step, Finish) else next(others) for step in steps], answer.now_ms
+        )
+
+
+async def test_a_commit_that_is_refused_after_its_task_has_ended(
+    new_system: NewSystem, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler has run: it does not run again."""
+    journals: list[LateJournal] = []
+
+    def wrap(inner: Journal) -> Journal:
+        journals.append(LateJournal(inner))
+        return journals[-1]
+
+    ended = Supervisor.wait_ended
+
+    async def answer_at_the_end(supervisor: Supervisor) -> None:
+        await ended(supervisor)
+        journals[0].answer.set()
+
+    monkeypatch.setattr(Supervisor, "wait_ended", answer_at_the_end)
+    with anyio.fail_after(PATIENCE_S):
+        async with new_system(Desk.using(stage=stage), wrap=wrap, drain_timeout_s=0.05) as system:
+            receipt = await system.tell(desk(), Work("once"))
+            await journals[0].reached.wait()
+    assert stage.log == ["once"]
+    async with new_system(Desk.using(stage=stage)) as system:
+        await system.resume(desk())
+        with anyio.fail_after(PATIENCE_S), pytest.raises(Interrupted):
+            await system.result(receipt)
+        assert (await system.audit()).is_balanced
+    assert stage.log == ["once"]
