@@ -5,12 +5,28 @@ from __future__ import annotations
 import pytest
 
 from atomic_actors.journal._protocol import (
+    Append,
+    Claimed,
     ClaimPartition,
     JournalSettings,
+    Rejected,
     Sweep,
     Swept,
+    Take,
+    Taken,
 )
-from tests.redis.test_wire import CLAIM, ENTITY, open_journal, own, send, take_one
+from tests.redis.test_wire import (
+    CLAIM,
+    ENTITY,
+    POLICY,
+    body,
+    now_ms,
+    open_journal,
+    own,
+    send,
+    take_one,
+    unique_at,
+)
 from tests.servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -50,3 +66,36 @@ async def test_a_damaged_dispatch_leaves_the_sweeps_of_the_others(
             assert isinstance(swept, Swept)
             assert ENTITY in [found.entity for found in swept.unsettled]
             assert not swept.own
+
+
+async def test_a_body_that_is_gone_is_offered_as_an_empty_one(store_server: Server, namespace: str) -> None:
+    """To those who have to read it, an empty one is as damaged as any other."""
+    async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
+        await own(journal)
+        at_ms = await now_ms(journal)
+        uniques = [unique_at(at_ms + number) for number in range(2)]
+        for unique in uniques:
+            await send(journal, Append(0, ENTITY, unique, body("t")))
+        take = Take(0, ENTITY, CLAIM, POLICY, run_limit=2)
+        assert isinstance(await send(journal, take), Taken)
+        store_server.call("HDEL", f"{{{namespace}:default:0}}:e:{ENTITY}", f"m:{uniques[1]}")
+        again = await send(journal, take)
+        assert isinstance(again, Taken)
+        assert again.offer.dispatch is not None
+        assert [message.body for message in again.offer.dispatch.messages] == [body("t"), b""]
+
+
+async def test_a_lease_of_another_type_leaves_the_other_partitions(
+    store_server: Server, namespace: str
+) -> None:
+    """Whose books have no copy of the claim yet."""
+    async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
+        store_server.call("SET", f"{{{namespace}:default:0}}:L", "damaged")
+        damaged, healthy = (
+            await journal.execute(
+                [Append(0, ENTITY, unique_at(1), body()), ClaimPartition(1, CLAIM, b"node")]
+            )
+        ).results
+        assert isinstance(damaged, Rejected)
+        assert "WRONGTYPE" in damaged.text
+        assert isinstance(healthy, Claimed)

@@ -157,7 +157,7 @@ def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
             )
         else:
             messages = tuple(
-                Dispatched(reply[j].decode(), reply[j + 1], reply[j + 2], reply[j + 3])
+                Dispatched(reply[j].decode(), reply[j + 1] or b"", reply[j + 2], reply[j + 3])
                 for j in range(at + 5, len(reply), 4)
             )
         return Offer(Dispatch(turn, messages, recovering == 1, version, state))
