@@ -299,7 +299,11 @@ class Activation:
     def _leave_turn(self) -> None:
         """The task ends while a turn is on: if it is not on its way to the store, settle it."""
         turn = self._turn
-        if turn is None or turn.committing:
+        if turn is None:
+            return
+        if turn.committing:
+            if isinstance(self._finished, Rejected):
+                self._refused(turn, self._finished.text)
             return
         self._turn = None
         uniques = tuple(item.unique for item in turn.dispatch.messages)
@@ -447,12 +451,16 @@ class Activation:
             self.services.lost(self.partition, f"another owner has it ({result.what} of {self.entity})")
             return
         if isinstance(result, Rejected):
-            # Nothing of the turn counts, and nothing that it left in memory may be taken for granted.
-            self._runner.forget()
-            self._runner.state.version = -1
-            self.services.refused(self, turn, result.text)
+            self._refused(turn, result.text)
             return
         raise SystemFailed(f"the commit of {self.entity} was answered with {result!r}")
+
+    def _refused(self, turn: Turn, why: str) -> None:
+        """Nothing of the turn counts, and nothing that it left in memory may be taken for granted."""
+        self._turn = None
+        self._runner.forget()
+        self._runner.state.version = -1
+        self.services.refused(self, turn, why)
 
     def _submit(self, turn: Turn) -> None:
         messages = turn.dispatch.messages
@@ -509,6 +517,10 @@ class Activation:
             elif result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.services.clock()
+        if isinstance(result, Rejected) and self.status == "ended":
+            # Its task is gone and cannot say that the handler has run.
+            self._refused(turn, result.text)
+            return
         if (
             self._offer is not None
             or self.status != "active"

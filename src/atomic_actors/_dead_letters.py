@@ -98,10 +98,11 @@ class DeadLetters:
                 break
             if not isinstance(page, DeadLetterPage):
                 raise SystemFailed(f"the journal answered a list of dead letters with {page!r}")
+            before = len(found)
             found.update({letter.message_id: letter for letter in page.letters})
             # A damaged letter has no time to go on behind; it may come twice.
             whole = [letter for letter in page.letters if letter.died_ms]
-            if page.complete or not whole:
+            if page.complete or not whole or len(found) == before:
                 break
             after_ms, after_id = whole[-1].died_ms, whole[-1].message_id
         return found.values()

@@ -78,3 +78,8 @@ class OwnedPartition:
             self.own_from = swept.own_next
             if not swept.own_next:
                 self.next_own_s = now_s + OWN_INTERVAL_S
+
+    def refused(self, step: Sweep, now_s: float) -> None:
+        """A sweep was refused: the next ones ask for no page, as the page may be why."""
+        if step.own_from is not None:
+            self.own_from, self.next_own_s = "", now_s + OWN_INTERVAL_S

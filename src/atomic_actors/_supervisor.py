@@ -222,6 +222,7 @@ class Supervisor:
         partition.sweeping = False
         if isinstance(result, Rejected):
             self.membership.damaged(partition.number, result.text)
+            partition.refused(step, self.clock())
         if not isinstance(result, Swept):
             return
         partition.looked(step, result, self.clock())

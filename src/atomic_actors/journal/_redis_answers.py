@@ -7,6 +7,7 @@ bytes, numbers as integers, and "nothing" as None.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from atomic_actors._wal import State
@@ -156,7 +157,7 @@ def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
             )
         else:
             messages = tuple(
-                Dispatched(reply[j].decode(), reply[j + 1], reply[j + 2], reply[j + 3])
+                Dispatched(reply[j].decode(), reply[j + 1] or b"", reply[j + 2], reply[j + 3])
                 for j in range(at + 5, len(reply), 4)
             )
         return Offer(Dispatch(turn, messages, recovering == 1, version, state))
@@ -255,13 +256,18 @@ def _audited(step: Audit, reply: Reply) -> Result:
 
 def _swept(step: Sweep, reply: Reply) -> Result:
     _, next_due_ms, due, targets = reply[:4]
-    dispatches: list[Unsettled] = []
-    own, own_next, at = 0, "", 4 + due + targets
+    found, own_next, at = 0, "", 4 + due + targets
     if step.own_from is not None:
-        own, own_next, at = reply[at], reply[at + 1].decode(), at + 2
+        found, own_next, at = reply[at], reply[at + 1].decode(), at + 2
+    own: list[Unsettled] = []
+    others: list[Unsettled] = []
     while at < len(reply):
         entity, turn, members = reply[at : at + 3]
-        dispatches.append(Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members)))
+        # One that is damaged can be settled by nobody; the others must be.
+        with suppress(UnicodeDecodeError):
+            dispatch = Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members))
+            (own if found > 0 else others).append(dispatch)
+        found -= 1
         at += 3 + members
     outbound = sort_targets(
         int(target) if target.isdigit() else target.decode() for target in reply[4 + due : 4 + due + targets]
@@ -270,10 +276,10 @@ def _swept(step: Sweep, reply: Reply) -> Result:
     names = (text.decode("utf-8", "replace") for text in reply[4 : 4 + due])
     return Swept(
         tuple(names),
-        tuple(dispatches[own:]),
+        tuple(others),
         next_due_ms,
         outbound,
-        tuple(dispatches[:own]),
+        tuple(own),
         own_next,
     )
 

@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 20
+-- revision: 21
 -- Raise it with every change of this file: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
@@ -1644,8 +1644,8 @@ local function name_own(P, answer, claim, limit, cursor)
   local running, number_at, found = page[2], #answer + 1, 0
   extend(answer, { 0, page[1] == "0" and "" or page[1] })
   for j = 1, #running, 2 do
-    local dispatch = read_dispatch(running[j + 1])
-    if dispatch.claim == claim then
+    local went, dispatch = pcall(read_dispatch, running[j + 1])
+    if went and dispatch.claim == claim then
       found = found + 1
       name_dispatch(answer, running[j], dispatch)
     end
@@ -2011,6 +2011,11 @@ local function open_partition(number, k, clock)
     -- Not a hash any more: nothing can be done in this partition, but the others go on.
     return { number = number, broken = values.err, exists = false, now = clock }
   end
+  -- Books from before there was a copy.
+  local claim = values[#HOT] or redis.pcall("HGET", K[k], "c") or ""
+  if type(claim) == "table" then
+    return { number = number, broken = claim.err, exists = false, now = clock }
+  end
   for j = 1, #HOT - 1 do
     stored[HOT[j]] = values[j] or "0"
   end
@@ -2022,8 +2027,7 @@ local function open_partition(number, k, clock)
     run = K[k + 2],
     ready = K[k + 3],
     stored = stored,
-    -- Books from before there was a copy.
-    claim = values[#HOT] or call("HGET", K[k], "c") or "",
+    claim = claim,
     moved = {},
     now = max(clock, tonumber(stored.time) or 0),
   }
@@ -2055,7 +2059,7 @@ end
 
 local function no_partition(P)
   if P.broken then
-    refuse("the books of partition " .. P.number .. " are damaged: " .. tostring(P.broken))
+    refuse("the books or the lease of partition " .. P.number .. " are damaged: " .. tostring(P.broken))
   end
   refuse("partition: there is no " .. P.number)
 end
