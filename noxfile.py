@@ -94,8 +94,8 @@ def tests_all(session: nox.Session) -> None:
 def sim(session: nox.Session) -> None:
     """Simulated clusters by seed, on a clock that jumps, and every state of a model."""
     run(session, "pytest", "tests/simulation", "tests/model", *SIDE_BY_SIDE, *session.posargs)
-    # It uses two processes by itself.
-    run(session, "pytest", "tests/cluster", *session.posargs)
+    # It uses two processes by itself, takes minutes, and says what it has met.
+    run(session, "pytest", "tests/cluster", "-s", "-o", "faulthandler_timeout=0", *session.posargs)
 
 
 @nox.session
