@@ -17,6 +17,7 @@ from tests.cluster.play import Play, play_seed, steps_of, watching_of
 #: One seed in so many is run twice, and the two histories are compared.
 REPLAYED_ONE_IN = 100
 SEEDS_IN_A_CHUNK = 10
+CHUNKS_A_PROCESS = 5
 
 
 @define
@@ -116,7 +117,8 @@ def run_seeds(
     totals = Totals()
     chunks = _chunks(seeds)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    # What is compiled for the actors of each run is kept by the interpreter: a process that plays hundreds grows slow.
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=CHUNKS_A_PROCESS) as pool:
         running: set[Future[Totals]] = set()
         goes_on = True
         while goes_on or running:
