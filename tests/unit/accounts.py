@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from attrs import define, frozen
 
-from atomic_actors._actor import Actor, ActorSpec, HandlerSpec, collect, handler
-from atomic_actors._config import Config
-from atomic_actors._errors import InvalidHandler
-from atomic_actors._messages import Command, Query
+from atomic_actors.actors._messages import Command, Query
+from atomic_actors.actors._specs import Actor, ActorSpec, HandlerSpec, collect, handler
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import InvalidHandler
 
 
 @frozen

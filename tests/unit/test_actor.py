@@ -8,17 +8,12 @@ from typing import Any, Generic, TypeVar
 import pytest
 from attrs import define, frozen
 
-from atomic_actors._actor import Actor, collect, handler
-from atomic_actors._config import Config, KindConfig
-from atomic_actors._errors import (
-    InvalidConfig,
-    InvalidEntityId,
-    InvalidHandler,
-    InvalidState,
-)
-from atomic_actors._messages import Command, RawMessage
-from atomic_actors._records import Completed, EntityRef, Park, Retry
-from atomic_actors._wal import InterruptionPolicy, Stamp
+from atomic_actors.actors._messages import Command, RawMessage
+from atomic_actors.actors._specs import Actor, collect, handler
+from atomic_actors.base._config import Config, KindConfig
+from atomic_actors.base._errors import InvalidConfig, InvalidEntityId, InvalidHandler, InvalidState
+from atomic_actors.base._lifecycle import InterruptionPolicy, Stamp
+from atomic_actors.base._records import Completed, EntityRef, Park, Retry
 from tests.unit.accounts import Account, Balance, Deposit, GetBalance, Ship, only, refused, run
 
 HERE = __name__

@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from atomic_actors._actor import Actor, EntityKind, handler
-from atomic_actors._errors import (
-    InvalidHandler,
-)
-from atomic_actors._messages import Command, RawMessage
+from atomic_actors.actors._messages import Command, RawMessage
+from atomic_actors.actors._specs import Actor, EntityKind, handler
+from atomic_actors.base._errors import InvalidHandler
 from tests.unit.accounts import Balance, Deposit, Ship, only, refused
 
 HERE = __name__

@@ -8,17 +8,17 @@ from typing import Any, TypeVar
 import pytest
 from attrs import frozen
 
-from atomic_actors._actor import Actor, Context, EntityKind, Outbox, collect
-from atomic_actors._errors import (
+from atomic_actors.actors._messages import Command, RawMessage
+from atomic_actors.actors._specs import Actor, Context, EntityKind, Outbox, collect
+from atomic_actors.base._errors import (
     InvalidConfig,
     InvalidEntityId,
     InvalidHandler,
     OutboxLimitExceeded,
     UnknownMessageType,
 )
-from atomic_actors._messages import Command, RawMessage
-from atomic_actors._records import Completed, EntityRef, Park, Retry
-from atomic_actors._wal import InterruptionPolicy
+from atomic_actors.base._lifecycle import InterruptionPolicy
+from atomic_actors.base._records import Completed, EntityRef, Park, Retry
 from tests.unit.accounts import Account, Balance, Deposit, Ship, only, refused, run
 
 HERE = __name__
@@ -190,8 +190,8 @@ class TestCollect:
         header = (
             "from __future__ import annotations\n"
             "from attrs import frozen\n"
-            "from atomic_actors._actor import Actor, EntityKind, handler\n"
-            "from atomic_actors._messages import Command\n"
+            "from atomic_actors.actors._specs import Actor, EntityKind, handler\n"
+            "from atomic_actors.actors._messages import Command\n"
             f"from {HERE} import Account as Imported\n"
         )
         exec(header + source, vars(module))

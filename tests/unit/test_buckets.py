@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors._buckets import take_due
+from atomic_actors.base._timer_wheel import take_due
 
 
 @given(st.lists(st.integers(0, 30)), st.lists(st.integers(0, 40)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from atomic_actors.journal._cluster_slots import SlotMap, parse_redirect, read_slots, slot_of
+from atomic_actors.journal.redis.cluster._slots import SlotMap, parse_redirect, read_slots, slot_of
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ from attrs import define, field, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors._codec import Codec
-from atomic_actors._errors import InvalidPayload, UsageError
-from atomic_actors._messages import Command, EntityId
+from atomic_actors.actors._messages import Command, EntityId
+from atomic_actors.base._errors import InvalidPayload, UsageError
+from atomic_actors.codec._codec import Codec
 
 T = TypeVar("T")
 AccountId = NewType("AccountId", str)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from attrs import define, field
 
-from atomic_actors._errors import InvalidPayload, InvalidState, Refused
+from atomic_actors.base._errors import InvalidPayload, InvalidState, Refused
 from tests.unit.test_codec import Cat, Color, Deposit, Dog, Everything, Handle, Line, Node, codec
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import attrs
 import pytest
 
-import atomic_actors._errors as _errors
-from atomic_actors._config import Config
-from atomic_actors._errors import UsageError
-from atomic_actors._wal import TRANSITIONS
-from atomic_actors.codegen import _transitions, find_root, generated_files, stale_files
-from atomic_actors.codegen.__main__ import main
-from atomic_actors.codegen._files import LUA_PATH, replace_block
+import atomic_actors.base._errors as _errors
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import UsageError
+from atomic_actors.base._lifecycle import TRANSITIONS
+from atomic_actors.tools.codegen import _transitions, find_root, generated_files, stale_files
+from atomic_actors.tools.codegen.__main__ import main
+from atomic_actors.tools.codegen._files import LUA_PATH, replace_block
 
 MARKERS = ("<!-- begin -->", "<!-- end -->")
 
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 def test_writes_everything_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check", "--root", str(root)]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"{name} is stale; run python -m atomic_actors.codegen"
+        f"{name} is stale; run python -m atomic_actors.tools.codegen"
         for name in (LUA_PATH, "docs/configuration.md", "docs/message-life.md", "docs/errors.md")
     ]
     assert main(["--root", str(root)]) == 0
@@ -45,7 +45,10 @@ def test_check_names_only_what_is_stale(root: Path, capsys: pytest.CaptureFixtur
     page = root / "docs/configuration.md"
     page.write_text(page.read_text().replace("2.0", "3.0"))
     assert main(["--check", "--root", str(root)]) == 1
-    assert capsys.readouterr().err == "docs/configuration.md is stale; run python -m atomic_actors.codegen\n"
+    assert (
+        capsys.readouterr().err
+        == "docs/configuration.md is stale; run python -m atomic_actors.tools.codegen\n"
+    )
     assert "3.0" in page.read_text()
 
 
@@ -115,7 +118,7 @@ def test_the_pages_name_everything(root: Path) -> None:
 
 
 def test_an_error_without_a_group_is_noticed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atomic_actors.codegen import _pages
+    from atomic_actors.tools.codegen import _pages
 
     monkeypatch.setattr(_pages, "_ERROR_GROUPS", _pages._ERROR_GROUPS[:-1])
     with pytest.raises(
@@ -129,9 +132,9 @@ def test_the_files_of_this_source_tree_are_up_to_date() -> None:
 
 
 def test_outside_a_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atomic_actors.codegen import _files
+    from atomic_actors.tools.codegen import _files
 
-    copy = tmp_path / "site/lib/atomic_actors/codegen/_files.py"
+    copy = tmp_path / "site/lib/atomic_actors/tools/codegen/_files.py"
     copy.parent.mkdir(parents=True)
     shutil.copy(_files.__file__, copy)
     monkeypatch.setattr(_files, "__file__", str(copy))

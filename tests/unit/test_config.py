@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors._config import Config, KindConfig, KindSettings, environment_variable, settings_for
-from atomic_actors._errors import InvalidConfig
-from atomic_actors._store_url import StoreLocation, StoreScheme, parse_store_url, url_for_display
+from atomic_actors.base._config import Config, KindConfig, KindSettings, environment_variable, settings_for
+from atomic_actors.base._errors import InvalidConfig
+from atomic_actors.base._store_url import StoreLocation, StoreScheme, parse_store_url, url_for_display
 
 FORMS = (
     "embedded:, embedded:some/dir, embedded:///abs/dir, memory:, redis://host:6379/0, rediss://host:6379/0, "

@@ -11,8 +11,6 @@ import pytest
 from attrs import define, field
 from msgspec.structs import replace
 
-from atomic_actors.journal._batches import OVERTAKEN_MAX, belongs_to_owner
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
     Audit,
@@ -33,6 +31,8 @@ from atomic_actors.journal._protocol import (
     Take,
     Verdict,
 )
+from atomic_actors.journal.commit._batches import OVERTAKEN_MAX, belongs_to_owner
+from atomic_actors.journal.commit._group_commit import GroupCommit
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ import pytest
 from attrs import Factory, define, frozen
 
 from atomic_actors import Actor, Command, Config, KindConfig, Query, RawMessage, handler
-from atomic_actors._codec import Codec
-from atomic_actors._contracts import KnownKind, contract_of, read_record
-from atomic_actors._errors import StoreIncompatible, StoreUnavailable, UnknownKind, UnknownMessageType
-from atomic_actors._kinds import bind_kinds
-from atomic_actors._known_kinds import KnownKinds
+from atomic_actors.actors._kinds import bind_kinds
+from atomic_actors.base._errors import StoreIncompatible, StoreUnavailable, UnknownKind, UnknownMessageType
+from atomic_actors.codec._codec import Codec
+from atomic_actors.contracts._contracts import KnownKind, contract_of, read_record
+from atomic_actors.contracts._remote_kinds import KnownKinds
 from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from atomic_actors import _lease_keeper
-from atomic_actors._lease_keeper import NEVER, LeaseKeeper, NodeIdentity, instant_now
+from atomic_actors.node.ownership import _lease_keeper
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._instants import NEVER, instant_now
+from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
 
 
 class HalfAnswered:

@@ -10,13 +10,7 @@ import anyio
 import pytest
 from attrs import Factory, define, evolve, field
 
-from atomic_actors import _membership
-from atomic_actors._config import Config
-from atomic_actors._lease_keeper import Instant, LeaseKeeper, NodeIdentity
-from atomic_actors._membership import Membership
-from atomic_actors._nodes import NodeRecord, Nodes
-from atomic_actors.journal._group_commit import GroupCommit
-from atomic_actors.journal._memory import MemoryJournal
+from atomic_actors.base._config import Config
 from atomic_actors.journal._protocol import (
     Audit,
     Audited,
@@ -31,6 +25,14 @@ from atomic_actors.journal._protocol import (
     Stale,
     Step,
 )
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.memory._journal import MemoryJournal
+from atomic_actors.node.ownership import _membership
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._instants import Instant
+from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
+from atomic_actors.node.ownership._membership import Membership
+from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 
 pytestmark = pytest.mark.anyio
 

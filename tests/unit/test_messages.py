@@ -12,8 +12,7 @@ import attrs
 import pytest
 from attrs import define, frozen
 
-from atomic_actors._errors import InvalidEntityId, InvalidHandler, UnknownMessageType, UsageError
-from atomic_actors._messages import (
+from atomic_actors.actors._messages import (
     Command,
     EntityId,
     Message,
@@ -26,7 +25,8 @@ from atomic_actors._messages import (
     target_of,
     wire_name_of,
 )
-from atomic_actors._records import EntityRef
+from atomic_actors.base._errors import InvalidEntityId, InvalidHandler, UnknownMessageType, UsageError
+from atomic_actors.base._records import EntityRef
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -306,7 +306,7 @@ class TestTarget:
             "from __future__ import annotations\n"
             "from typing import Annotated\n"
             "from attrs import frozen\n"
-            "from atomic_actors._messages import Command, EntityId as Marker\n"
+            "from atomic_actors.actors._messages import Command, EntityId as Marker\n"
             "@frozen\n"
             "class Base(Command[int], kind='shelf'):\n"
             "    sku: Annotated[str, Marker]\n"

@@ -9,9 +9,9 @@ import anyio
 import pytest
 from attrs import evolve
 
-from atomic_actors._lease_keeper import NodeIdentity
-from atomic_actors._nodes import NodeRecord, Nodes
-from atomic_actors.journal._directory import MemoryDirectory
+from atomic_actors.journal.memory._directory import MemoryDirectory
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 
 pytestmark = pytest.mark.anyio
 

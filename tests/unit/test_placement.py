@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors._placement import Candidate, eligible, place
+from atomic_actors.node.ownership._placement import Candidate, eligible, place
 
 KINDS = frozenset({"account"})
 IDS = st.text("0123456789abcdef", min_size=16, max_size=16)

@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from atomic_actors.processes._backoff import Backoff
-from atomic_actors.processes._child import describe_exit
-from atomic_actors.processes._reports import Failed, Numbers, Ready, Reporter, ReportReader
-from atomic_actors.processes._target import CannotServe, split_target
+from atomic_actors.tools.workers._backoff import Backoff
+from atomic_actors.tools.workers._child import describe_exit
+from atomic_actors.tools.workers._reports import Failed, Numbers, Ready, Reporter, ReportReader
+from atomic_actors.tools.workers._target import CannotServe, split_target
 
 NUMBERS = Numbers(1.0, 2, 3, 4, 5)
 

@@ -16,8 +16,8 @@ from attrs import Factory, define
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors._envelope import encode_plain, plain_of
-from atomic_actors._errors import (
+from atomic_actors.actors._kinds import Kind
+from atomic_actors.base._errors import (
     AcceptanceUnknown,
     AskTimeout,
     AtomicActorsError,
@@ -29,17 +29,12 @@ from atomic_actors._errors import (
     StoreUnavailable,
     SystemNotRunning,
 )
-from atomic_actors._kinds import Kind
-from atomic_actors._records import EntityRef
-from atomic_actors._volatile import Failed, Waiting
-from atomic_actors._volatile_host import VolatileHost
-from atomic_actors._volatile_routes import WAITING_MAX, VolatileRoutes
-from atomic_actors.journal._protocol import (
-    JournalSettings,
-    JournalUnavailable,
-    LeaseState,
-    ReadLease,
-)
+from atomic_actors.base._records import EntityRef
+from atomic_actors.codec._envelope import encode_plain, plain_of
+from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable, LeaseState, ReadLease
+from atomic_actors.node.volatile._activations import Failed, Waiting
+from atomic_actors.node.volatile._host import VolatileHost
+from atomic_actors.node.volatile._routes import WAITING_MAX, VolatileRoutes
 
 #: What becomes of a frame: whether it arrives, and what the store says of it.
 Fate = Literal["arrives", "unheard", "lost", "arrives unknown", "twice", "later"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors._wal import (
+from atomic_actors.base._lifecycle import (
     FINAL_STATES,
     TRANSITIONS,
     Event,
