@@ -14,7 +14,7 @@ from atomic_actors.base._config import Config, KindConfig
 from atomic_actors.base._errors import InvalidConfig, InvalidEntityId, InvalidHandler, InvalidState
 from atomic_actors.base._lifecycle import InterruptionPolicy, Stamp
 from atomic_actors.base._records import Completed, EntityRef, Park, Retry
-from tests.unit.accounts import Account, Balance, Deposit, GetBalance, Ship, only, refused, run
+from tests.unit.actors.accounts import Account, Balance, Deposit, GetBalance, Ship, only, refused, run
 
 HERE = __name__
 S = TypeVar("S")

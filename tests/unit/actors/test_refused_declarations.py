@@ -11,7 +11,7 @@ import pytest
 from atomic_actors.actors._messages import Command, RawMessage
 from atomic_actors.actors._specs import Actor, EntityKind, handler
 from atomic_actors.base._errors import InvalidHandler
-from tests.unit.accounts import Balance, Deposit, Ship, only, refused
+from tests.unit.actors.accounts import Balance, Deposit, Ship, only, refused
 
 HERE = __name__
 S = TypeVar("S")

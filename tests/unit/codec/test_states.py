@@ -10,7 +10,7 @@ import pytest
 from attrs import define, field
 
 from atomic_actors.base._errors import InvalidPayload, InvalidState, Refused
-from tests.unit.test_codec import Cat, Color, Deposit, Dog, Everything, Handle, Line, Node, codec
+from tests.unit.codec.test_codec import Cat, Color, Deposit, Dog, Everything, Handle, Line, Node, codec
 
 
 @define

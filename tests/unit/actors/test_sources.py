@@ -19,7 +19,7 @@ from atomic_actors.base._errors import (
 )
 from atomic_actors.base._lifecycle import InterruptionPolicy
 from atomic_actors.base._records import Completed, EntityRef, Park, Retry
-from tests.unit.accounts import Account, Balance, Deposit, Ship, only, refused, run
+from tests.unit.actors.accounts import Account, Balance, Deposit, Ship, only, refused, run
 
 HERE = __name__
 S = TypeVar("S")
