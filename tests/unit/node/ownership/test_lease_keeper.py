@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from atomic_actors.node.ownership import _lease_keeper
+from atomic_actors.node.ownership import _identity
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import NEVER, instant_now
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
@@ -64,7 +64,7 @@ def test_a_process_that_may_not_be_looked_at_is_not_taken_for_dead(monkeypatch: 
     def gone(pid: int, number: int) -> None:
         raise ProcessLookupError
 
-    monkeypatch.setattr(_lease_keeper, "_process_start_time", hidden)
+    monkeypatch.setattr(_identity, "_process_start_time", hidden)
     monkeypatch.setattr(os, "kill", of_another_user)
     assert not ours.knows_dead(other)
     monkeypatch.setattr(os, "kill", gone)
