@@ -3,7 +3,7 @@
 What it is made of (wired together in `_assembly`), from the bottom up:
 
     ActorSystem
-    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (_store)
+    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (_open_store)
     ├─ GroupCommit    gathers steps into batches; outlives an unreachable store          (journal/)
     ├─ Membership     which partitions are ours, and until when; the lease keeper        (_membership)
     ├─ Router         who waits for which message; replies, timeouts, late answers       (_router)
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import anyio
 from anyio.abc import TaskGroup
@@ -48,9 +48,6 @@ from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._call_checks import OnCancel
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
-from atomic_actors.node._assembly import Parts
-from atomic_actors.node._store import open_store, store_around
-from atomic_actors.node.operations._dead_letters import DeadLetters
 from atomic_actors.node.operations._reports import (
     AuditReport,
     KindCounts,
@@ -59,6 +56,10 @@ from atomic_actors.node.operations._reports import (
     PartitionInfo,
     SystemStatistics,
 )
+
+if TYPE_CHECKING:
+    from atomic_actors.node._assembly import Parts
+    from atomic_actors.node.operations._dead_letters import DeadLetters
 
 __all__ = ("ActorSystem", "EntityHandle")
 
@@ -388,6 +389,11 @@ class ActorSystem:
         return self
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
+        # What runs a node is most of the package, and who only declares actors, or is a client, needs none of it.
+        from atomic_actors.node._assembly import Parts  # noqa: PLC0415
+        from atomic_actors.node._open_store import open_store  # noqa: PLC0415
+        from atomic_actors.node._store import store_around  # noqa: PLC0415
+
         if self._journal is not None:
             store = store_around(self._journal)
         else:

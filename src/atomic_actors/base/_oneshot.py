@@ -13,9 +13,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
-import outcome
 import sniffio
-import trio
 
 __all__ = ("Cell", "cell_factory", "clock_function")
 
@@ -55,54 +53,20 @@ class _AsyncioCell(Generic[T]):
         return self._future.__await__()
 
 
-class _TrioCell(Generic[T]):
-    __slots__ = ("_outcome", "_spent", "_task")
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-        self._outcome: outcome.Value[T] | None = None
-        # Invariant: once True, `_task` is None and stays None.
-        self._spent = False
-
-    def set(self, value: T) -> None:
-        if self._spent:
-            return
-        self._spent = True
-        self._outcome = outcome.Value(value)
-        task = self._task
-        if task is not None:
-            self._task = None
-            trio.lowlevel.reschedule(task, self._outcome)
-
-    def is_set(self) -> bool:
-        return self._spent
-
-    def _abort(self, _raise_cancel: Callable[[], None]) -> trio.lowlevel.Abort:
-        self._spent = True
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    async def _wait(self) -> T:
-        if self._outcome is not None:
-            await trio.lowlevel.checkpoint()
-            return self._outcome.value
-        self._task = trio.lowlevel.current_task()
-        value: T = await trio.lowlevel.wait_task_rescheduled(self._abort)
-        return value
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self._wait().__await__()
-
-
 def cell_factory() -> Callable[[], Cell[Any]]:
     """The cell class of the backend that runs now. Call it once and keep the answer."""
     if sniffio.current_async_library() == "trio":
-        return _TrioCell
+        # Trio takes as long to import as a third of this package: only where it runs already.
+        from atomic_actors.base._oneshot_trio import TrioCell  # noqa: PLC0415
+
+        return TrioCell
     return _AsyncioCell
 
 
 def clock_function() -> Callable[[], float]:
     """The backend's clock, the one that `anyio.current_time()` reads, without the detour."""
     if sniffio.current_async_library() == "trio":
-        return trio.current_time
+        from trio import current_time  # noqa: PLC0415
+
+        return current_time
     return asyncio.get_running_loop().time

@@ -6,7 +6,6 @@ from typing import Final
 
 from atomic_actors.base._config import Config
 from atomic_actors.journal._protocol import JournalSettings
-from atomic_actors.journal.redis._replication import Replication
 
 __all__ = (
     "CONNECT_CALLS",
@@ -14,7 +13,6 @@ __all__ = (
     "CONNECT_TIMEOUT_S",
     "_connect_timeout_s",
     "journal_settings",
-    "replication_of",
 )
 
 #: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
@@ -48,12 +46,3 @@ def journal_settings(config: Config) -> JournalSettings:
 def _connect_timeout_s(config: Config) -> float:
     """How long it may take to connect, sign in and check the store: some calls, one after the other."""
     return min(max(CONNECT_CALLS * config.store_timeout_s, CONNECT_TIMEOUT_MIN_S), CONNECT_TIMEOUT_S)
-
-
-def replication_of(config: Config) -> Replication | None:
-    """What replicas must have before an answer counts; None for nothing."""
-    if config.replication == "none":
-        return None
-    return Replication(
-        config.replicas_min, config.replication_timeout_s, on_disk=config.replication == "fsynced"
-    )

@@ -17,10 +17,9 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors.base._oneshot import clock_function
-from atomic_actors.journal._protocol import Journal, JournalUnavailable, Step, Target
+from atomic_actors.journal._protocol import FailsByPartition, Journal, JournalUnavailable, Step, Target
 from atomic_actors.journal.commit._batches import OnResult
 from atomic_actors.journal.commit._group_commit import GroupCommit, GroupCommitStatistics
-from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 
 __all__ = ("LanedCommit", "commit_class")
 
@@ -173,4 +172,4 @@ class LanedCommit(GroupCommit):
 
 def commit_class(journal: Journal) -> type[GroupCommit]:
     """What gathers the steps for a journal: lanes where its partitions can fail one by one."""
-    return LanedCommit if isinstance(journal, ClusterJournal) else GroupCommit
+    return LanedCommit if isinstance(journal, FailsByPartition) else GroupCommit

@@ -23,11 +23,12 @@ from attrs import frozen
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, UnknownCommandError
 
+from atomic_actors.base._config import Config
 from atomic_actors.base._errors import StoreIncompatible
 from atomic_actors.journal._protocol import JournalUnavailable
 from atomic_actors.journal.redis._direct_connection import Command, OnReply, ignore_reply
 
-__all__ = ("Replication",)
+__all__ = ("Replication", "replication_of")
 
 #: What the store's user needs beside `ACL_RULES`; Redis 7.0 does not know the second word.
 REPLICATION_ACL_RULES: Final = "+wait +waitaof"
@@ -128,3 +129,12 @@ class Replication:
         return JournalUnavailable(
             f"{count} of {self.replicas_min} replicas have {where} after {self.timeout_s:g} s", sent=True
         )
+
+
+def replication_of(config: Config) -> Replication | None:
+    """What replicas must have before an answer counts; None for nothing."""
+    if config.replication == "none":
+        return None
+    return Replication(
+        config.replicas_min, config.replication_timeout_s, on_disk=config.replication == "fsynced"
+    )

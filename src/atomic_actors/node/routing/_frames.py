@@ -17,11 +17,13 @@ volatile message is only a frame: its sender can learn whether anybody heard it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._envelope import encode_plain, plain_of
-from atomic_actors.journal.redis._channels import OnSent
+
+if TYPE_CHECKING:
+    from atomic_actors.journal.redis._channels import OnSent
 
 __all__ = ("Channels", "Exchange")
 
