@@ -406,9 +406,9 @@ class SystemFailed(AtomicActorsError):
 
 def _collect(cls: type[AtomicActorsError], into: dict[str, type[AtomicActorsError]]) -> None:
     into[cls.code] = cls
+    # Runs while this module is imported, so nobody else has a class of these yet.
     for child in cls.__subclasses__():
-        if child.__module__ == __name__:
-            _collect(child, into)
+        _collect(child, into)
 
 
 _BY_CODE: dict[str, type[AtomicActorsError]] = {}

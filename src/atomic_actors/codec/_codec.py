@@ -304,8 +304,9 @@ def _annotations(cls: Any, fields: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, annotation in fields:
         bases: tuple[Any, ...] = getattr(cls, "__mro__", (cls,))
         owner = next((base for base in bases if name in _own_annotations(base)), cls)
-        if annotation is None:
-            annotation = _own_annotations(owner).get(name, Any)
+        if annotation is None or isinstance(annotation, str):
+            # What the class says now: public classes of this package have resolved annotations.
+            annotation = _own_annotations(owner).get(name, annotation or Any)
         local_names = {base.__name__: base for base in reversed(bases)}
         global_names = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
         try:

@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
     "atomic_actors.testing.journal_suite._streams",
 )
 
+from atomic_actors.base._public_names import say_home, say_homes  # noqa: E402
 from atomic_actors.testing.checkers._checkers import RULES, Violation, check_history  # noqa: E402
 from atomic_actors.testing.checkers._history import History  # noqa: E402
 from atomic_actors.testing.checkers._linearizability import (  # noqa: E402
@@ -61,7 +62,9 @@ def __getattr__(name: str) -> Any:
     """Import what needs Hypothesis, or much time, only when it is asked for."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    found = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    say_home(__name__, found)
+    return found
 
 
 __all__ = (
@@ -93,3 +96,5 @@ __all__ = (
     "simulate",
     "timeline",
 )
+
+say_homes(__name__, globals(), __all__)

@@ -150,7 +150,7 @@ def configuration_page() -> str:
 
 
 def _tree(cls: type[AtomicActorsError]) -> list[type[AtomicActorsError]]:
-    children = [child for child in cls.__subclasses__() if child.__module__ == errors.__name__]
+    children = [child for child in cls.__subclasses__() if vars(errors).get(child.__name__) is child]
     return [cls, *(found for child in children for found in _tree(child))]
 
 
