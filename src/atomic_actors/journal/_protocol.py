@@ -309,7 +309,8 @@ class Journal(Protocol):
         exc_type: type[BaseException] | None,
         exc_value: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+        /,
+    ) -> bool | None: ...
 
 
 @runtime_checkable

@@ -9,11 +9,12 @@ does not keep can learn whether anybody heard it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 import anyio
+from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, RedisError
@@ -25,6 +26,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 from atomic_actors.journal.redis._direct_connection import DirectConnection
 from atomic_actors.journal.redis._link import Connect, Link, ask, connector, explain
+from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Wire
 
 __all__ = ("RedisChannels",)
@@ -47,7 +49,7 @@ UNCOUNTED: Final = -1
 Outgoing = tuple[bytes, bytes, OnSent | None]
 
 
-class RedisChannels:
+class RedisChannels(AsyncContextManagerMixin):
     """Doorbells and replies over one Redis or Valkey server.
 
     Enter it with `async with`, then run `listen_doorbells` and `listen_replies` in tasks of your own.
@@ -100,27 +102,18 @@ class RedisChannels:
     def __repr__(self) -> str:
         return f"<RedisChannels {self._namespace}: {len(self._bells)} doorbells>"
 
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[Outgoing](PENDING_MAX)
         self._clock = clock_function()
-        self._task_group = await anyio.create_task_group().__aenter__()
-        self._task_group.start_soon(self._publish_forever)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        task_group, self._task_group = self._task_group, None
-        assert task_group is not None
-        task_group.cancel_scope.cancel()
-        try:
-            await task_group.__aexit__(None, None, None)
-        finally:
-            self._outgoing_in.close()
-            self._outgoing_out.close()
+        with self._outgoing_in, self._outgoing_out:
+            async with detached_task_group() as task_group:
+                self._task_group = task_group
+                task_group.start_soon(self._publish_forever)
+                try:
+                    yield self
+                finally:
+                    self._task_group = None
 
     # Doorbells.
 

@@ -8,12 +8,13 @@ calls may be in flight at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain
-from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import anyio
+from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, ResponseError
@@ -37,6 +38,7 @@ from atomic_actors.journal.redis._directory import RedisDirectory
 from atomic_actors.journal.redis._library import COMMIT, is_missing, load_library, register_service
 from atomic_actors.journal.redis._link import Connect, Link, ask, connector, explain, request_all
 from atomic_actors.journal.redis._replication import Replication
+from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Call, Wire
 
 __all__ = ("RedisJournal", "check_names", "check_store_safety", "check_version")
@@ -53,7 +55,7 @@ FEW_STEPS: Final = 2
 _WRITE_OTHERS_FIRST: Final[tuple[Command, OnReply]] = ((b"PING",), ignore_reply)
 
 
-class RedisJournal:
+class RedisJournal(AsyncContextManagerMixin):
     """A journal in one Redis (7.0 or newer) or Valkey server.
 
     Args:
@@ -138,7 +140,8 @@ class RedisJournal:
         """The key of a partition's lease, for `aa1_renew` on a connection of the lease keeper's own."""
         return self._wire.lease_key(partition)
 
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         """Connect, check the store, and load the library.
 
         Raises:
@@ -148,27 +151,16 @@ class RedisJournal:
         """
         self._lock = anyio.Lock()
         self._clock, self._new_cell = clock_function(), cell_factory()
-        self._task_group = await anyio.create_task_group().__aenter__()
-        try:
-            await self._link.open(self._task_group)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-        self._task_group.start_soon(self._watch_answers)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        task_group, self._task_group = self._task_group, None
-        assert task_group is not None
-        self._link.close_all()
-        self._watch_scope.cancel()
-        task_group.cancel_scope.cancel()
-        await task_group.__aexit__(None, None, None)
+        async with detached_task_group() as task_group:
+            self._task_group = task_group
+            try:
+                await self._link.open(task_group)
+                task_group.start_soon(self._watch_answers)
+                yield self
+            finally:
+                self._task_group = None
+                self._link.close_all()
+                self._watch_scope.cancel()
 
     # Steps.
 

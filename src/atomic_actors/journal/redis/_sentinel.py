@@ -15,14 +15,14 @@ asked again and again, and where they name another primary, all connections to t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
 
 import anyio
 import attrs
-from anyio.abc import TaskGroup
+from anyio import AsyncContextManagerMixin
 from coredis.connection import BaseConnection
 from coredis.parser import NotEnoughData, Parser
 
@@ -32,6 +32,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable
 from atomic_actors.journal.redis._direct_connection import connect_stream, pack_command
 from atomic_actors.journal.redis._link import connector, explain, redis_url, tls_context
+from atomic_actors.journal.redis._task_groups import detached_task_group
 
 __all__ = ("Primary",)
 
@@ -56,7 +57,7 @@ class _Survey:
     troubles: list[str] = attrs.field(factory=list[str])
 
 
-class Primary:
+class Primary(AsyncContextManagerMixin):
     """The primary of one service. Within `async with`, it is noticed when there is another one.
 
     Args:
@@ -94,7 +95,6 @@ class Primary:
         #: Where those that were made here lead to.
         self._connections: WeakKeyDictionary[BaseConnection, Address] = WeakKeyDictionary()
         self._lock = anyio.Lock()
-        self._task_group: TaskGroup
         self._tls = tls_context(self._server) if tls in _YES else None
 
     def __repr__(self) -> str:
@@ -127,19 +127,11 @@ class Primary:
         self._connections[connection] = address
         return connection
 
-    async def __aenter__(self) -> Self:
-        self._task_group = await anyio.create_task_group().__aenter__()
-        self._task_group.start_soon(self._watch)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._task_group.cancel_scope.cancel()
-        await self._task_group.__aexit__(None, None, None)
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with detached_task_group() as task_group:
+            task_group.start_soon(self._watch)
+            yield self
 
     async def _watch(self) -> None:
         while True:

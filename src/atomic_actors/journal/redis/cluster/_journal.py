@@ -18,11 +18,12 @@ and for each partition they are compared before anything else is sent over a con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 import anyio
+from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
 from coredis.exceptions import (
@@ -51,6 +52,7 @@ from atomic_actors.journal.redis._library import (
     registration,
 )
 from atomic_actors.journal.redis._link import explain
+from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Wire
 from atomic_actors.journal.redis.cluster._nodes import ClusterNodes, Shard, name_of
 from atomic_actors.journal.redis.cluster._slots import Address, parse_redirect, slot_of
@@ -66,7 +68,7 @@ REDIRECTS_AT_ONCE: Final = 3
 LOADS_MAX: Final = 3
 
 
-class ClusterJournal:
+class ClusterJournal(AsyncContextManagerMixin):
     """A journal in a Redis (7.0 or newer) or Valkey Cluster.
 
     Args:
@@ -151,7 +153,8 @@ class ClusterJournal:
         """The key of a partition's lease, for `aa1_renew` on connections of the lease keeper's own."""
         return self._wire.lease_key(partition)
 
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         """Find the primaries, check each and load the library into it.
 
         Primaries that are away do not count, as long as one node can say where the others are, and the one
@@ -164,27 +167,16 @@ class ClusterJournal:
             StoreUnsafe: a primary may lose what it accepted.
         """
         self._clock = clock_function()
-        self._task_group = await anyio.create_task_group().__aenter__()
-        try:
-            await self._nodes.open(self._task_group)
-            key, arguments = registration(self._settings, fixes_partitions=self._fixes_partitions)
-            check_registration(self._settings, await self.call(REGISTER, (key,), arguments))
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        task_group, self._task_group = self._task_group, None
-        assert task_group is not None
-        self._nodes.close()
-        task_group.cancel_scope.cancel()
-        await task_group.__aexit__(None, None, None)
+        async with detached_task_group() as task_group:
+            self._task_group = task_group
+            try:
+                await self._nodes.open(task_group)
+                key, arguments = registration(self._settings, fixes_partitions=self._fixes_partitions)
+                check_registration(self._settings, await self.call(REGISTER, (key,), arguments))
+                yield self
+            finally:
+                self._task_group = None
+                self._nodes.close()
 
     # Steps.
 
