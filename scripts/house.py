@@ -88,16 +88,37 @@ def assigned_type(node: ast.stmt) -> tuple[str, ast.expr] | None:
     return (name, value) if is_type and name.lstrip("_")[:1].isupper() else None
 
 
-def callable_names(trees: Trees) -> set[str]:
-    """`Callable`, the names of its aliases, of aliases that mention one of those, and of protocols like it."""
-    found = {"Callable"}
-    statements = [statement for tree in trees.values() for statement in tree.body]
-    found |= {
-        node.name for node in statements if isinstance(node, ast.ClassDef) if is_callback_protocol(node)
+def imported_names(tree: ast.Module) -> set[str]:
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    aliases = [alias for statement in statements if (alias := assigned_type(statement)) is not None]
-    while new := {name for name, value in aliases if names_in(value) & found} - found:
-        found |= new
+
+
+def callable_names(trees: Trees) -> dict[str, set[str]]:
+    """For each file, the names there that mean a callable.
+
+    `Callable`, its aliases, aliases that mention one of those, and protocols like it: where they are defined
+    and where they are imported.
+    """
+    found = {path: {"Callable"} for path in trees}
+    imported = {path: imported_names(tree) for path, tree in trees.items()}
+    size = 0
+    while size != (size := sum(map(len, found.values()))):
+        for path, tree in trees.items():
+            found[path] |= {
+                node.name
+                for node in tree.body
+                if isinstance(node, ast.ClassDef)
+                if is_callback_protocol(node)
+            }
+            aliases = [alias for statement in tree.body if (alias := assigned_type(statement)) is not None]
+            found[path] |= {name for name, value in aliases if names_in(value) & found[path]}
+        everywhere = set[str]().union(*found.values())
+        for path, names in found.items():
+            names |= imported[path] & everywhere
     return found
 
 
@@ -127,7 +148,7 @@ def callbacks(trees: Trees) -> list[Found]:
         for path, tree in trees.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
-        for name in callbacks_of_class(node, callables)
+        for name in callbacks_of_class(node, callables[path])
     ]
 
 

@@ -284,6 +284,7 @@ class HandlerOptions:
 def _options(
     function: Callable[..., Any],
     name: str | None,
+    *,
     transactional: bool | None,
     on_interrupted: OnInterrupted | None,
     max_attempts: int | None,
@@ -387,7 +388,14 @@ def handler(
     def decorate(function: Any, local_names: Mapping[str, Any] | None = None) -> Any:
         names = _names_at_the_decorator() if local_names is None else local_names
         name = target if isinstance(target, str) else None
-        options = _options(function, name, transactional, on_interrupted, max_attempts, names)
+        options = _options(
+            function,
+            name,
+            transactional=transactional,
+            on_interrupted=on_interrupted,
+            max_attempts=max_attempts,
+            local_names=names,
+        )
         if HANDLES in vars(function):
             raise InvalidHandler(f"{location_of(function)}: @handler stands above it twice")
         setattr(function, HANDLES, options)
@@ -529,7 +537,14 @@ class EntityKind(Generic[StateT]):
         def decorate(function: Any, local_names: Mapping[str, Any] | None = None) -> Any:
             names = _names_at_the_decorator() if local_names is None else local_names
             name = target if isinstance(target, str) else None
-            options = _options(function, name, transactional, on_interrupted, max_attempts, names)
+            options = _options(
+                function,
+                name,
+                transactional=transactional,
+                on_interrupted=on_interrupted,
+                max_attempts=max_attempts,
+                local_names=names,
+            )
             self.functions.append((function, options))
             return function
 

@@ -116,7 +116,15 @@ class Vocabulary:
         check_size(name, ref, payload, self._config.max_payload_bytes)
         entity = str(ref)
         partition = partition_of(entity, self._config.partitions)
-        return Call(ref, entity, partition, name, payload, decode_reply, reply_type)
+        return Call(
+            ref=ref,
+            entity=entity,
+            partition=partition,
+            name=name,
+            payload=payload,
+            decode_reply=decode_reply,
+            reply_type=reply_type,
+        )
 
     def decoder(self, reply_type: Any) -> Callable[[bytes], Any]:
         """The function from bytes to a reply."""
@@ -434,7 +442,13 @@ class Session:
         )
         digest = digest_of(call.name, call.payload) if key else ""
         return Append(
-            call.partition, call.entity, unique, body, key or "", digest, depth_limit=self._config.max_depth
+            partition=call.partition,
+            entity=call.entity,
+            unique=unique,
+            body=body,
+            key=key or "",
+            digest=digest,
+            depth_limit=self._config.max_depth,
         )
 
 

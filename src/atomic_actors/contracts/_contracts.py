@@ -89,12 +89,12 @@ def contract_of(kind: Kind, codec: Codec, settings: JournalSettings) -> bytes:
     """The contract of a kind; the same bytes for the same kind."""
     return _encoder.encode(
         _Contract(
-            CONTRACT_VERSION,
-            kind.durable,
-            kind.settings.max_depth,
-            kind.fallback is not None,
-            {name: _message(handler.spec, codec) for name, handler in kind.by_name.items()},
-            _Limits(
+            contract=CONTRACT_VERSION,
+            durable=kind.durable,
+            max_depth=kind.settings.max_depth,
+            fallback=kind.fallback is not None,
+            messages={name: _message(handler.spec, codec) for name, handler in kind.by_name.items()},
+            limits=_Limits(
                 settings.result_ttl_ms,
                 settings.dedupe_ttl_ms,
                 settings.partition_depth_limit,
@@ -129,13 +129,13 @@ def read_record(name: str, record: KindRecord) -> KnownKind:
     contracts = [_read(name, contract) for contract in record.contracts]
     newest = contracts[0]
     return KnownKind(
-        name,
-        record.service,
-        record.partitions,
-        newest.durable,
-        newest.max_depth,
-        _names(contracts),
-        msgspec.structs.asdict(newest.limits),
+        name=name,
+        service=record.service,
+        partitions=record.partitions,
+        durable=newest.durable,
+        max_depth=newest.max_depth,
+        messages=_names(contracts),
+        limits=msgspec.structs.asdict(newest.limits),
     )
 
 

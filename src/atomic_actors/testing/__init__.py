@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 # Before the imports below, so that a failing check of the suite says what it compared.
-pytest.register_assert_rewrite(
-    "atomic_actors.testing.journal_suite._probe",
-    "atomic_actors.testing.journal_suite._suite",
-    "atomic_actors.testing.journal_suite._lifecycle",
-    "atomic_actors.testing.journal_suite._owners",
-    "atomic_actors.testing.journal_suite._operators",
-    "atomic_actors.testing.journal_suite._queues",
-    "atomic_actors.testing.journal_suite._streams",
-)
+for _module in ("_probe", "_suite", "_lifecycle", "_owners", "_operators", "_queues", "_streams"):
+    pytest.register_assert_rewrite(f"atomic_actors.testing.journal_suite.{_module}")
 
 from atomic_actors.base._public_names import say_home, say_homes  # noqa: E402
 from atomic_actors.testing.checkers._checkers import RULES, Violation, check_history  # noqa: E402

@@ -87,10 +87,14 @@ def test_callbacks_of_constructors() -> None:
     assert counted_callbacks(source) == ["Sample.first", "Sample.third"]
 
 
-def test_aliases_of_other_modules_are_known() -> None:
-    sources = {"a.py": parse("class A:\n    then: Then"), "b.py": parse("Then = Callable[[], None]")}
-    assert callable_names(sources) == {"Callable", "Then"}
-    assert [found.what for found in callbacks(sources)] == ["A.then"]
+def test_aliases_are_known_where_they_are_imported() -> None:
+    sources = {
+        "a.py": parse("from b import Then\nclass A:\n    then: Then"),
+        "b.py": parse("Then = Callable[[], None]\nclass B:\n    then: Then"),
+        "c.py": parse("class Then: ...\nclass C:\n    then: Then"),
+    }
+    assert callable_names(sources)["a.py"] == {"Callable", "Then"}
+    assert [found.what for found in callbacks(sources)] == ["A.then", "B.then"]
 
 
 def test_attributes_are_counted_once_each() -> None:

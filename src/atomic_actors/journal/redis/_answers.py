@@ -221,7 +221,16 @@ def _letter(message_id: bytes, letter: bytes | None) -> StoredLetter:
     try:
         return _whole_letter(message_id, letter or b"")
     except ValueError:
-        return StoredLetter(message_id.decode("utf-8", "replace"), "failed", 0, 0, 0, "", b"", letter or b"")
+        return StoredLetter(
+            message_id=message_id.decode("utf-8", "replace"),
+            reason="failed",
+            attempts=0,
+            interruptions=0,
+            died_ms=0,
+            replayed_as="",
+            error=b"",
+            body=letter or b"",
+        )
 
 
 def _whole_letter(message_id: bytes, letter: bytes) -> StoredLetter:
@@ -230,14 +239,14 @@ def _whole_letter(message_id: bytes, letter: bytes) -> StoredLetter:
     if reason not in _REASONS:
         raise ValueError("not a dead letter")
     return StoredLetter(
-        message_id.decode(),
-        cast("Any", reason.decode()),
-        int(attempts),
-        int(interruptions),
-        int(died_ms),
-        replayed_as.decode(),
-        rest[:error_bytes],
-        rest[error_bytes:],
+        message_id=message_id.decode(),
+        reason=cast("Any", reason.decode()),
+        attempts=int(attempts),
+        interruptions=int(interruptions),
+        died_ms=int(died_ms),
+        replayed_as=replayed_as.decode(),
+        error=rest[:error_bytes],
+        body=rest[error_bytes:],
     )
 
 
@@ -251,7 +260,15 @@ def _audited(step: Audit, reply: Reply) -> Result:
     counts = {"accepted": books["accepted"], **{str(state): books.get(str(state), 0) for state in State}}
     counts["refused"] = books["refused"]
     _, dispatched, ready, letters, outbound = reply[:5]
-    return Audited(counts, dispatched, ready, letters, outbound, books["commit"], books["incarnation"])
+    return Audited(
+        counts=counts,
+        indexed_dispatched=dispatched,
+        indexed_ready=ready,
+        dead_letters=letters,
+        outbound=outbound,
+        commit=books["commit"],
+        incarnation=books["incarnation"],
+    )
 
 
 def _swept(step: Sweep, reply: Reply) -> Result:
@@ -275,12 +292,12 @@ def _swept(step: Sweep, reply: Reply) -> Result:
     # What is no name is nobody's; those of the others must be heard of.
     names = (text.decode("utf-8", "replace") for text in reply[4 : 4 + due])
     return Swept(
-        tuple(names),
-        tuple(others),
-        next_due_ms,
-        outbound,
-        tuple(own),
-        own_next,
+        due=tuple(names),
+        unsettled=tuple(others),
+        next_due_ms=next_due_ms,
+        outbound=outbound,
+        own=tuple(own),
+        own_next=own_next,
     )
 
 
@@ -318,7 +335,14 @@ def _parked(step: Park | Resume, reply: Reply) -> Result:
 
 
 def _status(step: Inspect, reply: Reply) -> Result:
-    return EntityStatus(reply[1], reply[2], reply[3] == 1, reply[4], reply[5], reply[6])
+    return EntityStatus(
+        waiting=reply[1],
+        dispatched=reply[2],
+        parked=reply[3] == 1,
+        version=reply[4],
+        turn=reply[5],
+        not_before_ms=reply[6],
+    )
 
 
 def _counted(step: CountKind, reply: Reply) -> Result:

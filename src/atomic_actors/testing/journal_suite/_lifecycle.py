@@ -79,7 +79,17 @@ async def cause(probe: Probe, event: Event, step: Append) -> None:
             verdicts = (Verdict(unique, event.value),)
             # `run_limit` 0: what the event puts back must not be taken again at once.
             await probe.send(
-                Finish(0, entity, "claim-1", turn, verdicts, None, 0, policy=POLICY, run_limit=0)
+                Finish(
+                    partition=0,
+                    entity=entity,
+                    claim="claim-1",
+                    turn=turn,
+                    verdicts=verdicts,
+                    state=None,
+                    expected_version=0,
+                    policy=POLICY,
+                    run_limit=0,
+                )
             )
 
 

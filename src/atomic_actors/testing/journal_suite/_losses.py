@@ -55,13 +55,13 @@ def lost(unique: str, claim: str = "claim-1", **fields: int) -> SettleLost:
     """A step for a message of `account/a` whose first dispatch was lost."""
     numbers = {"attempt": 1, "interruptions": 0, **fields}
     return SettleLost(
-        0,
-        "account/a",
-        claim,
-        unique,
-        POLICY,
-        numbers["attempt"],
-        numbers["interruptions"],
+        partition=0,
+        entity="account/a",
+        claim=claim,
+        unique=unique,
+        policy=POLICY,
+        attempt=numbers["attempt"],
+        interruptions=numbers["interruptions"],
         recovering=bool(numbers.get("recovering")),
     )
 

@@ -139,7 +139,16 @@ class Owners:
             steps: list[Step] = [
                 Take(0, "account/a", claim, POLICY),
                 Take(0, "account/b", claim, POLICY),
-                Finish(0, "account/a", claim, 1, verdicts, b"stale", 0, policy=POLICY),
+                Finish(
+                    partition=0,
+                    entity="account/a",
+                    claim=claim,
+                    turn=1,
+                    verdicts=verdicts,
+                    state=b"stale",
+                    expected_version=0,
+                    policy=POLICY,
+                ),
                 Interrupt(0, "account/a", claim, 1, (unique,)),
                 Sweep(0, claim),
                 RelayRead(0, claim, 1),
@@ -176,7 +185,16 @@ class Owners:
     async def test_turns(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
-            never = Finish(0, "account/a", "claim-1", 1, (), None, 0, policy=POLICY)
+            never = Finish(
+                partition=0,
+                entity="account/a",
+                claim="claim-1",
+                turn=1,
+                verdicts=(),
+                state=None,
+                expected_version=0,
+                policy=POLICY,
+            )
             assert await probe.send(never) == Stale("turn")
             steps = [probe.message() for _ in range(3)]
             first = await probe.taken(steps[0])
@@ -537,7 +555,9 @@ class Owners:
             for _ in range(2):
                 assert await sweep(probe, "claim-2") == Swept((), (left_behind,), 0, ())
                 looked = await sweep(probe, "claim-2", own_from="")
-                assert looked == Swept((), (left_behind,), 0, (), (unheard,), "")
+                assert looked == Swept(
+                    due=(), unsettled=(left_behind,), next_due_ms=0, outbound=(), own=(unheard,), own_next=""
+                )
             assert await probe.send(Sweep(0, "claim-1", own_from="")) == Stale("claim")
             # It can be taken, or given back; then it is not named any more.
             again = await probe.dispatch("account/a", "claim-2")

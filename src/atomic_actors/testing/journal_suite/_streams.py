@@ -316,14 +316,15 @@ class Streams:
         async with open_probe() as probe:
             await probe.own()
             first, second = probe.message(), probe.message()
-            answers = await probe.batch(
+            steps: list[Step] = [
                 first,
                 Withdraw(0, "account/a", first.unique),
                 second,
                 first,
                 Take(0, "account/a", "claim-1", POLICY),
                 Take(0, "account/a", "claim-1", POLICY),
-            )
+            ]
+            answers = await probe.batch(*steps)
             assert expect(Appended, answers[3]).outcome == b"withdrawn\n"
             dispatch = expect(Taken, answers[4]).offer.dispatch
             assert dispatch is not None

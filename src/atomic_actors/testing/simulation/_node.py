@@ -215,9 +215,8 @@ class SimulatedNode:
             raise NodeCrashed(f"node {self.number} is {self.status}")
         ended, result, scope = trio.Event(), list[outcome.Outcome[T]](), trio.CancelScope()
         self._calls[ended] = result
-        self.process.start_soon(
-            self.world.nursery, _call_inside, partial(function, self.system), result, scope, ended
-        )
+        inside = partial(_call_inside, partial(function, self.system), result, scope, ended)
+        self.process.start_soon(self.world.nursery, inside)
         try:
             try:
                 await ended.wait()
@@ -282,7 +281,17 @@ def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering
         context: TurnContext = instance if kind.free else instance.context
         entity, _, unique = context.message_id.rpartition("/")
         attempt = context.attempt
-        world.record(Began(world.at_s(), number, entity, unique, attempt, context.fencing_token, recovering))
+        world.record(
+            Began(
+                at_s=world.at_s(),
+                node=number,
+                entity=entity,
+                unique=unique,
+                attempt=attempt,
+                epoch=context.fencing_token,
+                recovering=recovering,
+            )
+        )
         how: Literal["returned", "raised", "cancelled"] = "returned"
         try:
             return await function(instance, message)
@@ -294,7 +303,17 @@ def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering
             raise
         finally:
             if not node.is_dead:
-                world.record(Stopped(world.at_s(), number, entity, unique, attempt, how, recovering))
+                world.record(
+                    Stopped(
+                        at_s=world.at_s(),
+                        node=number,
+                        entity=entity,
+                        unique=unique,
+                        attempt=attempt,
+                        how=how,
+                        recovering=recovering,
+                    )
+                )
 
     return watched
 

@@ -56,7 +56,16 @@ class _RecordingPartition(Partition):
     def accept(self, entity: Entity, unique: str, body: bytes, *, at_head: bool = False) -> Message:
         message = super().accept(entity, unique, body, at_head=at_head)
         source: Literal["sent", "outbox", "replayed"] = _SOURCES.get(type(self.step), "outbox")
-        self._add(Accepted(self._at_s(), entity.name, unique, message.head.name, source, at_head))
+        self._add(
+            Accepted(
+                at_s=self._at_s(),
+                entity=entity.name,
+                unique=unique,
+                name=message.head.name,
+                source=source,
+                at_head=at_head,
+            )
+        )
         return message
 
     def dispatch(self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: Stamp) -> Running:
@@ -64,14 +73,14 @@ class _RecordingPartition(Partition):
         self.taken_from[entity.name] = (entity.version, _digest(entity.state))
         self._add(
             Taken(
-                self._at_s(),
-                self.number,
-                entity.name,
-                self.journal.node_of(self.lease.node),
-                self.lease.epoch,
-                running.turn,
-                running.uniques,
-                tuple(message.attempts for message in messages),
+                at_s=self._at_s(),
+                partition=self.number,
+                entity=entity.name,
+                node=self.journal.node_of(self.lease.node),
+                epoch=self.lease.epoch,
+                turn=running.turn,
+                uniques=running.uniques,
+                attempts=tuple(message.attempts for message in messages),
             )
         )
         return running
@@ -91,16 +100,16 @@ class _RecordingPartition(Partition):
         version, state = self.taken_from.pop(entity.name, (entity.version, _digest(entity.state)))
         self._add(
             Committed(
-                self._at_s(),
-                self.number,
-                entity.name,
-                self.journal.node_of(self.lease.node),
-                self.lease.epoch,
-                turn,
-                version,
-                entity.version,
-                state,
-                _digest(entity.state),
+                at_s=self._at_s(),
+                partition=self.number,
+                entity=entity.name,
+                node=self.journal.node_of(self.lease.node),
+                epoch=self.lease.epoch,
+                turn=turn,
+                version_before=version,
+                version_after=entity.version,
+                state_before=state,
+                state_after=_digest(entity.state),
             )
         )
         step = self.step

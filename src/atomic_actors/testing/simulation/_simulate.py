@@ -69,7 +69,17 @@ async def simulate(
         chosen = Faults(rng, faults, fault_rate, fault_rate, _unheard)
         template = ActorSystem(config)
         async with trio.open_nursery() as nursery:
-            simulation = Simulation(config, seed, nodes, nursery, clock, rng, chosen, template, restarts)
+            simulation = Simulation(
+                config=config,
+                seed=seed,
+                size=nodes,
+                nursery=nursery,
+                clock=clock,
+                rng=rng,
+                faults=chosen,
+                template=template,
+                restarts=restarts,
+            )
             chosen.on_fired = partial(_note_fault, simulation)
             try:
                 await simulation.begin()

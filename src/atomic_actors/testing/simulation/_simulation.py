@@ -388,7 +388,16 @@ class Simulation:
         self._calls += 1
         number_of_call = self._calls
         entity, message = sent
-        self.record(Called(self.at_s(), number_of_call, "caller", name, str(entity), message))
+        self.record(
+            Called(
+                at_s=self.at_s(),
+                call=number_of_call,
+                caller="caller",
+                verb=name,
+                entity=str(entity),
+                message=message,
+            )
+        )
         try:
             answer = await self.call_at(inside, number)
         except NodeCrashed:

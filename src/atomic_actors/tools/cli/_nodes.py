@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from attrs import asdict
@@ -59,19 +60,23 @@ def _show_nodes(screen: Screen, found: list[NodeInfo]) -> None:
     table.add_column("kinds")
     table.add_column("release")
     for node in found:
-        state = "draining" if node.is_draining else "live" if node.is_live else "gone"
-        colour = "yellow" if node.is_draining else "green" if node.is_live else "red"
-        table.add_row(
-            Text(printable(node.node_id), no_wrap=True),
-            Text(printable(node.host), overflow="fold"),
-            str(node.pid),
-            Text(printable(node.service), overflow="fold"),
-            Text(state, colour),
-            str(node.partitions),
-            Text(printable(", ".join(node.kinds)) or "-", overflow="fold"),
-            Text(printable(node.release), no_wrap=True),
-        )
+        table.add_row(*_cells(node))
     screen.output.print(table)
+
+
+def _cells(node: NodeInfo) -> Sequence[Text | str]:
+    state = "draining" if node.is_draining else "live" if node.is_live else "gone"
+    colour = "yellow" if node.is_draining else "green" if node.is_live else "red"
+    return (
+        Text(printable(node.node_id), no_wrap=True),
+        Text(printable(node.host), overflow="fold"),
+        str(node.pid),
+        Text(printable(node.service), overflow="fold"),
+        Text(state, colour),
+        str(node.partitions),
+        Text(printable(", ".join(node.kinds)) or "-", overflow="fold"),
+        Text(printable(node.release), no_wrap=True),
+    )
 
 
 @nodes.command

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -133,18 +133,22 @@ def _table(workers: list[WorkerStatus]) -> Table:
     for heading in ("pid", "up", "restarts", "turns/s", "partitions", "in memory"):
         table.add_column(heading, justify="right")
     for worker in workers:
-        known = bool(worker.pid and worker.partitions)
-        table.add_row(
-            str(worker.number),
-            Text(worker.phase, COLOURS[worker.phase]),
-            str(worker.pid or "-"),
-            _duration(worker.uptime_s) if worker.pid else "-",
-            str(worker.restarts),
-            f"{worker.turns_per_s:,.0f}" if known else "-",
-            f"{worker.owned} of {worker.partitions}" if known else "-",
-            f"{worker.activations:,}" if known else "-",
-        )
+        table.add_row(*_cells(worker))
     return table
+
+
+def _cells(worker: WorkerStatus) -> Sequence[Text | str]:
+    known = bool(worker.pid and worker.partitions)
+    return (
+        str(worker.number),
+        Text(worker.phase, COLOURS[worker.phase]),
+        str(worker.pid or "-"),
+        _duration(worker.uptime_s) if worker.pid else "-",
+        str(worker.restarts),
+        f"{worker.turns_per_s:,.0f}" if known else "-",
+        f"{worker.owned} of {worker.partitions}" if known else "-",
+        f"{worker.activations:,}" if known else "-",
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -79,7 +79,16 @@ def run_demo(
     with _workplace(directory) as place:
         store = place / "store"
         url_used = url or f"embedded://{quote(str(store))}"
-        demo = _Demo(screen, lines, limit, place, url_used, kills, seed, workers)
+        demo = _Demo(
+            screen=screen,
+            lines=lines,
+            limit=limit,
+            place=place,
+            url=url_used,
+            kills=kills,
+            seed=seed,
+            workers=workers,
+        )
         try:
             return demo.run()
         except KeyboardInterrupt:
@@ -182,7 +191,14 @@ class _Demo:
 
     def _run_fleet(self) -> None:
         job = Job(self._url, self._namespace, self._limit, 0, restarted=False, role="sender")
-        self._fleet = fleet = Fleet(self._screen, job, self._workers, self._plan, self._place, self._date)
+        self._fleet = fleet = Fleet(
+            screen=self._screen,
+            job=job,
+            workers=self._workers,
+            plan=self._plan,
+            place=self._place,
+            date_of=self._date,
+        )
         fleet.run()
         self._kills, self._interrupted, self._waiting = fleet.kills, fleet.interrupted, fleet.waiting
         self._sending_s, self._found = fleet.sending_s, fleet.found

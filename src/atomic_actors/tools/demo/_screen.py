@@ -182,16 +182,10 @@ class Screen:
         table.add_column("equal", justify="center")
         for name, book in named[:BUSIEST_SHOWN]:
             hours, late = book.minutes_in_air / 60, book.minutes_late / 60
-            table.add_row(
-                name,
-                str(book.flights),
-                str(book.cancelled),
-                f"{book.miles:,}",
-                f"{hours:,.0f}",
-                f"{late:,.1f}",
-                f"{book.digest[:16]}…",
-                "[red]no[/]" if name in wrong else "[green]yes[/]",
-            )
+            sums = (f"{book.miles:,}", f"{hours:,.0f}", f"{late:,.1f}")
+            equal = "[red]no[/]" if name in wrong else "[green]yes[/]"
+            counts = (str(book.flights), str(book.cancelled))
+            table.add_row(name, *counts, *sums, f"{book.digest[:16]}…", equal)
         self._console.print(table)
 
     def summary(self, figures: Summary, problems: Sequence[str]) -> None:

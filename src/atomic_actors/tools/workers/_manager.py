@@ -398,15 +398,15 @@ class Manager:
             numbers = child.numbers if child is not None else None
             running = child is not None and child.exit_code is None
             yield WorkerStatus(
-                slot.number,
-                self._phase(slot),
-                child.pid if child is not None and running else 0,
-                anyio.current_time() - child.started_at_s if child is not None and running else 0.0,
-                slot.restarts,
-                child.turns_per_s if child is not None else 0.0,
-                numbers.owned if numbers is not None and running else 0,
-                numbers.partitions if numbers is not None else 0,
-                numbers.activations if numbers is not None and running else 0,
+                number=slot.number,
+                phase=self._phase(slot),
+                pid=child.pid if child is not None and running else 0,
+                uptime_s=anyio.current_time() - child.started_at_s if child is not None and running else 0.0,
+                restarts=slot.restarts,
+                turns_per_s=child.turns_per_s if child is not None else 0.0,
+                owned=numbers.owned if numbers is not None and running else 0,
+                partitions=numbers.partitions if numbers is not None else 0,
+                activations=numbers.activations if numbers is not None and running else 0,
             )
 
     def _phase(self, slot: _Slot) -> Phase:
