@@ -217,7 +217,7 @@ async def test_a_slot_moves_in_the_middle_of_everything(
 ) -> None:
     slot = slot_in(namespace, partition)
     journal = journal_at(store_cluster, namespace, timeout_s=0.3)
-    client = ClusterLeaseClient(parse_store_url(store_cluster.url)[0], journal.lease_key, timeout_s=2)
+    client = ClusterLeaseClient(parse_store_url(store_cluster.url)[0], journal, timeout_s=2)
     losses: list[object] = []
     journal.history.on_loss = losses.append
     async with journal:

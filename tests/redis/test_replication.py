@@ -168,7 +168,7 @@ async def test_a_renewal_counts_when_the_replica_has_it(pair: Pair, namespace: s
     primary, replica = pair
     async with open_journal(primary, namespace) as journal:
         await own(journal)
-        client = RedisLeaseClient(primary.url, journal.lease_key, timeout_s=10.0, replication=PATIENT)
+        client = RedisLeaseClient(primary.url, journal, timeout_s=10.0, replication=PATIENT)
         assert client.renew([0], [CLAIM]) == [True]
         with out_of_reach(replica, client):
             with pytest.raises(redis.TimeoutError, match="0 of 1 replicas have the renewal"):

@@ -247,7 +247,7 @@ async def test_read_only_answer_closes_the_link(tmp_path: Path, namespace: str) 
 
         async with RedisJournal(connect, JournalSettings(namespace=namespace)) as journal:
             await own(journal)
-            client = RedisLeaseClient(server.url, journal.lease_key, timeout_s=1.0)
+            client = RedisLeaseClient(server.url, journal, timeout_s=1.0)
             assert client.renew([0], [CLAIM]) == [True]
             server.call("REPLICAOF", "127.0.0.1", other.port)
             with pytest.raises(redis.ReadOnlyError):
@@ -268,7 +268,7 @@ async def test_a_demoted_primary_that_lives_on_is_left(watched: Watched, namespa
     """Nobody ends these connections: it is the watch that finds out."""
     async with opened(watched, namespace) as (primary, journal), primary:
         await own(journal)
-        client = RedisLeaseClient(primary.url, journal.lease_key, timeout_s=1.0)
+        client = RedisLeaseClient(primary.url, journal, timeout_s=1.0)
         assert client.renew([0], [CLAIM]) == [True]
         old = watched.primary
         await anyio.to_thread.run_sync(watched.fail_over)
@@ -284,14 +284,25 @@ async def test_a_demoted_primary_that_lives_on_is_left(watched: Watched, namespa
         client.close()
 
 
+class Moving:
+    """A primary that is at another place each time that it is looked for."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls = iter(urls)
+
+    def url(self) -> str:
+        return next(self._urls)
+
+
 async def test_renewal_is_not_believed_when_the_primary_changed_meanwhile(
     valkey_server: Server, namespace: str
 ) -> None:
     settings = JournalSettings(namespace=namespace)
     async with RedisJournal.from_url(valkey_server.url, settings, allow_no_persistence=True) as journal:
         await own(journal)
-        places = iter([valkey_server.url, "redis://127.0.0.1:1/0"])
-        client = RedisLeaseClient(lambda: next(places), journal.lease_key, timeout_s=1.0)
+        client = RedisLeaseClient(
+            Moving([valkey_server.url, "redis://127.0.0.1:1/0"]), journal, timeout_s=1.0
+        )
         with pytest.raises(redis.ConnectionError, match="another primary"):
             client.renew([0], [CLAIM])
         client.close()

@@ -82,11 +82,11 @@ async def _redis_store(
 ) -> AsyncGenerator[Store]:
     connect_timeout_s = _connect_timeout_s(config)
     connect: Connect
-    url: str | Callable[[], str]
+    server: str | Primary
     if isinstance(place, Primary):
-        connect, url = place.connect, place.url
+        connect, server = place.connect, place
     else:
-        connect, url = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
+        connect, server = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
     # Only the journal brings a dead server back to life.
     reconnect = connect if before_connect is None else _after(before_connect, connect)
     replication = replication_of(config)
@@ -107,7 +107,7 @@ async def _redis_store(
     # Who only sends does not decide how many partitions a service has.
     journal = open_journal(settings, offers_kinds=bool(config.actors))
     lease_client = RedisLeaseClient(
-        url, journal.lease_key, timeout_s=_lease_timeout_s(config), replication=replication
+        server, journal, timeout_s=_lease_timeout_s(config), replication=replication
     )
     async with RedisChannels(
         connect, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
@@ -118,7 +118,7 @@ async def _redis_store(
             exchange=Exchange(channels, commits_publish=replication is None),
             history=journal.history,
             directory=journal.directory,
-            kinds=RedisKindRegistry(journal.call, config.namespace),
+            kinds=RedisKindRegistry(journal, config.namespace),
             open_journal=open_journal,
         )
 
@@ -149,7 +149,7 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         )
 
     journal = open_journal(settings, offers_kinds=bool(config.actors))
-    lease_client = ClusterLeaseClient(location, journal.lease_key, timeout_s=_lease_timeout_s(config))
+    lease_client = ClusterLeaseClient(location, journal, timeout_s=_lease_timeout_s(config))
     async with ClusterChannels(
         location,
         settings,
@@ -163,7 +163,7 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
             exchange=Exchange(channels),
             history=journal.history,
             directory=journal.directory,
-            kinds=RedisKindRegistry(journal.call, config.namespace),
+            kinds=RedisKindRegistry(journal, config.namespace),
             open_journal=open_journal,
         )
 

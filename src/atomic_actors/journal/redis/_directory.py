@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 from atomic_actors.journal._directory import NodeEntry
 from atomic_actors.journal._protocol import PROTOCOL_VERSION
 
-__all__ = ("CallFunction", "RedisDirectory", "read_entries")
-
-#: Calls a function of the library: its name, its keys, its arguments.
-CallFunction = Callable[[bytes, Sequence[bytes], Sequence[bytes]], Awaitable[Any]]
+__all__ = ("Library", "RedisDirectory", "read_entries")
 
 _ANNOUNCE: Final = b"aa%d_announce" % PROTOCOL_VERSION
 _NODES: Final = b"aa%d_nodes" % PROTOCOL_VERSION
@@ -19,34 +16,42 @@ _FORGET: Final = b"aa%d_forget" % PROTOCOL_VERSION
 _DRAIN: Final = b"aa%d_drain" % PROTOCOL_VERSION
 
 
+class Library(Protocol):
+    """The library in a store: see `RedisJournal.call` and `ClusterJournal.call`."""
+
+    async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        """Call one of its functions, with at least one key."""
+        ...
+
+
 class RedisDirectory:
     """A directory in a store.
 
     Args:
-        call: calls a function of the store's library.
+        library: the library in the store.
         namespace: whose nodes.
     """
 
-    def __init__(self, call: CallFunction, namespace: str) -> None:
-        self._call = call
+    def __init__(self, library: Library, namespace: str) -> None:
+        self._library = library
         self._key = f"{{{namespace}:meta}}:nodes".encode()
 
     async def announce(self, node_id: str, record: bytes) -> Sequence[NodeEntry]:
         """See `Directory.announce`."""
-        return read_entries(await self._call(_ANNOUNCE, (self._key,), (node_id.encode(), record)))
+        return read_entries(await self._library.call(_ANNOUNCE, (self._key,), (node_id.encode(), record)))
 
     async def read(self) -> Sequence[NodeEntry]:
         """See `Directory.read`."""
-        return read_entries(await self._call(_NODES, (self._key,), ()))
+        return read_entries(await self._library.call(_NODES, (self._key,), ()))
 
     async def forget(self, node_id: str, beats: int | None = None) -> bool:
         """See `Directory.forget`."""
         expected = b"" if beats is None else b"%d" % beats
-        return bool(await self._call(_FORGET, (self._key,), (node_id.encode(), expected)))
+        return bool(await self._library.call(_FORGET, (self._key,), (node_id.encode(), expected)))
 
     async def drain(self, node_ids: Sequence[str]) -> Sequence[str]:
         """See `Directory.drain`."""
-        found: list[bytes] = await self._call(
+        found: list[bytes] = await self._library.call(
             _DRAIN, (self._key,), [node_id.encode() for node_id in node_ids]
         )
         return [node_id.decode() for node_id in found]

@@ -99,7 +99,7 @@ class RedisJournal(AsyncContextManagerMixin):
         #: The highest commit number that is known of each partition.
         self.commits = self.history.numbers
         #: The nodes that use the store.
-        self.directory = RedisDirectory(self.call, settings.namespace)
+        self.directory = RedisDirectory(self, settings.namespace)
         self._settings = settings
         self._wire = Wire(settings)
         self._merge_partitions = merge_partitions

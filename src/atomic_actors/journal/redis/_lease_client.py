@@ -6,8 +6,8 @@ hold up a renewal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,33 +17,52 @@ from redis.retry import Retry
 from atomic_actors.base._errors import StoreIncompatible
 from atomic_actors.journal.redis._replication import Replication
 
-__all__ = ("RedisLeaseClient",)
+__all__ = ("LeaseKeys", "RedisLeaseClient")
+
+
+class LeaseKeys(Protocol):
+    """What knows the keys of leases: a journal."""
+
+    def lease_key(self, partition: int) -> bytes:
+        """The key of a partition's lease."""
+        ...
+
+
+class Place(Protocol):
+    """A server that may move: see `Primary`."""
+
+    def url(self) -> str:
+        """Where it is now, with its credentials."""
+        ...
 
 
 class RedisLeaseClient:
     """Renews leases in one Redis or Valkey server.
 
     Args:
-        url: where the server is, with its credentials; or a function that says where it is now.
-        lease_key: the key of a partition's lease.
+        place: the URL of the server, with its credentials; or what knows where it is now.
+        keys: what knows the keys of leases.
         timeout_s: how long a renewal may take; a later answer does not count.
         replication: what replicas must have before a renewal counts; None for nothing.
     """
 
     def __init__(
         self,
-        url: str | Callable[[], str],
-        lease_key: Callable[[int], bytes],
+        place: str | Place,
+        keys: LeaseKeys,
         *,
         timeout_s: float,
         replication: Replication | None = None,
     ) -> None:
-        self._where: Callable[[], str] = (lambda: url) if isinstance(url, str) else url
-        self._lease_key = lease_key
+        self._place = place
+        self._keys = keys
         self._timeout_s = timeout_s
         self._replication = replication
         self._url = ""
         self._client: Any = None
+
+    def _where(self) -> str:
+        return self._place if isinstance(self._place, str) else self._place.url()
 
     def _connect(self) -> Any:
         url = self._where()
@@ -74,7 +93,7 @@ class RedisLeaseClient:
             StoreIncompatible: it wants another user or password, or this one may not renew.
             redis.RedisError: the store gave no usable answer, or none that counts.
         """
-        keys = [self._lease_key(partition) for partition in partitions]
+        keys = [self._keys.lease_key(partition) for partition in partitions]
         client = self._connect()
         try:
             answers = self._ask(client, "aa1_renew", len(keys), *keys, *claims)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Protocol
 
 import trio
 from attrs import define, field
@@ -20,17 +21,25 @@ from atomic_actors.testing.simulation._faults import Faults
 __all__ = ("Network", "SimulatedChannels")
 
 
+class Timer(Protocol):
+    """What can wait: the simulation."""
+
+    def after(self, delay_s: float, function: Callable[[], object]) -> None:
+        """Call a function after so many seconds."""
+        ...
+
+
 @define(eq=False)
 class Network:
     """What carries doorbells and frames to the nodes that are there.
 
     Args:
         faults: what goes wrong on the way.
-        after: calls a function after so many seconds.
+        timer: lets something happen later.
     """
 
     faults: Faults
-    after: Callable[[float, Callable[[], None]], None]
+    timer: Timer
     _channels: dict[int, SimulatedChannels] = field(factory=dict[int, "SimulatedChannels"], init=False)
 
     def join(self, node: int) -> SimulatedChannels:
@@ -62,11 +71,11 @@ class Network:
         if fault == "frame lost":
             return
         if fault == "frame late":
-            self.after(self.faults.delay_s(), partial(channels.put, what))
+            self.timer.after(self.faults.delay_s(), partial(channels.put, what))
             return
         channels.put(what)
         if fault == "frame twice":
-            self.after(self.faults.delay_s(), partial(channels.put, what))
+            self.timer.after(self.faults.delay_s(), partial(channels.put, what))
 
 
 @define(eq=False)

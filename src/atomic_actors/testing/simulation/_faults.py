@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection
-from typing import Final, Literal
+from collections.abc import Collection
+from typing import Final, Literal, Protocol
 
 import trio
 from attrs import define, field, frozen
@@ -80,6 +80,14 @@ class CrashPoint:
     side: Literal["before", "after", "late"]
 
 
+class FaultLog(Protocol):
+    """Where faults are noted: the simulation."""
+
+    def note_fault(self, node: int, kind: str, detail: str) -> None:
+        """A fault happened to a node."""
+        ...
+
+
 @define(eq=False)
 class Faults:
     """The faults of one run.
@@ -89,18 +97,17 @@ class Faults:
         kinds: which faults exist.
         call_rate: how likely a call to the store meets one.
         frame_rate: how likely a doorbell or a frame does.
-        on_fired: told of each fault: the node's number, the kind, and details.
     """
 
     rng: random.Random
     kinds: Collection[str]
     call_rate: float
     frame_rate: float
-    on_fired: Callable[[int, str, str], None]
     fired: Counter[str] = field(factory=Counter[str], init=False)
     #: How many steps nodes have sent to the store, by kind: what lives do, and what watching takes.
     step_kinds: Counter[str] = field(factory=Counter[str], init=False)
     store_away_until_s: float = field(default=0.0, init=False)
+    _log: FaultLog | None = field(default=None, init=False)
     _call_kinds: tuple[str, ...] = field(init=False)
     _frame_kinds: tuple[str, ...] = field(init=False)
 
@@ -117,10 +124,15 @@ class Faults:
         self.kinds = ()
         self.store_away_until_s = 0.0
 
+    def begin(self, log: FaultLog) -> None:
+        """From now on, note each fault."""
+        self._log = log
+
     def fire(self, node: int, kind: str, detail: str = "") -> None:
         """A fault happens now."""
         self.fired[kind] += 1
-        self.on_fired(node, kind, detail)
+        if self._log is not None:
+            self._log.note_fault(node, kind, detail)
 
     def draw_call(self, node: int) -> str:
         """What happens to the next call of a node; "" for nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from atomic_actors.base._lifecycle import Event, Stamp
 from atomic_actors.journal._protocol import (
@@ -41,6 +41,26 @@ _SOURCES: Final[dict[type[Any], Literal["sent", "replayed"]]] = {Append: "sent",
 
 def _digest(state: bytes) -> str:
     return blake2b(state, digest_size=6).hexdigest() if state else ""
+
+
+class StoreWorld(Protocol):
+    """What the store needs of the simulation that it is in."""
+
+    def at_s(self) -> float:
+        """The time of records."""
+        ...
+
+    def now_ms(self) -> int:
+        """The store's time."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """Write down what happened."""
+        ...
+
+    def ring(self, partition: int, entity: str) -> None:
+        """A step rings a doorbell."""
+        ...
 
 
 class _RecordingPartition(Partition):
@@ -119,10 +139,10 @@ class _RecordingPartition(Partition):
                 self._add(Sent(self._at_s(), entity.name, parent, sent.entity, sent.unique))
 
     def _at_s(self) -> float:
-        return self.journal.at_s()
+        return self.journal.world.at_s()
 
     def _add(self, record: Record) -> None:
-        self.journal.on_record(record)
+        self.journal.world.record(record)
 
 
 class RecordingJournal(MemoryJournal):
@@ -130,24 +150,12 @@ class RecordingJournal(MemoryJournal):
 
     Args:
         settings: as of `MemoryJournal`.
-        at_s: what the records' time is.
-        now_ms: the store's time.
-        on_record: gets each record.
-        on_bell: as of `MemoryJournal`.
+        world: where it is: says what time it is, and hears of what happens.
     """
 
-    def __init__(
-        self,
-        settings: JournalSettings,
-        *,
-        at_s: Callable[[], float],
-        now_ms: Callable[[], int],
-        on_record: Callable[[Record], None],
-        on_bell: Callable[[int, str], None],
-    ) -> None:
-        super().__init__(settings, now_ms=now_ms, on_bell=on_bell)
-        self.at_s = at_s
-        self.on_record = on_record
+    def __init__(self, settings: JournalSettings, world: StoreWorld) -> None:
+        super().__init__(settings, now_ms=world.now_ms, on_bell=world.ring)
+        self.world = world
         #: The nodes' numbers, by node id.
         self.node_numbers: dict[str, int] = {}
         self._numbers_by_record: dict[bytes, int] = {}
@@ -185,11 +193,11 @@ class RecordingJournal(MemoryJournal):
         result = super()._execute_one(step, now_ms)
         if partition.lease is not lease:
             now = partition.lease
-            at_s, number = self.at_s(), step.partition
+            at_s, number = self.world.at_s(), step.partition
             if isinstance(step, ClaimPartition):
-                self.on_record(Claimed(at_s, number, self.node_of(now.node), now.epoch, now.claim))
+                self.world.record(Claimed(at_s, number, self.node_of(now.node), now.epoch, now.claim))
             elif isinstance(step, Release):
-                self.on_record(Freed(at_s, number, self.node_of(lease.node), lease.epoch))
+                self.world.record(Freed(at_s, number, self.node_of(lease.node), lease.epoch))
         return result
 
     # What the simulation looks at.

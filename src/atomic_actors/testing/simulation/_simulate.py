@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final, TypeVar
 
 import trio
@@ -16,7 +15,6 @@ from attrs import evolve
 from atomic_actors._system import ActorSystem
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import UsageError
-from atomic_actors.testing.checkers._history import Fault
 from atomic_actors.testing.simulation._faults import Faults
 from atomic_actors.testing.simulation._simulation import Simulation
 from atomic_actors.testing.simulation._virtual_time import virtual_time
@@ -66,7 +64,7 @@ async def simulate(
     failure: Exception | None = None
     with virtual_time(seed) as clock, _quiet_logs():
         rng = random.Random(seed ^ 0x5EED)
-        chosen = Faults(rng, faults, fault_rate, fault_rate, _unheard)
+        chosen = Faults(rng, faults, fault_rate, fault_rate)
         template = ActorSystem(config)
         async with trio.open_nursery() as nursery:
             simulation = Simulation(
@@ -80,7 +78,6 @@ async def simulate(
                 template=template,
                 restarts=restarts,
             )
-            chosen.on_fired = partial(_note_fault, simulation)
             try:
                 await simulation.begin()
                 yield simulation
@@ -91,14 +88,6 @@ async def simulate(
                 simulation.end()
     if failure is not None:
         raise failure
-
-
-def _unheard(node: int, kind: str, detail: str) -> None:
-    """Nothing goes wrong before there is a simulation."""
-
-
-def _note_fault(simulation: Simulation, node: int, kind: str, detail: str) -> None:
-    simulation.record(Fault(simulation.at_s(), node, kind, detail))
 
 
 class _quiet_logs:

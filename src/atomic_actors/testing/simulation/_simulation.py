@@ -32,7 +32,7 @@ from atomic_actors.base._telemetry import Listeners
 from atomic_actors.journal._protocol import Journal
 from atomic_actors.journal._settings import journal_settings
 from atomic_actors.testing.checkers._checkers import check_history
-from atomic_actors.testing.checkers._history import Answered, Called, History, Record, Word
+from atomic_actors.testing.checkers._history import Answered, Called, Fault, History, Record, Word
 from atomic_actors.testing.checkers._linearizability import (
     NotLinearizable,
     SequentialModel,
@@ -114,16 +114,11 @@ class Simulation:
 
     def __attrs_post_init__(self) -> None:
         self._began_s = trio.current_time()
-        self.network = Network(self.faults, self.after)
-        self.store = RecordingJournal(
-            journal_settings(self.config),
-            at_s=self.at_s,
-            now_ms=self.now_ms,
-            on_record=self.record,
-            on_bell=self.network.ring,
-        )
+        self.network = Network(self.faults, self)
+        self.store = RecordingJournal(journal_settings(self.config), self)
         self.system = self.at(0)
         record_handlers(self.template, self)
+        self.faults.begin(self)
 
     # What nodes need (`World`).
 
@@ -139,6 +134,14 @@ class Simulation:
         """Write down what happened."""
         if not self._over:
             self.history.add(record)
+
+    def note_fault(self, node: int, kind: str, detail: str) -> None:
+        """Write down that something went wrong by itself."""
+        self.record(Fault(self.at_s(), node, kind, detail))
+
+    def ring(self, partition: int, entity: str) -> None:
+        """A step in the store rings a doorbell."""
+        self.network.ring(partition, entity)
 
     def after(self, delay_s: float, function: Callable[[], object], *, is_late: bool = True) -> None:
         """Let something happen later, in no node's process; nothing is quiet before what is late has come."""

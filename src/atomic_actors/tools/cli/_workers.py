@@ -190,6 +190,7 @@ class _Terminal:
         return True
 
     def is_gone(self) -> bool:
+        """Whether there was one, and is none any more."""
         return self._matters and not self._is_there()
 
 
@@ -229,5 +230,5 @@ def run(
             start_timeout_s=start_timeout,
             capture=shown.is_in_place,
         )
-        manager = Manager(settings, shown, terminal_is_gone=terminal.is_gone)
+        manager = Manager(settings, shown, terminal=terminal)
         return anyio.run(manager.run, backend=backend)

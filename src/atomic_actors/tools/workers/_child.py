@@ -8,10 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, Protocol, Self
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process, TaskGroup
@@ -61,6 +60,27 @@ def describe_exit(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
+@define
+class Times:
+    """When a worker was started, was ready, reported something last: `anyio.current_time`."""
+
+    started_s: float = field(factory=anyio.current_time)
+    ready_s: float = math.inf
+    heard_s: float = field(factory=anyio.current_time)
+
+
+class Parent(Protocol):
+    """Who started a worker process."""
+
+    def changed(self) -> None:
+        """It has reported something, or has ended."""
+        ...
+
+    def printed(self, number: int, line: str) -> None:
+        """It has printed a line; only where lines are captured."""
+        ...
+
+
 @define(eq=False)
 class Child:
     """One worker process.
@@ -72,18 +92,13 @@ class Child:
 
     process: Process
     reader: ReportReader
-    #: Called after each report, and at the end.
-    on_change: Callable[[], None]
-    #: Called with each line that the worker prints, if they are captured.
-    on_line: Callable[[str], None]
+    parent: Parent
+    number: int
     ready: Ready | None = field(default=None, init=False)
     failed: Failed | None = field(default=None, init=False)
     numbers: Numbers | None = field(default=None, init=False)
     turns_per_s: float = field(default=0.0, init=False)
-    #: When it was started, was ready, said something last: `anyio.current_time`.
-    started_at_s: float = field(factory=anyio.current_time, init=False)
-    ready_at_s: float = field(default=math.inf, init=False)
-    heard_at_s: float = field(factory=anyio.current_time, init=False)
+    times: Times = field(factory=Times, init=False)
     #: Whether it was asked to end, so that its end is no surprise.
     asked: bool = field(default=False, init=False)
     killed: bool = field(default=False, init=False)
@@ -97,8 +112,7 @@ class Child:
         cls,
         number: int,
         settings: WorkerSettings,
-        on_change: Callable[[], None],
-        on_line: Callable[[str], None],
+        parent: Parent,
     ) -> Self:
         """Start a process for the worker of this number.
 
@@ -121,7 +135,7 @@ class Child:
         except BaseException:
             mine.close()  # should the process have been started all the same, it ends by that
             raise
-        return cls(process, ReportReader(mine), on_change, on_line)
+        return cls(process, ReportReader(mine), parent, number)
 
     @property
     def pid(self) -> int:
@@ -136,7 +150,7 @@ class Child:
     @property
     def served_s(self) -> float:
         """How long it has been ready; 0 where it never was."""
-        return max(anyio.current_time() - self.ready_at_s, 0.0)
+        return max(anyio.current_time() - self.times.ready_s, 0.0)
 
     @property
     def end_limit_s(self) -> float:
@@ -175,9 +189,9 @@ class Child:
             self._take(report)
 
     def _take(self, report: Report) -> None:
-        self.heard_at_s = anyio.current_time()
+        self.times.heard_s = anyio.current_time()
         if isinstance(report, Ready):
-            self.ready, self.ready_at_s = report, self.heard_at_s
+            self.ready, self.times.ready_s = report, self.times.heard_s
             self.settled.set()
         elif isinstance(report, Failed):
             self.failed = report
@@ -185,14 +199,14 @@ class Child:
             before, self.numbers = self.numbers, report
             if before is not None and report.at_s > before.at_s:
                 self.turns_per_s = (report.turns - before.turns) / (report.at_s - before.at_s)
-        self.on_change()
+        self.parent.changed()
 
     def _end(self) -> None:
         self.exit_code = self.process.returncode
         self.turns_per_s = 0.0
         self.settled.set()
         self.ended.set()
-        self.on_change()
+        self.parent.changed()
 
     async def _pass_lines_on(self, stream: ByteReceiveStream) -> None:
         rest = b""
@@ -205,9 +219,9 @@ class Child:
             if len(rest) > LINE_BYTES_MAX:
                 lines, rest = [*lines, rest], b""
             for line in lines:
-                self.on_line(line.decode("utf-8", "replace").rstrip("\r"))
+                self.parent.printed(self.number, line.decode("utf-8", "replace").rstrip("\r"))
         if rest:
-            self.on_line(rest.decode("utf-8", "replace"))
+            self.parent.printed(self.number, rest.decode("utf-8", "replace"))
 
     async def _make_sure_it_is_gone(self) -> None:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + KILL_LIMIT_S):

@@ -14,7 +14,7 @@ Nothing here needs the store.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -105,6 +105,24 @@ class _Slot:
         self.changed = anyio.Event()
 
 
+class Terminal(Protocol):
+    """The terminal that the manager was started from."""
+
+    def is_gone(self) -> bool:
+        """Whether a SIGHUP means that it was closed, and asks for no reload."""
+        ...
+
+
+@define
+class _SoFar:
+    """What has happened until now."""
+
+    was_serving: bool = False
+    all_served: bool = False
+    gave_up: bool = False
+    code: int = EXIT_FINE
+
+
 @define(eq=False)
 class Manager:
     """Runs workers until it is told to stop.
@@ -112,29 +130,24 @@ class Manager:
     Args:
         settings: what to start, and how many.
         observer: hears of everything.
-        new_backoff: makes the back-off of each worker.
-        terminal_is_gone: tells at a SIGHUP that it means the end of the terminal, and no reload.
+        terminal: what it was started from; None where no SIGHUP means that this has ended.
     """
 
     settings: WorkerSettings
     observer: Observer
-    new_backoff: Callable[[], Backoff] = Backoff
-    terminal_is_gone: Callable[[], bool] = lambda: False
+    terminal: Terminal | None = None
     _slots: list[_Slot] = field(factory=list[_Slot], init=False)
     #: Every process that has not ended, also old ones that leave and successors that start.
     _children: set[Child] = field(factory=set[Child], init=False)
     _starting: int = field(default=0, init=False)
     #: Set, and replaced by a new one, when a process ends or could not be started.
     _fewer: anyio.Event = field(factory=anyio.Event, init=False)
-    _was_serving: bool = field(default=False, init=False)
-    _gave_up: bool = field(default=False, init=False)
-    _all_served: bool = field(default=False, init=False)
+    _so_far: _SoFar = field(factory=_SoFar, init=False)
     _stop: anyio.Event = field(factory=anyio.Event, init=False)
     _stop_signals: int = field(default=0, init=False)
     _reload: anyio.Event = field(factory=anyio.Event, init=False)
     #: Bounds the way out; its deadline moves when somebody is in a hurry.
     _patience: anyio.CancelScope = field(init=False)
-    _code: int = field(default=EXIT_FINE, init=False)
     _group: TaskGroup = field(init=False)
 
     async def run(self) -> int:
@@ -148,7 +161,7 @@ class Manager:
             had to be killed on the way out.
         """
         self._patience = anyio.CancelScope()
-        self._slots = [_Slot(number + 1, self.new_backoff()) for number in range(self.settings.workers)]
+        self._slots = [_Slot(number + 1, Backoff()) for number in range(self.settings.workers)]
         async with anyio.create_task_group() as group:
             self._group = group
             await group.start(self._watch_signals)
@@ -160,7 +173,7 @@ class Manager:
             await self._end_all()
             group.cancel_scope.cancel()
         self._show()
-        return self._code
+        return self._so_far.code
 
     def stop(self) -> None:
         """Stop in good order; again: do not wait for running turns; once more: kill."""
@@ -188,7 +201,7 @@ class Manager:
             task_status.started()
             async for number in signals:
                 name = signal.Signals(number).name
-                if number != signal.SIGHUP or self.terminal_is_gone():
+                if number != signal.SIGHUP or (self.terminal is not None and self.terminal.is_gone()):
                     self.observer.said(f"{name}: stopping")
                     self.stop()
                 elif not self._stop.is_set():
@@ -219,13 +232,9 @@ class Manager:
 
     async def _start(self, slot: _Slot) -> Child | None:
         """Start a process for a slot; None where the machine cannot."""
-
-        def print_line(text: str) -> None:
-            self.observer.line(slot.number, text)
-
         self._starting += 1
         try:
-            child = await Child.start(slot.number, self.settings, self._show, print_line)
+            child = await Child.start(slot.number, self.settings, self)
             self._children.add(child)
         except OSError as error:
             self._give_up_or_say(slot, f"cannot be started: {error}", EXIT_FAILED, "")
@@ -260,9 +269,9 @@ class Manager:
             await child.ended.wait()
         if child.ready is None or child.exit_code is not None:
             return False
-        self._was_serving = True
-        if not self._all_served and all(slot.child and slot.child.is_ready for slot in self._slots):
-            self._all_served = True
+        self._so_far.was_serving = True
+        if not self._so_far.all_served and all(slot.child and slot.child.is_ready for slot in self._slots):
+            self._so_far.all_served = True
             self.observer.said(f"{self.settings.target} is served; the store is {child.ready.store}")
         return True
 
@@ -290,12 +299,12 @@ class Manager:
         if self._stop.is_set():
             return
         process = f" (process {child.pid})" if child is not None else ""
-        if self._was_serving:
+        if self._so_far.was_serving:
             self.observer.said(f"worker {slot.number}{process} {why}")
             return
         text = why.removeprefix("could not start: ")
         self.observer.failed(text if text != why else f"worker {slot.number} {why}", trace)
-        self._code, self._gave_up = code, True
+        self._so_far.code, self._so_far.gave_up = code, True
         self._stop.set()
 
     async def _wait_before_restart(self, slot: _Slot, served_s: float) -> None:
@@ -343,7 +352,7 @@ class Manager:
         finally:
             slot.successor = None
         old, slot.child = slot.child, successor
-        slot.backoff = self.new_backoff()
+        slot.backoff = Backoff()
         slot.wake()
         self._show()
         if old is not None and not old.ended.is_set():
@@ -372,7 +381,7 @@ class Manager:
         for child in late:
             self.observer.said(f"the worker process {child.pid} did not leave in time and is killed")
             child.kill()
-            self._code = self._code or EXIT_FAILED
+            self._so_far.code = self._so_far.code or EXIT_FAILED
         await self._wait_all_ended()
 
     async def _wait_all_ended(self) -> None:
@@ -386,9 +395,19 @@ class Manager:
             await anyio.sleep(REFRESH_INTERVAL_S)
             self._show()
 
+    # What a `Child` says.
+
+    def changed(self) -> None:
+        """See `Parent`."""
+        self._show()
+
+    def printed(self, number: int, line: str) -> None:
+        """See `Parent`."""
+        self.observer.line(number, line)
+
     def _show(self) -> None:
         # Nothing more to say about workers that never served.
-        if not self._gave_up:
+        if not self._so_far.gave_up:
             self.observer.status(list(self.workers()))
 
     def workers(self) -> Iterator[WorkerStatus]:
@@ -401,7 +420,9 @@ class Manager:
                 number=slot.number,
                 phase=self._phase(slot),
                 pid=child.pid if child is not None and running else 0,
-                uptime_s=anyio.current_time() - child.started_at_s if child is not None and running else 0.0,
+                uptime_s=anyio.current_time() - child.times.started_s
+                if child is not None and running
+                else 0.0,
                 restarts=slot.restarts,
                 turns_per_s=child.turns_per_s if child is not None else 0.0,
                 owned=numbers.owned if numbers is not None and running else 0,
@@ -419,6 +440,6 @@ class Manager:
             return Phase.LEAVING
         if child.ready is None:
             return Phase.STARTING
-        if anyio.current_time() - child.heard_at_s > SILENT_AFTER_S:
+        if anyio.current_time() - child.times.heard_s > SILENT_AFTER_S:
             return Phase.SILENT
         return Phase.RELOADING if slot.successor is not None else Phase.SERVING

@@ -106,7 +106,7 @@ class ClusterJournal(AsyncContextManagerMixin):
         #: Passes on that a partition's store went back in time.
         self.history = CommitHistory()
         #: The nodes that use the store.
-        self.directory = RedisDirectory(self.call, settings.namespace)
+        self.directory = RedisDirectory(self, settings.namespace)
         self._settings = settings
         self._fixes_partitions = fixes_partitions
         self._wire = Wire(settings)
