@@ -249,7 +249,7 @@ class Play:
             side: Any = rng.choice(("before", "after", "late"))
             node.journal.arm(CrashPoint(kinds, rng.randint(1, 5 if kinds else 40), side))
         elif kind == "crash at an await":
-            node.dies_at_step = node.process.steps + rng.randint(1, 400)
+            node.die_at_await(rng.randint(1, 400))
         elif kind == "pause":
             simulation.pause(rng.choice((0.05, 0.5, 1.2, 2.5)) * LEASE_TTL_S, node.number)
         elif kind == "clock drift":
@@ -269,7 +269,7 @@ class Play:
             simulation.after(rng.choice((0.1, 1.0)), lambda: node.channels.set_deaf(False))
         elif kind == "cut off":
             for_s = rng.choice((0.1, 0.5, 2.0)) * LEASE_TTL_S
-            node.cut_off_until_s = trio.current_time() + for_s
+            node.journal.cut_off_until_s = trio.current_time() + for_s
             simulation.faults.fire(node.number, kind, f"for {for_s:g} s")
 
     # The verdict.

@@ -268,7 +268,7 @@ async def test_a_demoted_primary_that_lives_on_is_left(watched: Watched, namespa
     """Nobody ends these connections: it is the watch that finds out."""
     async with opened(watched, namespace) as (primary, journal), primary:
         await own(journal)
-        client = RedisLeaseClient(primary.url, journal, timeout_s=1.0)
+        client = RedisLeaseClient(primary, journal, timeout_s=1.0)
         assert client.renew([0], [CLAIM]) == [True]
         old = watched.primary
         await anyio.to_thread.run_sync(watched.fail_over)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any, Final, TypeAlias, cast, get_origin
 
@@ -20,7 +19,6 @@ from atomic_actors.actors._declarations import (
     ActorLike,
     ActorSource,
     Context,
-    Declared,
     EntityKind,
     HandlerOptions,
     KindOptions,
@@ -28,13 +26,11 @@ from atomic_actors.actors._declarations import (
     Outbox,
     Recovery,
     check_async,
-    declared_by,
-    declared_options,
     globals_of,
     handler,
-    listed,
 )
 from atomic_actors.actors._messages import Message, RawMessage, is_message_class, message_spec, reply_type_of
+from atomic_actors.actors._origins import ClassOrigin, KindOrigin, Origin, handler_methods
 from atomic_actors.base._annotations import (
     UNSAID,
     generic_argument,
@@ -227,7 +223,7 @@ def _scan(module: ModuleType) -> list[Any]:
                 and value.__module__ == module.__name__
                 and not inspect.isabstract(value)
                 and not is_type_variable(generic_argument(value, Actor))
-                and bool(_handler_methods(value))
+                and bool(handler_methods(value))
             )
         if own:
             found[id(value)] = value
@@ -237,148 +233,14 @@ def _scan(module: ModuleType) -> list[Any]:
 def _spec_of(source: ActorSource, where: str, config: Config) -> ActorSpec:
     target = source.target
     if isinstance(target, EntityKind):
-        return _assemble(_kind_origin(target, source.keywords, where), config)
-    return _assemble(_class_origin(target, source.keywords, where), config)
-
-
-@attrs.frozen(eq=False)
-class _Origin:
-    """What classes and `EntityKind`s have in common, so that one function makes specs of both."""
-
-    location: str
-    declared: Declared
-    state_type: Any
-    functions: list[tuple[Callable[..., Any], HandlerOptions]]
-    hooks: Mapping[str, Callable[..., Any]]
-    make_instance: Callable[[], Any]
-    free: bool
-    #: The method of this name, or None.
-    find_method: Callable[[str], Any]
-    #: The function with what `using` gives it.
-    bind: Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _class_origin(cls: type[Actor[Any]], keywords: Mapping[str, Any], where: str) -> _Origin:
-    location = location_of(cls)
-    if inspect.isabstract(cls):
-        names = listed(sorted(cast("Any", cls).__abstractmethods__))
-        raise InvalidConfig(f"{where}: {location} is abstract ({names}); list a class that defines them")
-    state_type = generic_argument(cls, Actor)
-    if is_type_variable(state_type):
-        raise InvalidHandler(
-            f"{location} leaves the type of its state open; derive a class that names it: "
-            f"class ...({cls.__name__}[Balance])"
-        )
-    _check_constructor(cls, keywords, where)
-    hooks = {
-        name: function
-        for name in ("on_activate", "on_passivate")
-        if (function := inspect.getattr_static(cls, name)) is not inspect.getattr_static(Actor, name)
-    }
-    return _Origin(
-        location=location,
-        declared=declared_by(cls),
-        state_type=state_type,
-        functions=_handler_methods(cls),
-        hooks=hooks,
-        make_instance=partial(cls, **keywords) if keywords else cls,
-        free=False,
-        find_method=lambda name: inspect.getattr_static(cls, name, None),
-        bind=lambda function: function,
-    )
-
-
-def _handler_methods(cls: type[Any]) -> list[tuple[Callable[..., Any], HandlerOptions]]:
-    """Every handler, bases first; an override keeps the decorator of what it overrides."""
-    options: dict[str, HandlerOptions] = {}
-    for owner in reversed(cls.__mro__):
-        for name, value in vars(owner).items():
-            said = declared_options(value)
-            if said is not None:
-                options[name] = said
-    methods = [(inspect.getattr_static(cls, name), said) for name, said in options.items()]
-    # `deposit = None` in a subclass takes the handler away, as it does for `__hash__`.
-    return [(method, said) for method, said in methods if method is not None]
-
-
-def _check_constructor(cls: type[Any], keywords: Mapping[str, Any], where: str) -> None:
-    parameters = inspect.signature(cls).parameters.values()
-    named = [p.name for p in parameters if p.kind not in (*_VARIADIC, inspect.Parameter.POSITIONAL_ONLY)]
-    required = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    location = location_of(cls)
-    _check_keywords(
-        keywords, None if anything else named, f"{where}: {location}.using()", "the constructor takes"
-    )
-    missing = [name for name in required if name not in keywords]
-    if missing:
-        example = ", ".join(f"{name}=..." for name in missing)
-        raise InvalidConfig(
-            f"{where}: the constructor of {location} needs {listed(missing)}; write {cls.__name__}.using({example})"
-        )
-
-
-def _check_keywords(keywords: Iterable[str], allowed: list[str] | None, what: str, takes: str) -> None:
-    unknown = [] if allowed is None else [name for name in keywords if name not in allowed]
-    if unknown:
-        raise InvalidConfig(
-            f"{what}: unexpected keyword {listed(unknown)}; {takes} {listed(allowed or []) or 'no keywords'}"
-        )
-
-
-def _kind_origin(source: EntityKind[Any], keywords: Mapping[str, Any], where: str) -> _Origin:
-    recoveries = [options.on_interrupted for _, options in source.functions]
-    recoveries.append(source.declared.recovery)
-    functions = [function for function, _ in source.functions]
-    functions += [function for function in recoveries if callable(function)]
-    allowed: list[str] | None = []
-    for function, leading in [*((f, 2) for f in functions), *((f, 1) for f in source.hooks.values())]:
-        needs = _needs(function, leading)
-        allowed = None if allowed is None or needs is None else [*allowed, *needs]
-        missing = [name for name, required in (needs or {}).items() if required and name not in keywords]
-        if missing:
-            raise InvalidConfig(
-                f"{where}: {location_of(function)} needs {listed(missing)}; list the kind with "
-                f".using({', '.join(f'{name}=...' for name in missing)})"
-            )
-    names = None if allowed is None else list(dict.fromkeys(allowed))
-    _check_keywords(keywords, names, f"{where}: {source.location}.using()", "its functions take")
-    hooks = set(source.hooks.values())
-
-    def bind(function: Callable[..., Any]) -> Callable[..., Any]:
-        needs = _needs(function, 1 if function in hooks else 2)
-        taken = {name: value for name, value in keywords.items() if needs is None or name in needs}
-        return partial(function, **taken) if taken else function
-
-    return _Origin(
-        location=source.location,
-        declared=source.declared,
-        state_type=source.state_type,
-        functions=source.functions,
-        hooks=source.hooks,
-        make_instance=_no_instance,
-        free=True,
-        find_method=lambda _: None,
-        bind=bind,
-    )
-
-
-def _needs(function: Callable[..., Any], leading: int) -> dict[str, bool] | None:
-    """The further parameters of a free function, and whether each is required; None: takes anything."""
-    parameters = list(inspect.signature(function).parameters.values())[leading:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name: p.default is p.empty for p in parameters if p.kind not in _VARIADIC}
-
-
-def _no_instance() -> None:
-    """Free functions have no instance."""
+        return _assemble(KindOrigin(target, source.keywords, where), config)
+    return _assemble(ClassOrigin(target, source.keywords, where), config)
 
 
 # From one kind's declarations to its spec.
 
 
-def _assemble(origin: _Origin, config: Config) -> ActorSpec:
+def _assemble(origin: Origin, config: Config) -> ActorSpec:
     declared = origin.declared
     kind = declared.kind
     settings = settings_for(config, kind, declared.overrides)
@@ -409,7 +271,7 @@ def _assemble(origin: _Origin, config: Config) -> ActorSpec:
         handlers=MappingProxyType(handlers),
         by_type=_by_type(handlers),
         fallback=fallback,
-        make_instance=origin.make_instance,
+        make_instance=origin.instance_maker(),
         on_activate=hooks.get("on_activate"),
         on_passivate=hooks.get("on_passivate"),
         settings=settings,
@@ -449,7 +311,7 @@ def _refuse_second(kind: str, first: HandlerSpec, second: HandlerSpec) -> None:
 def _handler_spec(
     function: Callable[..., Any],
     options: HandlerOptions,
-    origin: _Origin,
+    origin: Origin,
     settings: KindSettings,
     default: OnInterrupted,
 ) -> HandlerSpec:
@@ -503,7 +365,7 @@ def _check_parameters(function: Callable[..., Any], location: str, *, free: bool
 
 
 def _find_policy(
-    origin: _Origin, said: OnInterrupted, location: str
+    origin: Origin, said: OnInterrupted, location: str
 ) -> tuple[InterruptionPolicy, Recovery | None]:
     if isinstance(said, str):
         if said in _POLICY_WORDS:

@@ -7,7 +7,6 @@ calls may be in flight at once.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
@@ -16,11 +15,12 @@ from typing import Any, Final, Self, cast
 import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
+from attrs import frozen
 from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, ResponseError
 
 from atomic_actors.base._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
-from atomic_actors.base._oneshot import Cell, cell_factory, clock_function
+from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._store_url import StoreLocation, parse_store_url
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import (
@@ -32,6 +32,7 @@ from atomic_actors.journal._protocol import (
     Result,
     Step,
 )
+from atomic_actors.journal.redis._answer_watch import AnswerWatch
 from atomic_actors.journal.redis._answers import read_results
 from atomic_actors.journal.redis._direct_connection import Command, DirectConnection, OnReply, ignore_reply
 from atomic_actors.journal.redis._directory import RedisDirectory
@@ -41,11 +42,9 @@ from atomic_actors.journal.redis._replication import Replication
 from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Call, Wire
 
-__all__ = ("RedisJournal", "check_names", "check_store_safety", "check_version")
+__all__ = ("RedisJournal", "StoreTerms", "check_names", "check_store_safety", "check_version")
 
 VERSION_MIN: Final = (7, 0)
-#: An answer that is late may have come while the loop was busy: the reader gets a last turn.
-GRACE_S: Final = 0.05
 #: In larger batches nobody notices who is written to first.
 FEW_STEPS: Final = 2
 
@@ -53,6 +52,15 @@ FEW_STEPS: Final = 2
 #: only then to those whom the call pushed something to, though they are waited for. One that has an answer before
 #: the call comes last. With one client and three processes on two cores, an ask of another node took a fifth less.
 _WRITE_OTHERS_FIRST: Final[tuple[Command, OnReply]] = ((b"PING",), ignore_reply)
+
+
+@frozen
+class StoreTerms:
+    """What a server is accepted as a store on; see `RedisJournal`."""
+
+    allow_eviction: bool
+    allow_no_persistence: bool
+    fixes_partitions: bool
 
 
 class RedisJournal(AsyncContextManagerMixin):
@@ -96,8 +104,6 @@ class RedisJournal(AsyncContextManagerMixin):
         self.run_id = ""
         #: Notices that the store went back in time.
         self.history = CommitHistory()
-        #: The highest commit number that is known of each partition.
-        self.commits = self.history.numbers
         #: The nodes that use the store.
         self.directory = RedisDirectory(self, settings.namespace)
         self._settings = settings
@@ -106,17 +112,10 @@ class RedisJournal(AsyncContextManagerMixin):
         self._replication = replication
         # Two batches may be on their way, and the second one's answer waits for the first one's replicas.
         self._timeout_s = timeout_s + (2 * replication.timeout_s if replication is not None else 0.0)
-        self._allow_eviction = allow_eviction
-        self._allow_no_persistence = allow_no_persistence
-        self._fixes_partitions = fixes_partitions
+        self._terms = StoreTerms(allow_eviction, allow_no_persistence, fixes_partitions)
         self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
-        #: When each call that went out by `send` did, oldest first; their answers come in that order.
-        self._sent_s: deque[float] = deque()
-        #: The watcher waits here while nothing is on its way.
-        self._resting: Cell[None] | None = None
-        self._watch_scope = anyio.CancelScope(shield=True)
 
     @classmethod
     def from_url(cls, url: str, settings: JournalSettings, **options: Any) -> Self:
@@ -136,6 +135,11 @@ class RedisJournal(AsyncContextManagerMixin):
         """The settings it was made with."""
         return self._settings
 
+    @property
+    def commits(self) -> Mapping[int, int]:
+        """The highest commit number that is known of each partition."""
+        return self.history.numbers
+
     def lease_key(self, partition: int) -> bytes:
         """The key of a partition's lease, for `aa1_renew` on a connection of the lease keeper's own."""
         return self._wire.lease_key(partition)
@@ -150,17 +154,17 @@ class RedisJournal(AsyncContextManagerMixin):
             StoreUnsafe: it may lose what it accepted.
         """
         self._lock = anyio.Lock()
-        self._clock, self._new_cell = clock_function(), cell_factory()
+        self._watch = AnswerWatch(self._link, self._timeout_s)
         async with detached_task_group() as task_group:
             self._task_group = task_group
             try:
                 await self._link.open(task_group)
-                task_group.start_soon(self._watch_answers)
+                task_group.start_soon(self._watch.run)
                 yield self
             finally:
                 self._task_group = None
                 self._link.close_all()
-                self._watch_scope.cancel()
+                self._watch.stop()
 
     # Steps.
 
@@ -263,7 +267,7 @@ class RedisJournal(AsyncContextManagerMixin):
             else:
                 on_answer(answer)
 
-        question, answer_to = self.history.ask(), self._watched(on_reply)
+        question, answer_to = self.history.ask(), self._watch.expect(on_reply)
         command: Command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
         commands: list[tuple[Command, OnReply]] = [(command, answer_to)]
         if self._replication is not None:
@@ -272,35 +276,6 @@ class RedisJournal(AsyncContextManagerMixin):
             commands.insert(0, _WRITE_OTHERS_FIRST)
         connection.send_now(*commands)
         return True
-
-    def _watched(self, on_reply: OnReply) -> OnReply:
-        """Note that a call goes out now; returns who has to get its answer instead."""
-
-        def answer_to(reply: Any) -> None:
-            self._sent_s.popleft()
-            on_reply(reply)
-
-        self._sent_s.append(self._clock())
-        if self._resting is not None:
-            self._resting.set(None)
-        return answer_to
-
-    async def _watch_answers(self) -> None:
-        """Give up a connection on which the answer to a call does not come in time."""
-        with self._watch_scope:
-            while True:
-                if not self._sent_s:
-                    self._resting = self._new_cell()
-                    await self._resting
-                    self._resting = None
-                oldest_s = self._sent_s[0] if self._sent_s else self._clock()
-                await anyio.sleep(max(0.0, oldest_s + self._timeout_s - self._clock()))
-                if not self._sent_s or self._clock() < self._sent_s[0] + self._timeout_s:
-                    continue
-                late_s = self._sent_s[0]
-                await anyio.sleep(GRACE_S)
-                if self._sent_s and self._sent_s[0] == late_s:
-                    self._link.close(f"no answer within {self._timeout_s:g} s")
 
     def _encode(self, steps: Sequence[Step]) -> tuple[list[Call], list[Sequence[int]]]:
         """The calls, and the positions of each one's steps."""
@@ -323,10 +298,10 @@ class RedisJournal(AsyncContextManagerMixin):
     ) -> list[Any]:
         if self._replication is None and isinstance(connection, DirectConnection) and connection.sends_now:
             # Not by the driver's writer: as long as that has something to do, no batch can be sent directly.
-            cells: list[Cell[Any]] = [self._new_cell() for _ in commands]
+            cells: list[Cell[Any]] = [self._watch.new_cell() for _ in commands]
             connection.send_now(
                 *(
-                    (_function_call(command), self._watched(cell.set))
+                    (_function_call(command), self._watch.expect(cell.set))
                     for command, cell in zip(commands, cells, strict=True)
                 )
             )
@@ -423,11 +398,11 @@ class RedisJournal(AsyncContextManagerMixin):
         if not run_id or run_id != self.run_id:
             await check_store_safety(
                 connection,
-                allow_eviction=self._allow_eviction,
-                allow_no_persistence=self._allow_no_persistence,
+                allow_eviction=self._terms.allow_eviction,
+                allow_no_persistence=self._terms.allow_no_persistence,
             )
             await load_library(connection)
-            await register_service(connection, self._settings, fixes_partitions=self._fixes_partitions)
+            await register_service(connection, self._settings, fixes_partitions=self._terms.fixes_partitions)
             if self._replication is not None:
                 await self._replication.check(connection)
             self.run_id = run_id

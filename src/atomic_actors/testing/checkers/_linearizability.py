@@ -198,6 +198,16 @@ def _twins(operations: Sequence[Operation]) -> list[int]:
     return twins
 
 
+class _Row:
+    """How many operations with an unknown outcome stand in a row now, and may."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.limit = 0
+        #: Whether the limit has kept one out in this round.
+        self.held_back = False
+
+
 class _Search:
     """One search: the operations taken so far, and where it got furthest."""
 
@@ -212,9 +222,7 @@ class _Search:
         self.taken = 0
         #: Each call that was taken, with the state before it and how many unknown ones stood there in a row.
         self.stack: list[tuple[_Entry, Any, int]] = []
-        self.in_row = 0
-        self.in_row_max = 0
-        self.is_held_back = False
+        self.in_row = _Row()
         #: (operations taken, state) of this round; and how many there were in the rounds before.
         self.seen: set[tuple[int, Any]] = set()
         self.seen_before = 0
@@ -228,10 +236,10 @@ class _Search:
         none is known when a round was not held back by its bound.
         """
         for bound in (*_IN_ROW_BOUNDS, len(self.operations)):
-            self.in_row_max = bound
-            self.is_held_back = False
+            self.in_row.limit = bound
+            self.in_row.held_back = False
             found = self._run_round()
-            if not isinstance(found, NotLinearizable) or not self.is_held_back:
+            if not isinstance(found, NotLinearizable) or not self.in_row.held_back:
                 return found
             self.seen_before += len(self.seen)
             self.seen.clear()
@@ -275,22 +283,22 @@ class _Search:
                 return False
         elif state == self.state:
             return False  # it would explain nothing, and may be left out
-        elif self.in_row == self.in_row_max:
-            self.is_held_back = True
+        elif self.in_row.length == self.in_row.limit:
+            self.in_row.held_back = True
             return False
         taken = self.taken | 1 << number
         if (taken, state) in self.seen:
             return False
         self.seen.add((taken, state))
-        self.stack.append((entry, self.state, self.in_row))
+        self.stack.append((entry, self.state, self.in_row.length))
         self.state, self.taken = state, taken
-        self.in_row = 0 if is_known else self.in_row + 1
+        self.in_row.length = 0 if is_known else self.in_row.length + 1
         self.known_left -= is_known
         entry.take()
         return True
 
     def _step_back(self) -> _Entry:
-        entry, self.state, self.in_row = self.stack.pop()
+        entry, self.state, self.in_row.length = self.stack.pop()
         self.taken ^= 1 << entry.number
         self.known_left += entry.match is not None
         entry.give_back()

@@ -91,14 +91,12 @@ class SimulatedNode:
     channels: SimulatedChannels = field(init=False)
     system: ActorSystem | None = field(default=None, init=False)
     status: Literal["starting", "up", "leaving", "gone", "dead"] = field(default="starting", init=False)
-    crash_point: CrashPoint | None = field(default=None, init=False)
     #: It dies when one of its tasks goes on for the so-manieth time; 0 for never.
-    dies_at_step: int = field(default=0, init=False)
+    _dies_at_step: int = field(default=0, init=False)
     #: Nodes with the same one were armed together: only the first that gets there dies.
     armed_by: object = field(default=None, init=False)
     #: Who its owner's records name, once it has claimed something.
     identity: NodeIdentity | None = field(default=None, init=False)
-    cut_off_until_s: float = field(default=0.0, init=False)
     #: Set when it is up, and when it has ended without ever being so.
     settled: trio.Event = field(factory=trio.Event, init=False)
     _leave: trio.Event = field(factory=trio.Event, init=False)
@@ -196,14 +194,18 @@ class SimulatedNode:
             self.identity.retire()
 
     def _on_step(self, steps: int) -> None:
-        if self.dies_at_step and steps >= self.dies_at_step:
+        if self._dies_at_step and steps >= self._dies_at_step:
             self.world.disarm(self.armed_by)
-            self.dies_at_step = 0
+            self._dies_at_step = 0
             self.die("crash at an await")
 
     def disarm(self) -> None:
         """Do not die after all."""
-        self.crash_point, self.dies_at_step, self.armed_by = None, 0, None
+        self.journal.crash_point, self._dies_at_step, self.armed_by = None, 0, None
+
+    def die_at_await(self, nth: int) -> None:
+        """Die when one of its tasks goes on, the so-manieth time from now."""
+        self._dies_at_step = self.process.steps + nth
 
     async def call(self, function: Callable[[ActorSystem], Awaitable[T]]) -> T:
         """Call something in this node's process, and wait for its answer.
@@ -327,6 +329,10 @@ class NodeJournal:
 
     node: SimulatedNode
     history: CommitHistory = field(factory=CommitHistory, init=False)
+    #: Until when calls of this node do not get through.
+    cut_off_until_s: float = field(default=0.0, init=False)
+    #: Where it dies, if it is armed; and how many steps of these kinds there were since then.
+    crash_point: CrashPoint | None = field(default=None, init=False)
     _counted: int = field(default=0, init=False)
 
     @property
@@ -366,7 +372,7 @@ class NodeJournal:
         now_s, node = trio.current_time(), self.node
         if node.is_dead:
             raise JournalUnavailable("the node is dead", sent=False)
-        if max(node.cut_off_until_s, node.world.faults.store_away_until_s) > now_s:
+        if max(self.cut_off_until_s, node.world.faults.store_away_until_s) > now_s:
             raise JournalUnavailable("the store is away", sent=False)
 
     async def execute(self, steps: Sequence[Step]) -> BatchResult:
@@ -424,10 +430,10 @@ class NodeJournal:
         position = self._dying_at(steps)
         if position is None:
             return self._apply(steps)
-        point = self.node.crash_point
+        point = self.crash_point
         assert point is not None
         self.node.world.disarm(self.node.armed_by)
-        self.node.crash_point = None
+        self.crash_point = None
         done, left = steps[: position + (point.side == "after")], steps[position:]
         if done:
             self._apply(done)
@@ -439,7 +445,7 @@ class NodeJournal:
         raise AssertionError("nobody wakes a dead node's task")
 
     def _dying_at(self, steps: Sequence[Step]) -> int | None:
-        point = self.node.crash_point
+        point = self.crash_point
         if point is None:
             return None
         for position, step in enumerate(steps):
@@ -462,7 +468,7 @@ class NodeJournal:
 
     def arm(self, point: CrashPoint) -> None:
         """Let the node die at a step, counted from now."""
-        self.node.crash_point, self._counted = point, 0
+        self.crash_point, self._counted = point, 0
 
 
 @define(eq=False)

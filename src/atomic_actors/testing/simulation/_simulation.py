@@ -236,7 +236,7 @@ class Simulation:
         for each in chosen:
             each.armed_by = armed_by
             if moment == "await":
-                each.dies_at_step = each.process.steps + nth
+                each.die_at_await(nth)
             elif moment in MOMENTS:
                 each.journal.arm(CrashPoint(MOMENTS[moment], nth, "before" if before else "after"))
             else:
@@ -349,7 +349,7 @@ class Simulation:
             node.disarm()
             if node.is_paused:
                 node.process.go_on()
-            node.cut_off_until_s = 0.0
+            node.journal.cut_off_until_s = 0.0
             if node.channels.is_deaf:
                 node.channels.set_deaf(False)
         end_s = trio.current_time() + timeout_s

@@ -29,7 +29,10 @@ from atomic_actors.tools.demo._logbook import Logbook
 from atomic_actors.tools.demo._plan import KillPlan
 from atomic_actors.tools.demo._screen import Screen
 
-__all__ = ("Fleet",)
+__all__ = (
+    "Fleet",
+    "Tally",
+)
 
 
 @define(eq=False)
@@ -40,6 +43,19 @@ class _Host:
     child: Child
     started: bool = False
     in_turn: int = 0
+
+
+@define
+class Tally:
+    """What came out of a demo's work."""
+
+    kills: int = 0
+    #: Flights whose turn a kill has cut off, and those of them that nobody has replayed yet.
+    interrupted: int = 0
+    waiting: int = 0
+    sending_s: float = 0.0
+    #: The logbooks of the aircraft.
+    found: dict[str, Logbook] = field(factory=dict[str, Logbook])
 
 
 @define(eq=False)
@@ -61,11 +77,7 @@ class Fleet:
     plan: KillPlan
     place: Path
     date_of: Callable[[int], str]
-    kills: int = field(default=0, init=False)
-    interrupted: int = field(default=0, init=False)
-    waiting: int = field(default=0, init=False)
-    sending_s: float = field(default=0.0, init=False)
-    found: dict[str, Logbook] = field(factory=dict[str, Logbook], init=False)
+    tally: Tally = field(factory=Tally, init=False)
     _accepted: int = field(default=0, init=False)
     _hosts: dict[Child, _Host] = field(factory=dict[Child, _Host], init=False)
     _sender: Child | None = field(default=None, init=False)
@@ -156,16 +168,16 @@ class Fleet:
         elif isinstance(event, Started):
             self.screen.sender_started(event.pid)
         elif isinstance(event, Replayed):
-            self.interrupted += len(event.flights)
+            self.tally.interrupted += len(event.flights)
             self.screen.close_bar()
             self.screen.interrupted(event.flights)
         elif isinstance(event, Sent):
-            self.sending_s = event.seconds
+            self.tally.sending_s = event.seconds
             self.screen.comparing()
         elif isinstance(event, Answers):
-            self.found.update(event.logbooks)
+            self.tally.found.update(event.logbooks)
         elif isinstance(event, Finished):
-            self.waiting = event.waiting
+            self.tally.waiting = event.waiting
             self._finished = True
 
     def _kill_if_due(self) -> None:
@@ -175,7 +187,7 @@ class Fleet:
             return
         victim.child.kill()
         del self._hosts[victim.child]
-        self.kills += 1
+        self.tally.kills += 1
         self.screen.killed(victim.child.pid, self._accepted, victim.in_turn)
         self.screen.left(victim.number, len(self._hosts))
         if not self._hosts:

@@ -20,7 +20,7 @@ from atomic_actors.journal.embedded._embedded import embedded_server
 from atomic_actors.tools.demo._child import Child, ChildFailed
 from atomic_actors.tools.demo._data import NO_TAIL_NUMBER, Flight, load_lines
 from atomic_actors.tools.demo._events import Answers, Job, Progress, Replayed, Sending, Sent, Started
-from atomic_actors.tools.demo._fleet import Fleet
+from atomic_actors.tools.demo._fleet import Fleet, Tally
 from atomic_actors.tools.demo._logbook import Logbook, compare, compute_logbooks
 from atomic_actors.tools.demo._plan import KillPlan
 from atomic_actors.tools.demo._screen import Screen, Summary
@@ -150,11 +150,7 @@ class _Demo:
         self._namespace = f"demo-{secrets.token_hex(4)}"
         self._child: Child | None = None
         self._accepted = 0
-        self._kills = 0
-        self._interrupted = 0
-        self._waiting = 0
-        self._sending_s = 0.0
-        self._found: dict[str, Logbook] = {}
+        self._tally = Tally()
 
     def run(self) -> int:
         """Tell the story from start to end; returns the exit code."""
@@ -172,7 +168,7 @@ class _Demo:
             self._run_fleet()
         else:
             while self._run_child():
-                self._kills += 1
+                self._tally.kills += 1
         return self._judge(expected, began)
 
     def stop(self) -> None:
@@ -200,12 +196,11 @@ class _Demo:
             date_of=self._date,
         )
         fleet.run()
-        self._kills, self._interrupted, self._waiting = fleet.kills, fleet.interrupted, fleet.waiting
-        self._sending_s, self._found = fleet.sending_s, fleet.found
+        self._tally = fleet.tally
 
     def _run_child(self) -> bool:
         """Run one worker until it is killed (True) or finished (False)."""
-        job = Job(self._url, self._namespace, self._limit, self._accepted, self._kills > 0)
+        job = Job(self._url, self._namespace, self._limit, self._accepted, self._tally.kills > 0)
         self._child = child = Child(job, self._place / "worker.log")
         sending_since = 0.0
         finished = False
@@ -215,22 +210,22 @@ class _Demo:
                 self._screen.progress(accepted, event.in_turn, self._date(accepted))
                 if self._plan.wants(accepted, event.in_turn):
                     child.kill()
-                    self._sending_s += perf_counter() - sending_since
+                    self._tally.sending_s += perf_counter() - sending_since
                     self._screen.killed(child.pid, accepted, event.in_turn)
                     return True
             elif isinstance(event, Started):
-                self._screen.started(event.pid, event.seconds, again=self._kills > 0)
+                self._screen.started(event.pid, event.seconds, again=self._tally.kills > 0)
             elif isinstance(event, Replayed):
                 self._note_replayed(event)
             elif isinstance(event, Sending):
                 sending_since = perf_counter()
             elif isinstance(event, Sent):
-                self._sending_s += event.seconds
+                self._tally.sending_s += event.seconds
                 self._screen.comparing()
             elif isinstance(event, Answers):
-                self._found.update(event.logbooks)
+                self._tally.found.update(event.logbooks)
             else:
-                self._waiting = event.waiting
+                self._tally.waiting = event.waiting
                 finished = True
         child.stop()
         if not finished:
@@ -238,7 +233,7 @@ class _Demo:
         return False
 
     def _note_replayed(self, event: Replayed) -> None:
-        self._interrupted += len(event.flights)
+        self._tally.interrupted += len(event.flights)
         self._screen.interrupted(event.flights)
         if not event.flights:
             self._plan.try_again(self._accepted)
@@ -248,26 +243,26 @@ class _Demo:
         return f"{self._flights[min(accepted, len(self._flights) - 1)].day} January"
 
     def _judge(self, expected: dict[str, Logbook], began: float) -> int:
-        differences = compare(expected, self._found)
+        differences = compare(expected, self._tally.found)
         wrong = frozenset(difference.aircraft for difference in differences)
         if differences:
             self._screen.differences(differences)
-        self._screen.busiest(self._found, wrong)
+        self._screen.busiest(self._tally.found, wrong)
         figures = Summary(
             flights=len(self._lines),
             aircraft=len(expected),
-            kills=self._kills,
-            interrupted=self._interrupted,
-            replayed=self._interrupted - self._waiting,
-            recorded=sum(book.flights for book in self._found.values()),
+            kills=self._tally.kills,
+            interrupted=self._tally.interrupted,
+            replayed=self._tally.interrupted - self._tally.waiting,
+            recorded=sum(book.flights for book in self._tally.found.values()),
             unequal=len(wrong),
-            sending_s=self._sending_s,
+            sending_s=self._tally.sending_s,
             whole_s=perf_counter() - began,
             workers=self._workers,
             alive=self._fleet.alive if self._fleet is not None else 1,
         )
         problems = list(self._problems(figures))
-        if self._kills and not self._interrupted:
+        if self._tally.kills and not self._tally.interrupted:
             self._screen.nothing_interrupted()
         self._screen.summary(figures, problems)
         return EXIT_UNEQUAL if problems else EXIT_EQUAL
@@ -275,9 +270,9 @@ class _Demo:
     def _problems(self, figures: Summary) -> chain[str]:
         found: list[list[str]] = [
             [f"{figures.unequal:,} aircraft are not what the file says"] if figures.unequal else [],
-            [f"{self._waiting:,} interrupted flights wait for a replay"] if self._waiting else [],
-            [f"the worker was killed {self._kills} times of {self._kills_wanted}"]
-            if self._kills < self._kills_wanted
+            [f"{self._tally.waiting:,} interrupted flights wait for a replay"] if self._tally.waiting else [],
+            [f"the worker was killed {self._tally.kills} times of {self._kills_wanted}"]
+            if self._tally.kills < self._kills_wanted
             else [],
         ]
         return chain.from_iterable(found)

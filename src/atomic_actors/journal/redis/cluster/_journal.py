@@ -42,7 +42,7 @@ from atomic_actors.journal._history import CommitHistory, HistoryLoss, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal.redis._answers import read_results
 from atomic_actors.journal.redis._directory import RedisDirectory
-from atomic_actors.journal.redis._journal import check_names, check_store_safety, check_version
+from atomic_actors.journal.redis._journal import StoreTerms, check_names, check_store_safety, check_version
 from atomic_actors.journal.redis._library import (
     COMMIT,
     REGISTER,
@@ -108,11 +108,9 @@ class ClusterJournal(AsyncContextManagerMixin):
         #: The nodes that use the store.
         self.directory = RedisDirectory(self, settings.namespace)
         self._settings = settings
-        self._fixes_partitions = fixes_partitions
+        self._terms = StoreTerms(allow_eviction, allow_no_persistence, fixes_partitions)
         self._wire = Wire(settings)
         self._timeout_s = timeout_s
-        self._allow_eviction = allow_eviction
-        self._allow_no_persistence = allow_no_persistence
         # Of each partition its own: shards answer side by side, and an answer of one says nothing of another.
         self._histories: dict[int, CommitHistory] = {}
         #: The connection over which each partition's commit number was compared last.
@@ -171,7 +169,7 @@ class ClusterJournal(AsyncContextManagerMixin):
             self._task_group = task_group
             try:
                 await self._nodes.open(task_group)
-                key, arguments = registration(self._settings, fixes_partitions=self._fixes_partitions)
+                key, arguments = registration(self._settings, fixes_partitions=self._terms.fixes_partitions)
                 check_registration(self._settings, await self.call(REGISTER, (key,), arguments))
                 yield self
             finally:
@@ -398,8 +396,8 @@ class ClusterJournal(AsyncContextManagerMixin):
         check_version(connection)
         await check_store_safety(
             connection,
-            allow_eviction=self._allow_eviction,
-            allow_no_persistence=self._allow_no_persistence,
+            allow_eviction=self._terms.allow_eviction,
+            allow_no_persistence=self._terms.allow_no_persistence,
         )
         try:
             await load_library(connection)
