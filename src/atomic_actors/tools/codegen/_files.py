@@ -13,7 +13,7 @@ from typing import Final
 from attrs import frozen
 
 from atomic_actors.base._errors import UsageError
-from atomic_actors.tools.codegen import _pages, _transitions
+from atomic_actors.tools.codegen import _pages, _rooms, _transitions
 
 __all__ = ("GeneratedFile", "find_root", "generated_files", "stale_files", "write_files")
 
@@ -21,6 +21,8 @@ LUA_PATH: Final = "src/atomic_actors/journal/atomic_actors.lua"
 CONFIGURATION_PATH: Final = "docs/configuration.md"
 LIFE_PATH: Final = "docs/message-life.md"
 ERRORS_PATH: Final = "docs/errors.md"
+ARCHITECTURE_PATH: Final = "docs/architecture.md"
+SOURCE_PATH: Final = "src/atomic_actors"
 
 
 @frozen
@@ -77,6 +79,14 @@ def generated_files(root: Path) -> list[GeneratedFile]:
         ),
         ERRORS_PATH: _pages.errors_page,
     }
+    architecture = root / ARCHITECTURE_PATH
+    if architecture.is_file():
+        texts[ARCHITECTURE_PATH] = lambda: replace_block(
+            architecture.read_text("utf-8"),
+            _rooms.ROOMS_MARKERS,
+            _rooms.rooms_section(root / SOURCE_PATH),
+            ARCHITECTURE_PATH,
+        )
     return [GeneratedFile(name, root / name, make()) for name, make in texts.items()]
 
 
