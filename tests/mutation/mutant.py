@@ -9,10 +9,10 @@ from typing import Final
 from attrs import frozen
 
 LUA: Final = "src/atomic_actors/journal/atomic_actors.lua"
-TABLE: Final = "src/atomic_actors/_wal.py"
-MEMORY: Final = "src/atomic_actors/journal/_memory.py"
-TURNS: Final = "src/atomic_actors/journal/_memory_turns.py"
-BOOKS: Final = "src/atomic_actors/journal/_memory_books.py"
+TABLE: Final = "src/atomic_actors/base/_lifecycle.py"
+MEMORY: Final = "src/atomic_actors/journal/memory/_journal.py"
+TURNS: Final = "src/atomic_actors/journal/memory/_turns.py"
+BOOKS: Final = "src/atomic_actors/journal/memory/_counters.py"
 
 
 class Guard(StrEnum):
