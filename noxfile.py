@@ -27,7 +27,11 @@ BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 EXTRAS = ".[testing,dev,uvloop]"
 # How often each thing happens in `chaos_long`.
-LONG_CHAOS = {"CHAOS_CLUSTER_KILLS": "200", "CHAOS_FAILOVERS": "30", "CHAOS_MIGRATIONS": "20"}
+LONG_CHAOS = {
+    "AA_TESTS_CHAOS_CLUSTER_KILLS": "200",
+    "AA_TESTS_CHAOS_FAILOVERS": "30",
+    "AA_TESTS_CHAOS_MIGRATIONS": "20",
+}
 #: Most tests wait, for a server or a lease. What a file's tests share is made once.
 SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
 #: Those with servers use less than half of a processor each.
@@ -87,7 +91,7 @@ def tests_all(session: nox.Session) -> None:
     """The tests on every supported Python that this machine has."""
     session.install("--editable", EXTRAS)
     # Here also those modes of the conformance suite that add little but time.
-    session.run("pytest", "tests", *without(*APART), *session.posargs, env={"ATOMIC_ACTORS_ALL_MODES": "1"})
+    session.run("pytest", "tests", *without(*APART), *session.posargs, env={"AA_TESTS_ALL_MODES": "1"})
 
 
 @nox.session
@@ -107,7 +111,7 @@ def chaos(session: nox.Session) -> None:
 @nox.session
 def chaos_long(session: nox.Session) -> None:
     """Chaos as often as a release needs it: 200 kills of workers, 30 failovers, 20 slot migrations."""
-    # What is set outside wins: `CHAOS_CLUSTER_KILLS=1000 nox -s chaos_long -- -k test_kills`.
+    # What is set outside wins: `AA_TESTS_CHAOS_CLUSTER_KILLS=1000 nox -s chaos_long -- -k test_kills`.
     for name, count in LONG_CHAOS.items():
         os.environ.setdefault(name, count)
     run(session, "pytest", "tests/chaos", *session.posargs)
@@ -115,8 +119,8 @@ def chaos_long(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Simulation, fuzzing and chaos with new seeds, for as long as `ATOMIC_ACTORS_SOAK_S` says (600 s each)."""
-    seconds = os.environ.setdefault("ATOMIC_ACTORS_SOAK_S", "600")
+    """Simulation, fuzzing and chaos with new seeds, for as long as `AA_TESTS_SOAK_S` says (600 s each)."""
+    seconds = os.environ.setdefault("AA_TESTS_SOAK_S", "600")
     run(session, "python", "-m", "tests.cluster", "--for-s", seconds)
     run(session, "python", "-m", "tests.fuzz", "--seconds", seconds)
     run(

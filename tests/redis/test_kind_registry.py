@@ -17,7 +17,7 @@ from atomic_actors.journal._kind_registry import (
 from atomic_actors.journal._protocol import JournalSettings
 from atomic_actors.journal._redis import RedisJournal
 from atomic_actors.journal._redis_library import library_source
-from tests.servers import Server
+from tests.servers import KINDS, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -25,9 +25,7 @@ pytestmark = pytest.mark.anyio
 Open = Callable[[str, int], AbstractAsyncContextManager[KindRegistry]]
 
 
-@pytest.fixture(
-    params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in ("valkey", "redis"))]
-)
+@pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in KINDS)])
 def open_registry(request: pytest.FixtureRequest, namespace: str) -> Open:
     memory = MemoryKindRegistry()
 
