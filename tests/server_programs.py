@@ -11,8 +11,10 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final, Literal
 
 import pytest
@@ -38,8 +40,8 @@ _OUTPUT: Final = "servers"
 class Program:
     """A server program, and where it came from."""
 
-    path: str
     origin: str
+    find: Callable[[], str]
 
 
 @frozen
@@ -54,11 +56,10 @@ def find_programs() -> Programs:
     """Look into the wheels and on PATH."""
     programs = Programs()
     for kind, package, module, function in WHEELS:
-        path = _from_wheel(module, function)
-        if path is None:
+        if find_spec(module.partition(".")[0]) is None:
             programs.missing[kind] = f"{package} is not installed"
         else:
-            programs.found[kind] = Program(path, package)
+            programs.found[kind] = Program(package, partial(_from_wheel, module, function))
     installed = shutil.which("redis-server")
     if installed is None:
         programs.missing["installed"] = "no redis-server is on PATH"
@@ -68,15 +69,14 @@ def find_programs() -> Programs:
         programs.missing["installed"] = f"{installed} is {name}, which is too old"
         return programs
     # Not every machine has a wheel of Redis.
-    programs.found["redis" if "redis" in programs.missing else "installed"] = Program(installed, installed)
+    programs.found["redis" if "redis" in programs.missing else "installed"] = Program(
+        installed, lambda: installed
+    )
     return programs
 
 
-def _from_wheel(module: str, function: str) -> str | None:
-    try:
-        carrier: Any = import_module(module)
-    except ImportError:
-        return None
+def _from_wheel(module: str, function: str) -> str:
+    carrier: Any = import_module(module)
     return os.fspath(getattr(carrier, function)())
 
 
@@ -100,7 +100,7 @@ def server_program(kind: Kind) -> str:
     """The path of a program. Where it is missing, the test is skipped and the reason shown at the end."""
     if kind not in _PROGRAMS.found:
         pytest.skip(_PROGRAMS.missing[kind])
-    return _PROGRAMS.found[kind].path
+    return _PROGRAMS.found[kind].find()
 
 
 # --- what a run has used -------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_an_installed_one_comes_on_top(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     programs = server_programs.find_programs()
     assert set(programs.found) == {"valkey", "redis", "installed"}
-    assert programs.found["installed"].path == str(program)
+    assert programs.found["installed"].find() == str(program)
     assert not programs.missing
 
 
@@ -94,7 +94,7 @@ def test_where_there_is_no_wheel_the_installed_one_takes_its_place(
     }
     program = write_program(tmp_path, "Redis server v=7.2.4")
     programs = server_programs.find_programs()
-    assert programs.found["redis"].path == str(program)
+    assert programs.found["redis"].find() == str(program)
     assert "installed" not in programs.found
 
 
