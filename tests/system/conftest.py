@@ -22,7 +22,7 @@ STORES = (
 
 #: What would show little that the other combinations do not: both programs speak one protocol, and the embedded
 #: server is one of them. `AA_TESTS_ALL_MODES=1` runs these, too, as `nox -s tests_all` does.
-LEFT_OUT = ({"asyncio", "valkey"}, {"trio", "redis"}, {"trio", "embedded"}, {"installed"})
+LEFT_OUT = ({"asyncio", "valkey"}, {"trio", "redis"}, {"trio", "embedded"}, {"asyncio", "installed"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
