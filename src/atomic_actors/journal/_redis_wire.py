@@ -209,31 +209,6 @@ def _policy(call: Call, policy: str) -> bytes:
 # Steps that come once or twice a message.
 
 
-def _append(wire: Wire, call: Call, step: Append, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, outcome, used = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
-    unique = step.unique.encode()
-    if step.key:
-        opcode = b"append_key"
-        call.keys += (record, log, outcome + unique, used + step.key.encode())
-    else:
-        opcode = b"append"
-        call.keys += (record, log, outcome + unique)
-    call.arguments += (
-        opcode,
-        index,
-        name,
-        unique,
-        step.body,
-        step.digest.encode(),
-        _number(step.depth_limit),
-        step.claim.encode(),
-        _policy(call, step.policy),
-        _number(step.held_version),
-    )
-    if step.key:
-        call.arguments.append(step.key.encode())
-
-
 def _joins(first: Append, step: Step) -> bool:
     """Whether a step is one more message for the entity of the first, sent under the same conditions."""
     return (
@@ -265,20 +240,6 @@ def _append_run(wire: Wire, call: Call, steps: Sequence[Append], keys: Partition
         own_keys.append(outcome + unique)
         own += (unique, step.body)
     _sized(call, b"append_run", index, own_keys, own)
-
-
-def _take(wire: Wire, call: Call, step: Take, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, _, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
-    call.keys += (record, log)
-    call.arguments += (
-        b"take",
-        index,
-        name,
-        step.claim.encode(),
-        _policy(call, step.policy),
-        _number(step.held_version),
-        _number(step.run_limit),
-    )
 
 
 def _finish(wire: Wire, call: Call, step: Finish, keys: PartitionKeys, index: bytes) -> None:
@@ -365,8 +326,137 @@ def _interrupt(wire: Wire, call: Call, step: Interrupt, keys: PartitionKeys, ind
     _sized(call, b"interrupt", index, (record, log, keys.letters, keys.index, outcome + first), own)
 
 
+def _purge(wire: Wire, call: Call, step: Purge, keys: PartitionKeys, index: bytes) -> None:
+    ids = [message_id.encode() for message_id in step.message_ids]
+    _sized(call, b"purge", index, (keys.letters, keys.index), ids)
+
+
+def _audit(wire: Wire, call: Call, step: Audit, keys: PartitionKeys, index: bytes) -> None:
+    targets = [keys.outbound + b"%d" % target for target in range(wire.settings.partitions)]
+    _sized(call, b"audit", index, (keys.index, *targets, keys.streams), (b"w",))
+
+
+def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index: bytes) -> None:
+    own_keys = [keys.inbound]
+    own = [_target(step.source), b"%d" % step.incarnation]
+    for entry in step.entries:
+        name, record, log, _, _ = wire.entity(keys, entry.entity)
+        own_keys += (record, log)
+        own += (_number(entry.number), name, entry.unique.encode(), entry.body)
+    opcode = b"relay_in_after_loss" if step.after_loss else b"relay_in"
+    _sized(call, opcode, index, own_keys, own)
+
+
+# Steps of a fixed size.
+
+
+# <generated: encoders>
+
+
+
+def _append(wire: Wire, call: Call, step: Append, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, outcome, used = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    unique = step.unique.encode()
+    if step.key:
+        key = step.key.encode()
+        call.keys += (record, log, outcome + unique, used + key)
+        call.arguments += (
+            b"append_key",
+            index,
+            name,
+            unique,
+            step.body,
+            step.digest.encode(),
+            _number(step.depth_limit),
+            step.claim.encode(),
+            _policy(call, step.policy),
+            _number(step.held_version),
+            key,
+        )
+        return
+    call.keys += (record, log, outcome + unique)
+    call.arguments += (
+        b"append",
+        index,
+        name,
+        unique,
+        step.body,
+        step.digest.encode(),
+        _number(step.depth_limit),
+        step.claim.encode(),
+        _policy(call, step.policy),
+        _number(step.held_version),
+    )
+
+
+def _withdraw(wire: Wire, call: Call, step: Withdraw, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, outcome, used = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    unique = step.unique.encode()
+    key = step.key.encode()
+    call.keys += (record, log, outcome + unique, used + key)
+    call.arguments += (b"withdraw", index, name, unique, key)
+
+
+def _outcome(wire: Wire, call: Call, step: ReadOutcome, keys: PartitionKeys, index: bytes) -> None:
+    name, record, _, outcome, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    unique = step.unique.encode()
+    call.keys += (record, outcome + unique)
+    call.arguments += (b"outcome", index, name, unique)
+
+
+def _replay(wire: Wire, call: Call, step: Replay, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, outcome, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    new_unique = step.new_unique.encode()
+    call.keys += (record, log, keys.letters, outcome + new_unique)
+    call.arguments += (b"replay", index, name, step.unique.encode(), new_unique, _FLAGS[step.at_head])
+
+
+def _letters(wire: Wire, call: Call, step: ListDeadLetters, keys: PartitionKeys, index: bytes) -> None:
+    call.keys += (keys.letters, keys.index)
+    call.arguments += (
+        b"letters",
+        index,
+        step.kind.encode(),
+        _number(step.after_ms),
+        step.after_id.encode(),
+        _number(step.limit),
+        step.message_id.encode(),
+    )
+
+
+def _park(wire: Wire, call: Call, step: Park | Resume, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, _, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    call.keys += (record, log)
+    call.arguments += (b"park", index, name, _FLAGS[isinstance(step, Park)])
+
+
+def _inspect(wire: Wire, call: Call, step: Inspect, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, _, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    call.keys += (record, log)
+    call.arguments += (b"inspect", index, name)
+
+
+def _count(wire: Wire, call: Call, step: CountKind, keys: PartitionKeys, index: bytes) -> None:
+    call.keys.append(keys.index)
+    call.arguments += (b"count", index, step.kind.encode())
+
+
+def _take(wire: Wire, call: Call, step: Take, keys: PartitionKeys, index: bytes) -> None:
+    name, record, log, _, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    call.keys += (record, log)
+    call.arguments += (
+        b"take",
+        index,
+        name,
+        step.claim.encode(),
+        _policy(call, step.policy),
+        _number(step.held_version),
+        _number(step.run_limit),
+    )
+
+
 def _settle_lost(wire: Wire, call: Call, step: SettleLost, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, outcome, _ = wire.entity(keys, step.entity)
+    name, record, log, outcome, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
     unique = step.unique.encode()
     call.keys += (record, log, outcome + unique, keys.letters, keys.index)
     call.arguments += (
@@ -383,89 +473,43 @@ def _settle_lost(wire: Wire, call: Call, step: SettleLost, keys: PartitionKeys, 
 
 
 def _defer(wire: Wire, call: Call, step: Defer, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, _, _ = wire.entity(keys, step.entity)
+    name, record, log, _, _ = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
     call.keys += (record, log)
     call.arguments += (b"defer", index, name, step.claim.encode(), _number(step.delay_ms))
 
 
 def _expire(wire: Wire, call: Call, step: Expire, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, outcome, used = wire.entity(keys, step.entity)
-    unique, key = step.unique.encode(), step.key.encode()
+    name, record, log, outcome, used = keys.entities.get(step.entity) or wire.entity(keys, step.entity)
+    unique = step.unique.encode()
+    key = step.key.encode()
     call.keys += (record, log, outcome + unique, used + key, keys.letters, keys.index)
     call.arguments += (b"expire", index, name, unique, key)
 
 
-def _withdraw(wire: Wire, call: Call, step: Withdraw, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, outcome, used = wire.entity(keys, step.entity)
-    unique, key = step.unique.encode(), step.key.encode()
-    call.keys += (record, log, outcome + unique, used + key)
-    call.arguments += (b"withdraw", index, name, unique, key)
-
-
-def _read_outcome(wire: Wire, call: Call, step: ReadOutcome, keys: PartitionKeys, index: bytes) -> None:
-    name, record, _, outcome, _ = wire.entity(keys, step.entity)
-    unique = step.unique.encode()
-    call.keys += (record, outcome + unique)
-    call.arguments += (b"outcome", index, name, unique)
-
-
-def _replay(wire: Wire, call: Call, step: Replay, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, outcome, _ = wire.entity(keys, step.entity)
-    new_unique = step.new_unique.encode()
-    call.keys += (record, log, keys.letters, outcome + new_unique)
-    call.arguments += (b"replay", index, name, step.unique.encode(), new_unique, _FLAGS[step.at_head])
-
-
-def _purge(wire: Wire, call: Call, step: Purge, keys: PartitionKeys, index: bytes) -> None:
-    ids = [message_id.encode() for message_id in step.message_ids]
-    _sized(call, b"purge", index, (keys.letters, keys.index), ids)
-
-
-def _list_letters(wire: Wire, call: Call, step: ListDeadLetters, keys: PartitionKeys, index: bytes) -> None:
-    call.keys += (keys.letters, keys.index)
-    call.arguments += (
-        b"letters",
-        index,
-        step.kind.encode(),
-        _number(step.after_ms),
-        step.after_id.encode(),
-        _number(step.limit),
-        step.message_id.encode(),
-    )
-
-
-def _park(wire: Wire, call: Call, step: Park | Resume, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, _, _ = wire.entity(keys, step.entity)
-    call.keys += (record, log)
-    call.arguments += (b"park", index, name, _FLAGS[isinstance(step, Park)])
-
-
-def _inspect(wire: Wire, call: Call, step: Inspect, keys: PartitionKeys, index: bytes) -> None:
-    name, record, log, _, _ = wire.entity(keys, step.entity)
-    call.keys += (record, log)
-    call.arguments += (b"inspect", index, name)
-
-
-def _count(wire: Wire, call: Call, step: CountKind, keys: PartitionKeys, index: bytes) -> None:
-    call.keys.append(keys.index)
-    call.arguments += (b"count", index, step.kind.encode())
-
-
-def _audit(wire: Wire, call: Call, step: Audit, keys: PartitionKeys, index: bytes) -> None:
-    targets = [keys.outbound + b"%d" % target for target in range(wire.settings.partitions)]
-    _sized(call, b"audit", index, (keys.index, *targets, keys.streams), (b"w",))
-
-
 def _sweep(wire: Wire, call: Call, step: Sweep, keys: PartitionKeys, index: bytes) -> None:
-    call.keys.append(keys.streams)
     if step.own_from is not None:
-        call.arguments += (b"sweep_own", index, step.claim.encode(), _number(step.limit))
-        call.arguments += (_number(step.ahead_ms), step.own_from.encode())
-    elif step.ahead_ms:
-        call.arguments += (b"sweep_ahead", index, step.claim.encode(), _number(step.limit))
-        call.arguments.append(_number(step.ahead_ms))
-    else:
-        call.arguments += (b"sweep", index, step.claim.encode(), _number(step.limit))
+        call.keys.append(keys.streams)
+        call.arguments += (
+            b"sweep_own",
+            index,
+            step.claim.encode(),
+            _number(step.limit),
+            _number(step.ahead_ms),
+            step.own_from.encode(),
+        )
+        return
+    if step.ahead_ms:
+        call.keys.append(keys.streams)
+        call.arguments += (
+            b"sweep_ahead",
+            index,
+            step.claim.encode(),
+            _number(step.limit),
+            _number(step.ahead_ms),
+        )
+        return
+    call.keys.append(keys.streams)
+    call.arguments += (b"sweep", index, step.claim.encode(), _number(step.limit))
 
 
 def _relay_read(wire: Wire, call: Call, step: RelayRead, keys: PartitionKeys, index: bytes) -> None:
@@ -474,34 +518,44 @@ def _relay_read(wire: Wire, call: Call, step: RelayRead, keys: PartitionKeys, in
     call.arguments += (b"relay_read", index, step.claim.encode(), target, _number(step.limit))
 
 
-def _relay_in(wire: Wire, call: Call, step: RelayIn, keys: PartitionKeys, index: bytes) -> None:
-    own_keys = [keys.inbound]
-    own = [_target(step.source), b"%d" % step.incarnation]
-    for entry in step.entries:
-        name, record, log, _, _ = wire.entity(keys, entry.entity)
-        own_keys += (record, log)
-        own += (_number(entry.number), name, entry.unique.encode(), entry.body)
-    opcode = b"relay_in_after_loss" if step.after_loss else b"relay_in"
-    _sized(call, opcode, index, own_keys, own)
-
-
 def _relay_ack(wire: Wire, call: Call, step: RelayAck, keys: PartitionKeys, index: bytes) -> None:
     target = _target(step.target)
-    call.keys += (keys.streams, keys.outbound + target)
-    opcode = b"relay_ack_of" if step.incarnation else b"relay_ack"
-    call.arguments += (opcode, index, step.claim.encode(), target, _number(step.last))
     if step.incarnation:
-        call.arguments.append(b"%d" % step.incarnation)
+        call.keys += (keys.streams, keys.outbound + target)
+        call.arguments += (
+            b"relay_ack_of",
+            index,
+            step.claim.encode(),
+            target,
+            _number(step.last),
+            _number(step.incarnation),
+        )
+        return
+    call.keys += (keys.streams, keys.outbound + target)
+    call.arguments += (b"relay_ack", index, step.claim.encode(), target, _number(step.last))
 
 
 def _claim(wire: Wire, call: Call, step: ClaimPartition, keys: PartitionKeys, index: bytes) -> None:
-    expected = (step.expected_claim.encode(), _number(step.expected_renewals))
-    if not step.new_incarnation:
-        call.arguments += (b"claim", index, step.claim.encode(), step.node, *expected)
+    if step.new_incarnation:
+        call.keys.append(keys.streams)
+        call.arguments += (
+            b"claim_anew",
+            index,
+            step.claim.encode(),
+            step.node,
+            step.expected_claim.encode(),
+            _number(step.expected_renewals),
+            _number(step.epoch_above),
+        )
         return
-    call.keys.append(keys.streams)
-    call.arguments += (b"claim_anew", index, step.claim.encode(), step.node, *expected)
-    call.arguments.append(_number(step.epoch_above))
+    call.arguments += (
+        b"claim",
+        index,
+        step.claim.encode(),
+        step.node,
+        step.expected_claim.encode(),
+        _number(step.expected_renewals),
+    )
 
 
 def _renew(wire: Wire, call: Call, step: Renew, keys: PartitionKeys, index: bytes) -> None:
@@ -512,37 +566,40 @@ def _release(wire: Wire, call: Call, step: Release, keys: PartitionKeys, index: 
     call.arguments += (b"release", index, step.claim.encode())
 
 
-def _read_lease(wire: Wire, call: Call, step: ReadLease, keys: PartitionKeys, index: bytes) -> None:
+def _lease(wire: Wire, call: Call, step: ReadLease, keys: PartitionKeys, index: bytes) -> None:
     call.arguments += (b"lease", index)
 
 
-_ENCODERS: Final = cast(
-    "dict[type[Any], Callable[[Wire, Call, Any, PartitionKeys, bytes], None]]",
-    {
-        Append: _append,
-        Take: _take,
-        Finish: _finish,
-        Interrupt: _interrupt,
-        SettleLost: _settle_lost,
-        Defer: _defer,
-        Expire: _expire,
-        Withdraw: _withdraw,
-        ReadOutcome: _read_outcome,
-        Replay: _replay,
-        Purge: _purge,
-        ListDeadLetters: _list_letters,
-        Park: _park,
-        Resume: _park,
-        Inspect: _inspect,
-        CountKind: _count,
-        Audit: _audit,
-        Sweep: _sweep,
-        RelayRead: _relay_read,
-        RelayIn: _relay_in,
-        RelayAck: _relay_ack,
-        ClaimPartition: _claim,
-        Renew: _renew,
-        Release: _release,
-        ReadLease: _read_lease,
-    },
-)
+_FIXED: Final[dict[type[Any], Callable[[Wire, Call, Any, PartitionKeys, bytes], None]]] = {
+    Append: _append,
+    Withdraw: _withdraw,
+    ReadOutcome: _outcome,
+    Replay: _replay,
+    ListDeadLetters: _letters,
+    Park: _park,
+    Resume: _park,
+    Inspect: _inspect,
+    CountKind: _count,
+    Take: _take,
+    SettleLost: _settle_lost,
+    Defer: _defer,
+    Expire: _expire,
+    Sweep: _sweep,
+    RelayRead: _relay_read,
+    RelayAck: _relay_ack,
+    ClaimPartition: _claim,
+    Renew: _renew,
+    Release: _release,
+    ReadLease: _lease,
+}
+# </generated>
+
+
+_ENCODERS: Final = {
+    **_FIXED,
+    Finish: _finish,
+    Interrupt: _interrupt,
+    Purge: _purge,
+    Audit: _audit,
+    RelayIn: _relay_in,
+}
