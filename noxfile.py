@@ -65,7 +65,7 @@ def lint(session: nox.Session) -> None:
     run(session, "ruff", "format", "--check")
     run(session, "lint-imports")
     run(session, "towncrier", "build", "--draft", "--version", "next")
-    run(session, "python", "-m", "atomic_actors.codegen", "--check")
+    run(session, "python", "-m", "atomic_actors.tools.codegen", "--check")
 
 
 @nox.session
@@ -136,14 +136,14 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Whether links between pages resolve and generated pages are up to date."""
-    run(session, "python", "-m", "atomic_actors.codegen", "--check")
+    run(session, "python", "-m", "atomic_actors.tools.codegen", "--check")
     run(session, "pytest", "tests/test_tidy.py", "-k", "links")
 
 
 @nox.session
 def generate(session: nox.Session) -> None:
     """Write the generated files again; `nox -s generate -- --check` only compares them."""
-    run(session, "python", "-m", "atomic_actors.codegen", *session.posargs)
+    run(session, "python", "-m", "atomic_actors.tools.codegen", *session.posargs)
 
 
 @nox.session

@@ -19,7 +19,7 @@ import redis
 from attrs import define, field
 
 from atomic_actors.journal._protocol import JournalSettings
-from atomic_actors.journal._redis_wire import Wire
+from atomic_actors.journal.redis._wire import Wire
 from benchmarks._measure import Settings, cpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent

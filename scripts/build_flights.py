@@ -40,7 +40,12 @@ COLUMNS: Final = (
     "distance",
 )
 TARGET: Final = (
-    Path(__file__).resolve().parent.parent / "src" / "atomic_actors" / "demo" / "flights_2013_01.csv.gz"
+    Path(__file__).resolve().parent.parent
+    / "src"
+    / "atomic_actors"
+    / "tools"
+    / "demo"
+    / "flights_2013_01.csv.gz"
 )
 
 

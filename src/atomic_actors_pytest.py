@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from atomic_actors.testing._new_systems import NewActorSystem
-    from atomic_actors.testing._valkey_server import ValkeyServer
+    from atomic_actors.testing.systems._new_systems import NewActorSystem
+    from atomic_actors.testing.systems._valkey_server import ValkeyServer
 
 __all__ = (
     "actor_system",
@@ -41,7 +41,7 @@ def actor_system() -> NewActorSystem:
 
     Use it as `async with actor_system(Account) as system: ...`.
     """
-    from atomic_actors.testing._new_systems import NewActorSystem  # noqa: PLC0415
+    from atomic_actors.testing.systems._new_systems import NewActorSystem  # noqa: PLC0415
 
     return NewActorSystem()
 
@@ -49,7 +49,7 @@ def actor_system() -> NewActorSystem:
 @pytest.fixture(scope="session")
 def actor_valkey_server(pytestconfig: pytest.Config) -> Generator[ValkeyServer]:
     """A private Valkey server, started once for all tests of a run (of each process under pytest-xdist)."""
-    from atomic_actors.testing._valkey_server import run_valkey_server  # noqa: PLC0415
+    from atomic_actors.testing.systems._valkey_server import run_valkey_server  # noqa: PLC0415
 
     chosen: str | None = pytestconfig.getoption("--atomic-actors-server")
     setting: str = pytestconfig.getini("atomic_actors_server")
@@ -69,6 +69,6 @@ def actor_valkey_url(actor_valkey_server: ValkeyServer) -> str:
 @pytest.fixture
 def actor_valkey_system(actor_valkey_url: str) -> NewActorSystem:
     """Make systems whose store is the private Valkey server, in a namespace of the test's own."""
-    from atomic_actors.testing._new_systems import NewActorSystem  # noqa: PLC0415
+    from atomic_actors.testing.systems._new_systems import NewActorSystem  # noqa: PLC0415
 
     return NewActorSystem(actor_valkey_url)

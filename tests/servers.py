@@ -25,7 +25,7 @@ from attrs import define, field
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from atomic_actors.journal._redis_link import ACL_RULES
+from atomic_actors.journal.redis._link import ACL_RULES
 
 Kind = Literal["valkey", "redis"]
 AppendOnly = Literal["always", "everysec", "no"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from atomic_actors._actor import Actor, Context, EntityKind, Outbox, handler
-from atomic_actors._config import Config, KindConfig
-from atomic_actors._errors import (
+from atomic_actors._system import ActorSystem, EntityHandle
+from atomic_actors.actors._messages import Command, EntityId, Message, Query, RawMessage
+from atomic_actors.actors._specs import Actor, Context, EntityKind, Outbox, handler
+from atomic_actors.base._config import Config, KindConfig
+from atomic_actors.base._errors import (
     AcceptanceUnknown,
     ActorLimitExceeded,
     AskCycle,
@@ -49,12 +51,17 @@ from atomic_actors._errors import (
     UsageError,
     Withdrawn,
 )
-from atomic_actors._handover import ALL, NodeInfo, PartitionInfo
-from atomic_actors._messages import Command, EntityId, Message, Query, RawMessage
-from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
-from atomic_actors._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
-from atomic_actors._system import ActorSystem, EntityHandle
-from atomic_actors._telemetry import HistoryLost, LifecycleEvent, StoreHealth
+from atomic_actors.base._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
+from atomic_actors.base._telemetry import HistoryLost, LifecycleEvent, StoreHealth
+from atomic_actors.node.operations._reports import (
+    ALL,
+    AuditReport,
+    KindCounts,
+    Location,
+    NodeInfo,
+    PartitionInfo,
+    SystemStatistics,
+)
 
 __all__ = [
     "ALL",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from atomic_actors.cli import main
+from atomic_actors.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """The actor system: what users hold. Read this file first.
 
-What it is made of (wired together in `_parts`), from the bottom up:
+What it is made of (wired together in `_assembly`), from the bottom up:
 
     ActorSystem
     ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (_store)
@@ -10,11 +10,11 @@ What it is made of (wired together in `_parts`), from the bottom up:
     ├─ Supervisor     partitions and activations: start, wake, passivate                 (_supervisor)
     │  └─ Activation  one entity: its state and its turns                                (_activation)
     ├─ VolatileKinds  entities without a journal                                         (_volatile)
-    │  ├─ Host        their messages from other nodes                                    (_volatile_host)
-    │  └─ Routes      their messages to other nodes                                      (_volatile_routes)
+    │  ├─ Host        their messages from other nodes                                    (volatile/_host)
+    │  └─ Routes      their messages to other nodes                                      (volatile/_routes)
     ├─ Sender         the verbs: checks a call and sends it                              (_sender)
     ├─ DeadLetters    list, show, replay, purge                                          (_dead_letters)
-    └─ Sweeper        the one task that watches the clock                                (_timers)
+    └─ Sweeper        the one task that watches the clock                                (execution/_ticker)
 
 A change to what users call belongs in `_sender` or here; to when an entity lives, in `_supervisor`; to
 what happens in a turn, in `_activation` and `_turn`; to what the store does, in `journal/`.
@@ -30,20 +30,12 @@ from typing import Any, Literal, Self, TypeVar, overload
 import anyio
 from anyio.abc import TaskGroup
 
-from atomic_actors._calls import OnCancel
-from atomic_actors._codec import Codec
-from atomic_actors._config import Config
-from atomic_actors._dead_letters import DeadLetters
-from atomic_actors._errors import InvalidConfig, StoreUnavailable, SystemFailed, SystemNotRunning
-from atomic_actors._handover import NodeInfo, PartitionInfo
-from atomic_actors._kinds import Kind, bind_kinds
-from atomic_actors._messages import Message
-from atomic_actors._operations import AuditReport, KindCounts, Location, SystemStatistics
-from atomic_actors._outcomes import RefusalReader
-from atomic_actors._parts import Parts
-from atomic_actors._records import EntityRef, Receipt
-from atomic_actors._store import open_store, store_around
-from atomic_actors._telemetry import (
+from atomic_actors.actors._kinds import Kind, bind_kinds
+from atomic_actors.actors._messages import Message
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import InvalidConfig, StoreUnavailable, SystemFailed, SystemNotRunning
+from atomic_actors.base._records import EntityRef, Receipt
+from atomic_actors.base._telemetry import (
     EventName,
     HistoryLost,
     LifecycleEvent,
@@ -52,7 +44,21 @@ from atomic_actors._telemetry import (
     StoreHealth,
     logger,
 )
+from atomic_actors.codec._codec import Codec
+from atomic_actors.contracts._call_checks import OnCancel
+from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
+from atomic_actors.node._assembly import Parts
+from atomic_actors.node._store import open_store, store_around
+from atomic_actors.node.operations._dead_letters import DeadLetters
+from atomic_actors.node.operations._reports import (
+    AuditReport,
+    KindCounts,
+    Location,
+    NodeInfo,
+    PartitionInfo,
+    SystemStatistics,
+)
 
 __all__ = ("ActorSystem", "EntityHandle")
 

@@ -23,16 +23,7 @@ from typing import Any
 import anyio
 from attrs import Factory, define, field, frozen
 
-from atomic_actors import (
-    Actor,
-    Command,
-    Context,
-    EntityRef,
-    Query,
-    Refused,
-    StoreUnavailable,
-    handler,
-)
+from atomic_actors import Actor, Command, Context, EntityRef, Query, Refused, StoreUnavailable, handler
 
 __all__ = ("OPENING", "Account", "Book", "Decline", "Declined", "Look", "Move", "Rates", "Receive", "Witness")
 

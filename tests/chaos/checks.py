@@ -9,7 +9,7 @@ import anyio
 from attrs import define, frozen
 
 from atomic_actors import ActorSystem, DeadLetter
-from atomic_actors._operations import AuditReport
+from atomic_actors.node.operations._reports import AuditReport
 from tests.chaos.bank import OPENING, Account, Book, Look, Witness
 from tests.chaos.workload import Clients, Plan, done, make_config, target_of
 

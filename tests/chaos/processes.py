@@ -18,11 +18,11 @@ import anyio
 from attrs import define
 
 import atomic_actors
-from atomic_actors._config import Config
-from atomic_actors._operations import AuditReport, make_report
-from atomic_actors._store import journal_settings
+from atomic_actors.base._config import Config
 from atomic_actors.journal._protocol import Audit, Audited
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.node.operations._reports import AuditReport, make_report
 from tests.chaos.worker import Job
 from tests.chaos.workload import Plan
 

@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from atomic_actors._records import partition_of
-from atomic_actors.journal._cluster_slots import slot_of
+from atomic_actors.base._records import partition_of
+from atomic_actors.journal.redis.cluster._slots import slot_of
 from tests.chaos.checks import finish
 from tests.chaos.processes import Template, replay_command, wait_until
 from tests.chaos.worker import Job, read_events

@@ -15,7 +15,7 @@ import pytest
 from attrs import define, frozen
 
 from atomic_actors import Actor, ActorSystem, AtomicActorsError, Command, Config, StoreUnavailable, handler
-from atomic_actors.journal._embedded_server import files_of, read_record
+from atomic_actors.journal.embedded._server import files_of, read_record
 from tests.chaos.checks import finish
 from tests.chaos.processes import Template, replay_command, wait_until
 from tests.chaos.worker import Job, read_events

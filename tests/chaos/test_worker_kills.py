@@ -17,7 +17,7 @@ import anyio
 import pytest
 from attrs import evolve
 
-from atomic_actors.journal._embedded_server import files_of, read_record
+from atomic_actors.journal.embedded._server import files_of, read_record
 from tests.chaos.checks import finish
 from tests.chaos.processes import Template, read_store, replay_command, wait_until
 from tests.chaos.worker import Job, read_events

@@ -22,7 +22,7 @@ import anyio
 from attrs import define
 
 from atomic_actors import ActorSystem
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal.redis._journal import RedisJournal
 from tests.chaos.bank import Account, Look, Witness
 from tests.chaos.workload import Clients, Plan, make_config
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atomic_actors.testing._history import Began, Claimed, Taken
+from atomic_actors.testing.checkers._history import Began, Claimed, Taken
 from tests.checkers.broken import breaks, change_last
 from tests.checkers.story import Story
 

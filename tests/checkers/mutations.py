@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from atomic_actors.testing._history import (
+from atomic_actors.testing.checkers._history import (
     Accepted,
     Answered,
     Began,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from attrs import define, field
 
-from atomic_actors.testing._history import (
+from atomic_actors.testing.checkers._history import (
     Accepted,
     Answered,
     Began,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from atomic_actors.testing._checkers import RULES, check_history
-from atomic_actors.testing._history import Accepted, Sent, Taken
+from atomic_actors.testing.checkers._checkers import RULES, check_history
+from atomic_actors.testing.checkers._history import Accepted, Sent, Taken
 from tests.checkers import broken_messages, broken_turns  # noqa: F401 - importing them notes what they hold
 from tests.checkers.broken import WRONG, Tell
 from tests.checkers.story import B, new_story

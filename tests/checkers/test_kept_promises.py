@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from atomic_actors.testing._checkers import check_history
+from atomic_actors.testing.checkers._checkers import check_history
 from tests.checkers.story import B, C, D, Story, new_story
 
 Tell = Callable[[Story], None]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors.testing._history import Word
-from atomic_actors.testing._linearizability import (
+from atomic_actors.testing.checkers._history import Word
+from atomic_actors.testing.checkers._linearizability import (
     ANYTHING,
     NotLinearizable,
     Operation,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from atomic_actors.testing._checkers import check_history
-from atomic_actors.testing._history import Fault
-from atomic_actors.testing._rule import HISTORY_LOST, lost_partitions
+from atomic_actors.testing.checkers._checkers import check_history
+from atomic_actors.testing.checkers._history import Fault
+from atomic_actors.testing.checkers._rule import HISTORY_LOST, lost_partitions
 from tests.checkers.story import C, Story, new_story
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors.testing._checkers import RULES, check_history
-from atomic_actors.testing._history import Began, Fault, History, PutBack, Sent
+from atomic_actors.testing.checkers._checkers import RULES, check_history
+from atomic_actors.testing.checkers._history import Began, Fault, History, PutBack, Sent
 from tests.checkers.mutations import MUTATIONS, spoil
 from tests.checkers.random_story import RandomStory
 

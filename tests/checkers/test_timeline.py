@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from atomic_actors.testing._checkers import check_history
-from atomic_actors.testing._history import History
-from atomic_actors.testing._timeline import timeline
+from atomic_actors.testing.checkers._checkers import check_history
+from atomic_actors.testing.checkers._history import History
+from atomic_actors.testing.checkers._timeline import timeline
 from tests.checkers.story import A, C, D, Story, new_story
 
 

@@ -13,11 +13,11 @@ import anyio
 import pytest
 from attrs import define, frozen
 
-from atomic_actors._actor import Actor, handler
-from atomic_actors._config import Config
-from atomic_actors._errors import HandlerFailed, Interrupted
-from atomic_actors._messages import Command
 from atomic_actors._system import ActorSystem
+from atomic_actors.actors._messages import Command
+from atomic_actors.actors._specs import Actor, handler
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import HandlerFailed, Interrupted
 
 PARTITIONS = 4
 #: In every payload; nothing may show it unasked.

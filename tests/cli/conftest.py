@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from atomic_actors.cli import main
+from atomic_actors.tools.cli import main
 from tests.cli.application import PARTITIONS, fail, kill_in_turn
 from tests.servers import namespace, valkey_server
 

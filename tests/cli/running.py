@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from atomic_actors._config import Config
 from atomic_actors._system import ActorSystem
+from atomic_actors.base._config import Config
 from tests.cli.application import ROOT
 from tests.servers import Server
 

@@ -20,7 +20,7 @@ import anyio.to_thread
 import pytest
 
 from atomic_actors._system import ActorSystem
-from atomic_actors.processes._reports import Failed, Ready, Report, ReportReader
+from atomic_actors.tools.workers._reports import Failed, Ready, Report, ReportReader
 from tests.cli.application import ROOT
 from tests.cli.conftest import Command
 from tests.cli.running import MODULE, PARTITIONS, PATIENCE_S, SERVING, Running, running, store_of
@@ -253,7 +253,7 @@ def test_a_worker_with_a_blocked_loop_does_not_outlive_its_parent(
     store = {**store_of(valkey_server, namespace), "ATOMIC_ACTORS_DRAIN_TIMEOUT_S": "0.2"}
     mine, theirs = socket.socketpair()
     program = (
-        "import sys; from atomic_actors.processes import worker; worker.ORPHAN_MARGIN_S = 0.2; "
+        "import sys; from atomic_actors.tools.workers import worker; worker.ORPHAN_MARGIN_S = 0.2; "
         "sys.exit(worker.main())"
     )
     words = ["--number=1", "--workers=1", "--backend=asyncio", f"--channel={theirs.fileno()}"]
@@ -301,7 +301,7 @@ def test_the_children_of_a_worker_do_not_hold_its_channel() -> None:
     mine, theirs = socket.socketpair()
     number = theirs.fileno()
     program = (
-        "import os, subprocess, sys; from atomic_actors.processes import worker; "
+        "import os, subprocess, sys; from atomic_actors.tools.workers import worker; "
         f"worker.main(['nothing:x', '--number=1', '--workers=1', '--backend=asyncio', '--channel={number}']); "
         f"sys.exit(os.get_inheritable({number}))"
     )

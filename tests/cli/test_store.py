@@ -16,11 +16,11 @@ import anyio
 import pytest
 from rich.status import Status
 
-from atomic_actors._errors import StoreUnavailable
-from atomic_actors._records import EntityRef, partition_of
 from atomic_actors._system import ActorSystem
-from atomic_actors.cli._operation import StoreOptions, operate
-from atomic_actors.cli._screen import Screen, printable
+from atomic_actors.base._errors import StoreUnavailable
+from atomic_actors.base._records import EntityRef, partition_of
+from atomic_actors.tools.cli._operation import StoreOptions, operate
+from atomic_actors.tools.cli._screen import Screen, printable
 from tests.cli.application import CARD, PARTITIONS, ROOT
 from tests.cli.conftest import Command, Store
 from tests.servers import Server

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atomic_actors.cli import main
+from atomic_actors.tools.cli import main
 from tests.cli.application import ROOT
 from tests.cli.conftest import Command
 

@@ -10,10 +10,10 @@ import anyio
 import anyio.lowlevel
 from attrs import define, frozen
 
-from atomic_actors._actor import Actor, handler
-from atomic_actors._config import Config
-from atomic_actors._messages import Command
 from atomic_actors._system import ActorSystem
+from atomic_actors.actors._messages import Command
+from atomic_actors.actors._specs import Actor, handler
+from atomic_actors.base._config import Config
 
 #: What a handler prints that takes long.
 BEGUN = "the turn has begun"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from atomic_actors import StoreUnavailable
-from atomic_actors._config import Config
+from atomic_actors.base._config import Config
 from atomic_actors.client import Client
-from atomic_actors.journal._embedded_server import Answer, files_of, look
+from atomic_actors.journal.embedded._server import Answer, files_of, look
 from tests.client.conftest import Template, Worker
 from tests.client.test_threads import in_child
 from tests.client.till import PARTITIONS, Add, Total, till

@@ -27,7 +27,7 @@ from atomic_actors import (
 from atomic_actors.client import Client
 from atomic_actors.client._connections import BlockingAnswers, meaning_of, run_now
 from atomic_actors.journal._protocol import JournalUnavailable
-from atomic_actors.journal._redis_link import ACL_RULES, explain
+from atomic_actors.journal.redis._link import ACL_RULES, explain
 from tests.client.conftest import NewClient, Template, Worker
 from tests.client.till import Add, Sleep, Total, config_for, till
 from tests.servers import Kind, Server, free_port, start_server

@@ -31,8 +31,8 @@ from atomic_actors import (
     UnknownMessageType,
     Withdrawn,
 )
-from atomic_actors._envelope import make_unique
 from atomic_actors.client import Client
+from atomic_actors.codec._envelope import make_unique
 from tests.client.conftest import NewClient, NewWorker
 from tests.client.till import (
     Add,

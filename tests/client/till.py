@@ -16,17 +16,7 @@ from typing import Annotated, Any
 import anyio
 from attrs import Factory, define, frozen
 
-from atomic_actors import (
-    Actor,
-    ActorSystem,
-    Command,
-    Config,
-    EntityId,
-    EntityRef,
-    Query,
-    Refused,
-    handler,
-)
+from atomic_actors import Actor, ActorSystem, Command, Config, EntityId, EntityRef, Query, Refused, handler
 
 PARTITIONS = 4
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
-from atomic_actors.testing._simulated_faults import CALL_FAULTS, FRAME_FAULTS, NODE_FAULTS
+from atomic_actors.testing.simulation._faults import CALL_FAULTS, FRAME_FAULTS, NODE_FAULTS
 from tests.cluster.actors import Plan
 
 ENDS = ("ok", "ok", "ok", "refuse", "refuse", "fail", "hang")

@@ -10,12 +10,12 @@ import trio
 from attrs import define, field
 
 from atomic_actors import AtomicActorsError, EntityRef, Receipt
-from atomic_actors._envelope import plain_of
-from atomic_actors._operations import AuditReport
+from atomic_actors.codec._envelope import plain_of
+from atomic_actors.node.operations._reports import AuditReport
 from atomic_actors.testing import Simulation, run_simulation
-from atomic_actors.testing._history import Accepted, Began, Ended, PutBack
-from atomic_actors.testing._simulated_faults import MOMENTS, NODE_FAULTS, CrashPoint
-from atomic_actors.testing._simulated_node import SimulatedNode
+from atomic_actors.testing.checkers._history import Accepted, Began, Ended, PutBack
+from atomic_actors.testing.simulation._faults import MOMENTS, NODE_FAULTS, CrashPoint
+from atomic_actors.testing.simulation._node import SimulatedNode
 from tests.cluster.actors import WORKER_MESSAGES, Add, Read, Worker
 from tests.cluster.actors import Counter as CounterActor
 from tests.cluster.plan import LEASE_TTL_S, Swarm, draw_plan, draw_swarm

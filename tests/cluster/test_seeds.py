@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import pytest
 
-from atomic_actors.testing._simulated_faults import FAULTS
+from atomic_actors.testing.simulation._faults import FAULTS
 from tests.cluster.play import FAULTS_MIN, STEPS_MIN, play_seed
 from tests.cluster.runs import Totals, run_seeds
 

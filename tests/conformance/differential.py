@@ -11,9 +11,7 @@ from attrs import Factory, define
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from atomic_actors._wal import State
-from atomic_actors.journal._memory import MemoryJournal
-from atomic_actors.journal._memory_books import Entity, Partition
+from atomic_actors.base._lifecycle import State
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
@@ -61,6 +59,8 @@ from atomic_actors.journal._protocol import (
     Withdraw,
     pack_body,
 )
+from atomic_actors.journal.memory._counters import Entity, Partition
+from atomic_actors.journal.memory._journal import MemoryJournal
 
 PARTITIONS = 2
 ENTITIES = ("a/0", "a/1", "ab/2", "a/3")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from atomic_actors.journal._protocol import JournalSettings
-from atomic_actors.journal._redis_cluster import ClusterJournal
+from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 from atomic_actors.testing import JournalSuite, Subject
-from atomic_actors.testing._journal_probe import OpenProbe, probe_opener
+from atomic_actors.testing.journal_suite._probe import OpenProbe, probe_opener
 from tests.cluster_servers import Cluster
 from tests.conformance.modes import SLOW_STORE_MODES
 

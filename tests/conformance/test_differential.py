@@ -9,11 +9,11 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from atomic_actors.journal._group_commit import GroupCommit
-from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Audited, ClaimPartition, Journal, JournalSettings, Result, Step
-from atomic_actors.journal._redis import RedisJournal
-from atomic_actors.testing._journal_probe import check_books
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.memory._journal import MemoryJournal
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.testing.journal_suite._probe import check_books
 from tests.conformance.clock import Clock
 from tests.conformance.differential import (
     BATCHES,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from atomic_actors.journal._group_commit import GroupCommit
-from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import (
     Audit,
     Claimed,
@@ -18,8 +16,10 @@ from atomic_actors.journal._protocol import (
     Replay,
     Resume,
 )
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.memory._journal import MemoryJournal
 from atomic_actors.testing import JournalSuite, Subject
-from atomic_actors.testing._journal_probe import Probe
+from atomic_actors.testing.journal_suite._probe import Probe
 from tests.conformance.clock import Clock
 
 pytestmark = pytest.mark.anyio

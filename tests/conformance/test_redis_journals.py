@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import JournalSettings
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.testing import JournalSuite, Subject
-from atomic_actors.testing._journal_probe import OpenProbe, probe_opener
+from atomic_actors.testing.journal_suite._probe import OpenProbe, probe_opener
 from tests.conformance.modes import SLOW_STORE_MODES
 from tests.servers import Server
 

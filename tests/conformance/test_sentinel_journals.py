@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from atomic_actors._store_url import parse_store_url
-from atomic_actors.journal._redis import RedisJournal
-from atomic_actors.journal._replication import Replication
-from atomic_actors.journal._sentinel import Primary
+from atomic_actors.base._store_url import parse_store_url
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.journal.redis._replication import Replication
+from atomic_actors.journal.redis._sentinel import Primary
 from atomic_actors.testing import JournalSuite, Subject
-from atomic_actors.testing._journal_probe import OpenProbe, probe_opener
+from atomic_actors.testing.journal_suite._probe import OpenProbe, probe_opener
 from tests.conformance.modes import SLOW_STORE_MODES
 from tests.sentinel_servers import Watched, start_watched
 

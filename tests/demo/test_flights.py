@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from atomic_actors.demo import _data
-from atomic_actors.demo._data import (
+from atomic_actors.tools.demo import _data
+from atomic_actors.tools.demo._data import (
     CONTENT_SHA256,
     FLIGHT_COUNT,
     NO_TAIL_NUMBER,
@@ -20,7 +20,7 @@ from atomic_actors.demo._data import (
     load_flights,
     load_lines,
 )
-from atomic_actors.demo._logbook import Logbook, compare, compute_logbooks
+from atomic_actors.tools.demo._logbook import Logbook, compare, compute_logbooks
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(_data.__file__).with_name(_data.FILE_NAME)

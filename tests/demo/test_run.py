@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from atomic_actors._errors import InvalidConfig
-from atomic_actors.demo import _run, run_demo
-from atomic_actors.demo._child import Child, ChildFailed
-from atomic_actors.demo._data import load_flights, load_lines
-from atomic_actors.demo._events import (
+from atomic_actors.base._errors import InvalidConfig
+from atomic_actors.tools.demo import _run, run_demo
+from atomic_actors.tools.demo._child import Child, ChildFailed
+from atomic_actors.tools.demo._data import load_flights, load_lines
+from atomic_actors.tools.demo._events import (
     Answers,
     Event,
     Finished,
@@ -29,9 +29,9 @@ from atomic_actors.demo._events import (
     decode_job,
     encode,
 )
-from atomic_actors.demo._logbook import Difference, Logbook, compute_logbooks
-from atomic_actors.demo._plan import KillPlan
-from atomic_actors.demo._screen import Screen, Summary
+from atomic_actors.tools.demo._logbook import Difference, Logbook, compute_logbooks
+from atomic_actors.tools.demo._plan import KillPlan
+from atomic_actors.tools.demo._screen import Screen, Summary
 
 LIMIT = 3_000
 

@@ -8,8 +8,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from atomic_actors.demo._data import Flight, load_flights
-from atomic_actors.demo.worker import FlightSender
+from atomic_actors.tools.demo._data import Flight, load_flights
+from atomic_actors.tools.demo.worker import FlightSender
 
 pytestmark = pytest.mark.anyio
 

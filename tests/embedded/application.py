@@ -12,7 +12,7 @@ import sys
 import anyio
 import redis
 
-from atomic_actors.journal._embedded import embedded_server
+from atomic_actors.journal.embedded._embedded import embedded_server
 
 
 async def main(directory: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import atomic_actors.journal._embedded_server as embedded_process
+import atomic_actors.journal.embedded._server as embedded_process
 from tests.embedded.processes import kill_left_behind
 
 

@@ -18,8 +18,8 @@ from attrs import define
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-import atomic_actors.journal._embedded_server as embedded_process
-from atomic_actors.journal._embedded import EmbeddedLocation
+import atomic_actors.journal.embedded._server as embedded_process
+from atomic_actors.journal.embedded._embedded import EmbeddedLocation
 
 APPLICATION = Path(__file__).with_name("application.py")
 SOURCE = Path(embedded_process.__file__).parents[2]

@@ -15,9 +15,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-import atomic_actors.journal._embedded_server as embedded_process
-from atomic_actors._errors import EmbeddedServerError, InvalidConfig
-from atomic_actors.journal._embedded import (
+import atomic_actors.journal.embedded._server as embedded_process
+from atomic_actors.base._errors import EmbeddedServerError, InvalidConfig
+from atomic_actors.journal.embedded._embedded import (
     EmbeddedLocation,
     embedded_directory,
     embedded_server,

@@ -20,13 +20,10 @@ import anyio
 import pytest
 import redis
 
-import atomic_actors.journal._embedded_server as embedded_process
-from atomic_actors._errors import EmbeddedServerError, InvalidConfig
-from atomic_actors.journal._embedded import (
-    embedded_server,
-    ensure_running,
-)
-from atomic_actors.journal._embedded_launch import MAX_LOG_BYTES
+import atomic_actors.journal.embedded._server as embedded_process
+from atomic_actors.base._errors import EmbeddedServerError, InvalidConfig
+from atomic_actors.journal.embedded._embedded import embedded_server, ensure_running
+from atomic_actors.journal.embedded._launch import MAX_LOG_BYTES
 from tests.embedded.processes import call, kill, runs
 from tests.servers import server_program, start_server
 

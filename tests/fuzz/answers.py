@@ -32,8 +32,8 @@ from atomic_actors.journal._protocol import (
     Verdict,
     Withdraw,
 )
-from atomic_actors.journal._redis_answers import read_results
-from atomic_actors.journal._redis_directory import read_entries
+from atomic_actors.journal.redis._answers import read_results
+from atomic_actors.journal.redis._directory import read_entries
 from tests.fuzz.corrupter import EXTREME_NUMBERS, corrupt
 from tests.fuzz.decoders import BODIES, IDENTITY, NODE, OUTCOMES, UNIQUE
 from tests.fuzz.effort import Broken, Target

@@ -17,7 +17,7 @@ from random import Random
 from typing import Final
 from unittest.mock import patch
 
-from atomic_actors.cli import main
+from atomic_actors.tools.cli import main
 from tests.fuzz.corrupter import EXTREME_NUMBERS, corrupt_text
 from tests.fuzz.decoders import UNIQUE
 from tests.fuzz.effort import Broken, Target

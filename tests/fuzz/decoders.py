@@ -15,19 +15,8 @@ import attrs
 import msgspec
 from attrs import define, frozen
 
-from atomic_actors._codec import Codec
-from atomic_actors._config import Config, environment_variable
-from atomic_actors._contracts import read_record
-from atomic_actors._dead_letters import read_letter
-from atomic_actors._envelope import (
-    Failure,
-    Refusal,
-    decode_envelope,
-    encode_envelope,
-    encode_plain,
-    plain_of,
-)
-from atomic_actors._errors import (
+from atomic_actors.base._config import Config, environment_variable
+from atomic_actors.base._errors import (
     AtomicActorsError,
     InvalidConfig,
     InvalidEntityId,
@@ -36,16 +25,27 @@ from atomic_actors._errors import (
     InvalidPayload,
     Refused,
 )
-from atomic_actors._lease_keeper import NodeIdentity
-from atomic_actors._nodes import NodeRecord
-from atomic_actors._outcomes import RefusalReader, error_of_outcome, read_outcome
-from atomic_actors._records import DeadLetter, EntityRef, check_key, split_message_id
-from atomic_actors._store_url import parse_store_url, url_for_display
-from atomic_actors._wal import Stamp
+from atomic_actors.base._lifecycle import Stamp
+from atomic_actors.base._records import DeadLetter, EntityRef, check_key, split_message_id
+from atomic_actors.base._store_url import parse_store_url, url_for_display
 from atomic_actors.client._replies import read_reply
+from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import (
+    Failure,
+    Refusal,
+    decode_envelope,
+    encode_envelope,
+    encode_plain,
+    plain_of,
+)
+from atomic_actors.contracts._contracts import read_record
+from atomic_actors.contracts._outcomes import RefusalReader, error_of_outcome, read_outcome
 from atomic_actors.journal._kind_registry import KindRecord
-from atomic_actors.journal._memory_books import read_policy
 from atomic_actors.journal._protocol import StoredLetter, pack_body, split_outcome, unpack_body
+from atomic_actors.journal.memory._counters import read_policy
+from atomic_actors.node.operations._dead_letters import read_letter
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._peers import NodeRecord
 from tests.fuzz.corrupter import corrupt, corrupt_text
 from tests.fuzz.effort import Broken, Target
 

@@ -6,12 +6,12 @@ import logging
 from random import Random
 from typing import Any, Final, cast
 
-from atomic_actors._envelope import encode_plain
-from atomic_actors._errors import AtomicActorsError
-from atomic_actors._exchange import Exchange
+from atomic_actors.base._errors import AtomicActorsError
+from atomic_actors.codec._envelope import encode_plain
+from atomic_actors.node.routing._frames import Exchange
 from tests.fuzz.corrupter import corrupt, plain_value
 from tests.fuzz.effort import Broken, Target
-from tests.unit.test_volatile_routes import World
+from tests.unit.node.volatile.test_routes import World
 
 __all__ = ("FRAMES",)
 

@@ -16,7 +16,7 @@ import anyio
 from attrs import define, field
 
 from atomic_actors import ActorSystem, AtomicActorsError, EntityRef, Receipt, SystemFailed
-from atomic_actors._records import partition_of
+from atomic_actors.base._records import partition_of
 from tests.fuzz.effort import Broken
 from tests.fuzz.store_damage import StoreDamage
 from tests.system.support import (

@@ -11,10 +11,10 @@ import msgspec
 import redis
 from attrs import define, field
 
-from atomic_actors._envelope import encode_envelope, encode_plain
-from atomic_actors.journal._memory import MemoryJournal
-from atomic_actors.journal._memory_books import Partition
+from atomic_actors.codec._envelope import encode_envelope, encode_plain
 from atomic_actors.journal._protocol import StoredLetter, pack_body, unpack_body
+from atomic_actors.journal.memory._counters import Partition
+from atomic_actors.journal.memory._journal import MemoryJournal
 from tests.fuzz.corrupter import EXTREME_NUMBERS, corrupt, plain_value
 
 __all__ = ("MemoryDamage", "ServerDamage", "StoreDamage")

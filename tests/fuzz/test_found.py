@@ -9,20 +9,16 @@ from typing import Any
 import pytest
 
 from atomic_actors import AskTimeout, AtomicActorsError, HandlerFailed, OutcomeUnknown, Refused
-from atomic_actors._codec import Codec
-from atomic_actors._contracts import read_record
-from atomic_actors._envelope import decode_envelope, encode_envelope, plain_of
-from atomic_actors._errors import InvalidConfig
-from atomic_actors._lease_keeper import NodeIdentity
-from atomic_actors._nodes import NodeRecord
-from atomic_actors._outcomes import RefusalReader, error_of_outcome, read_outcome
-from atomic_actors._records import EntityRef, partition_of
-from atomic_actors._store import journal_settings
-from atomic_actors._store_url import parse_store_url
 from atomic_actors._system import ActorSystem
-from atomic_actors._wal import Stamp
+from atomic_actors.base._errors import InvalidConfig
+from atomic_actors.base._lifecycle import Stamp
+from atomic_actors.base._records import EntityRef, partition_of
+from atomic_actors.base._store_url import parse_store_url
+from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import decode_envelope, encode_envelope, plain_of
+from atomic_actors.contracts._contracts import read_record
+from atomic_actors.contracts._outcomes import RefusalReader, error_of_outcome, read_outcome
 from atomic_actors.journal._kind_registry import KindRecord
-from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import (
     Append,
     ClaimPartition,
@@ -38,7 +34,11 @@ from atomic_actors.journal._protocol import (
     pack_body,
     unpack_body,
 )
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.memory._journal import MemoryJournal
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._peers import NodeRecord
 from tests.servers import Server
 from tests.system.support import (
     Break,

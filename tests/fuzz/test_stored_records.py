@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from atomic_actors._store import journal_settings
-from atomic_actors.journal._memory import MemoryJournal
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.memory._journal import MemoryJournal
 from tests.fuzz.effort import random_of, replay_command, seeds, soak_s
 from tests.fuzz.scenes import Scene
 from tests.fuzz.store_damage import MemoryDamage, ServerDamage

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from atomic_actors import Actor, Command, EntityKind, RawMessage, UsageError, handler
-from atomic_actors._codec import Codec
-from atomic_actors.testing._contract_strategies import from_contract, kind_contract
+from atomic_actors.codec._codec import Codec
+from atomic_actors.testing.strategies._contracts import from_contract, kind_contract
 
 codec = Codec()
 

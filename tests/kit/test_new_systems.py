@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 from attrs import define, frozen
 
-from atomic_actors import (
-    Actor,
-    Command,
-    Config,
-    HandlerFailed,
-    InvalidConfig,
-    Query,
-    handler,
-)
-from atomic_actors.testing._new_systems import TEST_SETTINGS, NewActorSystem
+from atomic_actors import Actor, Command, Config, HandlerFailed, InvalidConfig, Query, handler
+from atomic_actors.testing.systems._new_systems import TEST_SETTINGS, NewActorSystem
 
 pytestmark = pytest.mark.anyio
 

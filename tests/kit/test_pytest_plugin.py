@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atomic_actors.journal._embedded_launch import find_binary
+from atomic_actors.journal.embedded._launch import find_binary
 
 pytest_plugins = ["pytester"]
 

@@ -22,7 +22,7 @@ from atomic_actors.testing import (
     simulate,
     timeline,
 )
-from atomic_actors.testing._history import Began, Claimed, Ended
+from atomic_actors.testing.checkers._history import Began, Claimed, Ended
 from tests.kit.bank import (
     Account,
     AccountModel,

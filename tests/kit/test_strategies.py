@@ -50,10 +50,10 @@ from atomic_actors import (
     UsageError,
     handler,
 )
-from atomic_actors._codec import Codec
-from atomic_actors._messages import target_of
-from atomic_actors.testing._strategies import entities, messages
-from atomic_actors.testing._value_strategies import ValueStrategies
+from atomic_actors.actors._messages import target_of
+from atomic_actors.codec._codec import Codec
+from atomic_actors.testing.strategies._messages import entities, messages
+from atomic_actors.testing.strategies._values import ValueStrategies
 
 T = TypeVar("T")
 AccountId = NewType("AccountId", str)

@@ -9,8 +9,13 @@ import trio
 import trio.lowlevel
 from trio._core import _run
 
-from atomic_actors._lease_keeper import elapsed_s, instant_now
-from atomic_actors.testing._virtual_time import Process, current_process, start_outside, virtual_time
+from atomic_actors.node.ownership._instants import elapsed_s, instant_now
+from atomic_actors.testing.simulation._virtual_time import (
+    Process,
+    current_process,
+    start_outside,
+    virtual_time,
+)
 
 
 def test_trio_still_has_what_is_used() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from atomic_actors._wal import Event, decide_failure
+from atomic_actors.base._lifecycle import Event, decide_failure
 from tests.model.configurations import Configuration, Fault, Guard
 from tests.model.states import (
     ACTIVATION_LENGTH,

@@ -9,7 +9,7 @@ from enum import Enum
 
 from attrs import evolve, frozen
 
-from atomic_actors._wal import Event
+from atomic_actors.base._lifecycle import Event
 
 __all__ = (
     "CONFIGURATIONS",

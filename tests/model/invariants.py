@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from atomic_actors._wal import State
+from atomic_actors.base._lifecycle import State
 from tests.model.actions import ACCEPTED, Actions
 from tests.model.states import (
     APPLIED,

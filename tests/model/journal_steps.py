@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from atomic_actors._wal import Event, State
-from atomic_actors.journal._memory import MemoryJournal
+from atomic_actors.base._lifecycle import Event, State
 from atomic_actors.journal._protocol import (
     Append,
     ClaimPartition,
@@ -30,6 +29,7 @@ from atomic_actors.journal._protocol import (
     split_outcome,
 )
 from atomic_actors.journal._protocol import Step as JournalStep
+from atomic_actors.journal.memory._journal import MemoryJournal
 from tests.model.actions import Actions
 from tests.model.states import (
     APPLIED,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from atomic_actors._wal import FINAL_STATES, State
+from atomic_actors.base._lifecycle import FINAL_STATES, State
 from tests.model.configurations import Configuration
 
 __all__ = (

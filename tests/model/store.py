@@ -1,8 +1,8 @@
 """The store: each step of the journal as one change of a draft, after the in-memory journal.
 
-What a step does stands in the order of `journal/_memory.py` and `journal/_memory_turns.py`, less what the model
+What a step does stands in the order of `journal/memory/_journal.py` and `journal/memory/_turns.py`, less what the model
 has not: keys, depth limits, room for dead letters, back-off, parked entities, runs. What becomes of a message is
-asked of `_wal`, so that the model has no table of its own.
+asked of `base/_lifecycle`, so that the model has no table of its own.
 
 Beside the steps stand the monitors: they raise an `Alarm` where a step did what no step may do, whatever guards
 are off. Nothing reads them but the invariants.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from atomic_actors._wal import (
+from atomic_actors.base._lifecycle import (
     TRANSITIONS,
     Event,
     IllegalTransition,

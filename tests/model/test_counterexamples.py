@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from msgspec.structs import replace
 
-from atomic_actors._wal import State
+from atomic_actors.base._lifecycle import State
 from atomic_actors.journal._protocol import Sweep, Swept
 from tests.model.configurations import Configuration, Fault, Guard, MessageSpec
 from tests.model.journal_steps import Translation

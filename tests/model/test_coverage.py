@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from attrs import evolve
 
-from atomic_actors._wal import TRANSITIONS, Event, State
+from atomic_actors.base._lifecycle import TRANSITIONS, Event, State
 from tests.model.actions import Actions
 from tests.model.configurations import CONFIGURATIONS, Configuration, Fault, named
 from tests.model.protocol import Protocol, words

@@ -12,10 +12,10 @@ from attrs import frozen
 LUA_FOLDER: Final = "src/atomic_actors/journal/redis/lua"
 #: Holds the table of transitions.
 LUA_HEADER: Final = f"{LUA_FOLDER}/00_header.lua"
-TABLE: Final = "src/atomic_actors/_wal.py"
-MEMORY: Final = "src/atomic_actors/journal/_memory.py"
-TURNS: Final = "src/atomic_actors/journal/_memory_turns.py"
-BOOKS: Final = "src/atomic_actors/journal/_memory_books.py"
+TABLE: Final = "src/atomic_actors/base/_lifecycle.py"
+MEMORY: Final = "src/atomic_actors/journal/memory/_journal.py"
+TURNS: Final = "src/atomic_actors/journal/memory/_turns.py"
+BOOKS: Final = "src/atomic_actors/journal/memory/_counters.py"
 
 
 class Guard(StrEnum):

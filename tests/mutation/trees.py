@@ -76,7 +76,7 @@ def make_mutated_tree(source: Path, tree: Path, mutant: Mutant) -> None:
     path = tree / mutant.file
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         compiled.unlink()
-    call_python(tree, "-m", "atomic_actors.codegen", "--root", str(tree))
+    call_python(tree, "-m", "atomic_actors.tools.codegen", "--root", str(tree))
 
 
 def enter_tree(tree: str, output: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from atomic_actors import ActorSystem, Config, HandlerFailed, StoreIncompatible, SystemFailed
-from atomic_actors.journal._redis_link import ACL_RULES
+from atomic_actors.journal.redis._link import ACL_RULES
 from tests.chaos.network import run_network
 from tests.servers import Kind, Server, start_server
 from tests.system.support import Break, Desk, Read, Send, Stage, Work, Write, desk, unlike, until

@@ -8,11 +8,11 @@ from typing import Any
 import anyio
 import pytest
 
-from atomic_actors._exchange import Exchange
-from atomic_actors._store_url import parse_store_url
-from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.journal._protocol import Append, JournalSettings, Resume, pack_body
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal.redis._channels import RedisChannels
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.node.routing._frames import Exchange
 from tests.servers import Server, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]

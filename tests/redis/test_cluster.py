@@ -25,12 +25,8 @@ from atomic_actors import (
     StoreUnsafe,
     handler,
 )
-from atomic_actors._records import partition_of
-from atomic_actors._store_url import parse_store_url
-from atomic_actors.journal._cluster_channels import ClusterChannels
-from atomic_actors.journal._cluster_leases import ClusterLeaseClient
-from atomic_actors.journal._cluster_slots import slot_of
-from atomic_actors.journal._laned_commit import LanedCommit
+from atomic_actors.base._records import partition_of
+from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.journal._protocol import (
     Audit,
     Audited,
@@ -42,8 +38,12 @@ from atomic_actors.journal._protocol import (
     Renewed,
     Resume,
 )
-from atomic_actors.journal._redis_cluster import ClusterJournal
-from atomic_actors.journal._redis_link import ACL_RULES, CLUSTER_ACL_RULES
+from atomic_actors.journal.commit._partitioned_commit import LanedCommit
+from atomic_actors.journal.redis._link import ACL_RULES, CLUSTER_ACL_RULES
+from atomic_actors.journal.redis.cluster._channels import ClusterChannels
+from atomic_actors.journal.redis.cluster._journal import ClusterJournal
+from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
+from atomic_actors.journal.redis.cluster._slots import slot_of
 from tests.cluster_servers import Cluster, start_cluster
 from tests.redis.test_channels import Heard
 from tests.sentinel_servers import paused

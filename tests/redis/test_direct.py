@@ -15,12 +15,6 @@ from attrs import frozen
 from coredis.connection import TCPLocation, UnixDomainSocketLocation
 
 from atomic_actors import Actor, ActorSystem, Command, Config, handler
-from atomic_actors.journal._direct_connection import (
-    DirectConnection,
-    DirectTCPConnection,
-    DirectUnixConnection,
-)
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
     Audit,
@@ -33,7 +27,13 @@ from atomic_actors.journal._protocol import (
     Rejected,
     pack_body,
 )
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.redis._direct_connection import (
+    DirectConnection,
+    DirectTCPConnection,
+    DirectUnixConnection,
+)
+from atomic_actors.journal.redis._journal import RedisJournal
 from tests.servers import Server, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]

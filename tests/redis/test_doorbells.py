@@ -11,9 +11,9 @@ import pytest
 from attrs import define, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, Query, handler
-from atomic_actors._records import partition_of
-from atomic_actors._store import journal_settings
-from atomic_actors.journal._redis_wire import Wire
+from atomic_actors.base._records import partition_of
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.redis._wire import Wire
 from tests.servers import Server
 from tests.system.support import QUICK, until
 

@@ -11,16 +11,7 @@ import anyio
 import pytest
 from attrs import define, field, frozen
 
-from atomic_actors import (
-    Actor,
-    ActorSystem,
-    Command,
-    Config,
-    Query,
-    StoreHealth,
-    StoreUnavailable,
-    handler,
-)
+from atomic_actors import Actor, ActorSystem, Command, Config, Query, StoreHealth, StoreUnavailable, handler
 from tests.chaos.network import Network, run_network
 from tests.servers import Server, start_server
 

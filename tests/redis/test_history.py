@@ -19,7 +19,7 @@ from atomic_actors.journal._protocol import (
     ReadOutcome,
     Sweep,
 )
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal.redis._journal import RedisJournal
 from tests.redis.test_wire import (
     CLAIM,
     ENTITY,

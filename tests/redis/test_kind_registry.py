@@ -7,16 +7,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from atomic_actors.journal._kind_registry import (
-    DEPLOY_S,
-    KindRecord,
-    KindRegistry,
-    MemoryKindRegistry,
-    RedisKindRegistry,
-)
+from atomic_actors.journal._kind_registry import DEPLOY_S, KindRecord, KindRegistry
 from atomic_actors.journal._protocol import JournalSettings
-from atomic_actors.journal._redis import RedisJournal
-from atomic_actors.journal._redis_library import library_source
+from atomic_actors.journal.memory._kind_registry import MemoryKindRegistry
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.journal.redis._kind_registry import RedisKindRegistry
+from atomic_actors.journal.redis._library import library_source
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio

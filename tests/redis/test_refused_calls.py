@@ -14,7 +14,6 @@ import redis
 from attrs import frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, StoreUnavailable, StoreUnsafe, handler
-from atomic_actors.journal._group_commit import GroupCommit
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
@@ -26,6 +25,7 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     Step,
 )
+from atomic_actors.journal.commit._group_commit import GroupCommit
 from tests.journals import WrappedJournal
 from tests.redis.test_append_only_file import contents
 from tests.redis.test_wire import (

@@ -12,7 +12,6 @@ import redis
 from attrs import evolve
 
 from atomic_actors import ActorSystem, AskTimeout, Config, InvalidConfig, StoreIncompatible, StoreUnavailable
-from atomic_actors.journal._lease_client import RedisLeaseClient
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
@@ -22,8 +21,9 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     ReadOutcome,
 )
-from atomic_actors.journal._redis import RedisJournal
-from atomic_actors.journal._replication import Replication
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.journal.redis._lease_client import RedisLeaseClient
+from atomic_actors.journal.redis._replication import Replication
 from tests.redis.test_sentinel import FAILOVER_LIMIT_S, Add, Counter
 from tests.redis.test_wire import CLAIM, ENTITY, POLICY, body, now_ms, own, send, unique_at
 from tests.sentinel_servers import paused, wait_for

@@ -15,15 +15,15 @@ from attrs import define, frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors import Actor, ActorSystem, Command, Config, StoreIncompatible, StoreUnavailable, handler
-from atomic_actors._errors import InvalidConfig
-from atomic_actors._store_url import parse_store_url
-from atomic_actors.journal._channels import RedisChannels
+from atomic_actors.base._errors import InvalidConfig
+from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.journal._history import HistoryLoss
-from atomic_actors.journal._lease_client import RedisLeaseClient
 from atomic_actors.journal._protocol import Audit, JournalSettings, JournalUnavailable, Renew
-from atomic_actors.journal._redis import RedisJournal
-from atomic_actors.journal._redis_link import connector
-from atomic_actors.journal._sentinel import Primary
+from atomic_actors.journal.redis._channels import RedisChannels
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.journal.redis._lease_client import RedisLeaseClient
+from atomic_actors.journal.redis._link import connector
+from atomic_actors.journal.redis._sentinel import Primary
 from tests.redis.test_wire import CLAIM, own, send, take_one
 from tests.sentinel_servers import (
     FAILOVER_LIMIT_S,

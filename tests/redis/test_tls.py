@@ -18,17 +18,8 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 from attrs import define, frozen
 
-from atomic_actors import (
-    Actor,
-    ActorSystem,
-    Command,
-    Config,
-    InvalidConfig,
-    Query,
-    StoreUnavailable,
-    handler,
-)
-from atomic_actors.journal._direct_connection import connect_stream
+from atomic_actors import Actor, ActorSystem, Command, Config, InvalidConfig, Query, StoreUnavailable, handler
+from atomic_actors.journal.redis._direct_connection import connect_stream
 from tests.cluster_servers import start_cluster
 from tests.servers import Kind, Server, free_port, start_server
 

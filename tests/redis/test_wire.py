@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from atomic_actors._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
+from atomic_actors.base._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
@@ -46,9 +46,9 @@ from atomic_actors.journal._protocol import (
     Withdraw,
     pack_body,
 )
-from atomic_actors.journal._redis import RedisJournal
-from atomic_actors.journal._redis_library import LIBRARY, RENEW, library_source
-from atomic_actors.journal._redis_wire import Wire
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.journal.redis._library import LIBRARY, RENEW, library_source
+from atomic_actors.journal.redis._wire import Wire
 from tests.servers import Kind, Server, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]

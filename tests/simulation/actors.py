@@ -9,7 +9,7 @@ import anyio
 from attrs import Factory, define, field, frozen
 
 from atomic_actors import Actor, Command, Completed, EntityRef, Park, Query, Refused, Retry, handler
-from atomic_actors._wal import Stamp
+from atomic_actors.base._lifecycle import Stamp
 from tests.simulation.oracle import CHILD, Life, Oracle
 
 

@@ -18,7 +18,7 @@ import anyio
 import trio.testing
 from trio._core import _run
 
-from atomic_actors._lease_keeper import instants_from
+from atomic_actors.node.ownership._instants import instants_from
 
 T = TypeVar("T")
 

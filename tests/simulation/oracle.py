@@ -14,11 +14,11 @@ from typing import Any
 
 from attrs import define, field
 
-from atomic_actors._envelope import decode_envelope, plain_of
-from atomic_actors._wal import Event, Stamp
-from atomic_actors.journal._memory import MemoryJournal
-from atomic_actors.journal._memory_books import Entity, Message, Partition, Running
+from atomic_actors.base._lifecycle import Event, Stamp
+from atomic_actors.codec._envelope import decode_envelope, plain_of
 from atomic_actors.journal._protocol import Body, JournalSettings, unpack_body
+from atomic_actors.journal.memory._counters import Entity, Message, Partition, Running
+from atomic_actors.journal.memory._journal import MemoryJournal
 
 #: Between a parent's unique id and the number of the outbox message.
 CHILD = ">"

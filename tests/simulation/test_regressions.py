@@ -21,9 +21,7 @@ from atomic_actors import (
     StoreUnavailable,
     handler,
 )
-from atomic_actors._records import partition_of
-from atomic_actors._store import journal_settings
-from atomic_actors.journal._memory import MemoryJournal
+from atomic_actors.base._records import partition_of
 from atomic_actors.journal._protocol import (
     Append,
     BatchResult,
@@ -34,6 +32,8 @@ from atomic_actors.journal._protocol import (
     Step,
     Take,
 )
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.memory._journal import MemoryJournal
 from tests.journals import WrappedJournal
 from tests.simulation.actors import Plan
 from tests.simulation.clock import run_virtual

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomic_actors import Actor, ActorSystem, Command, Config, Refused, handler
-from atomic_actors._envelope import plain_of
-from atomic_actors._errors import AtomicActorsError
-from atomic_actors._records import partition_of
-from atomic_actors._store import journal_settings
-from atomic_actors.journal._memory import MemoryJournal
+from atomic_actors.base._errors import AtomicActorsError
+from atomic_actors.base._records import partition_of
+from atomic_actors.codec._envelope import plain_of
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.memory._journal import MemoryJournal
 from tests.simulation.clock import run_virtual
 from tests.simulation.faults import MOMENTS, CrashPoint, FaultyJournal, Moment, Weather
 from tests.simulation.world import EPOCH_MS

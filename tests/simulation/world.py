@@ -11,7 +11,7 @@ import anyio
 from attrs import define, field
 
 from atomic_actors import ActorSystem, Config, EntityRef, Receipt
-from atomic_actors._errors import (
+from atomic_actors.base._errors import (
     AtomicActorsError,
     HandlerFailed,
     Interrupted,
@@ -25,7 +25,7 @@ from atomic_actors._errors import (
     SystemNotRunning,
     UnknownMessage,
 )
-from atomic_actors._store import journal_settings
+from atomic_actors.journal._settings import journal_settings
 from tests.simulation.actors import MESSAGES, Stage, Worker
 from tests.simulation.clock import run_virtual
 from tests.simulation.faults import FaultyJournal, Weather
@@ -350,7 +350,7 @@ class World:
         for entity in self.store.entities():
             tags: list[str] = []
             if entity.state:
-                from atomic_actors._envelope import plain_of
+                from atomic_actors.codec._envelope import plain_of
 
                 tags = plain_of(entity.state)["tags"]
             if tags != oracle.chain[entity.name]:

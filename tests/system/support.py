@@ -22,9 +22,9 @@ from atomic_actors import (
     Refused,
     handler,
 )
-from atomic_actors._store import journal_settings
-from atomic_actors.journal._memory import MemoryJournal
 from atomic_actors.journal._protocol import Journal
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.memory._journal import MemoryJournal
 
 #: What a test waits for must be quick; a wait without end would hide what went wrong.
 PATIENCE_S = 4.0
@@ -275,7 +275,7 @@ def changed(config: Config, **settings: Any) -> Config:
 
 def unlike(*entities: EntityRef, partitions: int = QUICK["partitions"]) -> list[EntityRef]:
     """A desk in each partition that none of `entities` is in."""
-    from atomic_actors._records import partition_of
+    from atomic_actors.base._records import partition_of
 
     taken = {partition_of(str(entity), partitions) for entity in entities}
     found: dict[int, EntityRef] = {}
@@ -289,7 +289,7 @@ def unlike(*entities: EntityRef, partitions: int = QUICK["partitions"]) -> list[
 
 def partition_mates(entity: EntityRef, partitions: int = QUICK["partitions"]) -> list[EntityRef]:
     """Other desks in the partition of `entity`."""
-    from atomic_actors._records import partition_of
+    from atomic_actors.base._records import partition_of
 
     mine = partition_of(str(entity), partitions)
     desks = [desk(f"other-{number}") for number in range(50)]

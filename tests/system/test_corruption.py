@@ -11,8 +11,8 @@ import redis
 from attrs import Factory, define, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, EntityRef, handler
-from atomic_actors._envelope import encode_envelope, encode_plain
-from atomic_actors._records import partition_of
+from atomic_actors.base._records import partition_of
+from atomic_actors.codec._envelope import encode_envelope, encode_plain
 from atomic_actors.journal._protocol import pack_body
 from tests.servers import Server
 from tests.system.support import QUICK, NewSystem, until

@@ -12,8 +12,9 @@ import anyio
 import pytest
 from attrs import define, field
 
-from atomic_actors import ActorSystem, Receipt, _owned_partition, _supervisor
+from atomic_actors import ActorSystem, Receipt
 from atomic_actors.journal._protocol import BatchResult, Journal, Release, Resume, Step, Sweep, Take, Taken
+from atomic_actors.node.execution import _owned_partition, _supervisor
 from tests.journals import WrappedJournal
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Stage, Watcher, Work, desk
 from tests.system.test_races import parts_of

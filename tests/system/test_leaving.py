@@ -22,11 +22,7 @@ from atomic_actors import (
     UnknownMessage,
     handler,
 )
-from atomic_actors.journal._protocol import (
-    Journal,
-    JournalUnavailable,
-    Released,
-)
+from atomic_actors.journal._protocol import Journal, JournalUnavailable, Released
 from tests.journals import BrokenJournal
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
 

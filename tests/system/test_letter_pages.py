@@ -9,8 +9,8 @@ import pytest
 from attrs import define
 from msgspec.structs import replace
 
-from atomic_actors import _dead_letters
 from atomic_actors.journal._protocol import BatchResult, DeadLetterPage, Step, StoredLetter
+from atomic_actors.node.operations import _dead_letters
 from tests.journals import WrappedJournal
 from tests.system.support import PATIENCE_S, Break, Desk, NewSystem, Stage, desk, until
 

@@ -19,7 +19,7 @@ from atomic_actors import (
     QueueDepthExceeded,
     handler,
 )
-from atomic_actors._envelope import encode_plain
+from atomic_actors.codec._envelope import encode_plain
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Read, Stage, Work, Write, desk, until
 
 pytestmark = pytest.mark.anyio

@@ -12,17 +12,8 @@ import pytest
 from anyio.abc import TaskGroup
 from attrs import Factory, define, frozen
 
-from atomic_actors import (
-    Actor,
-    ActorSystem,
-    Command,
-    Config,
-    EntityRef,
-    HistoryLost,
-    Interrupted,
-    handler,
-)
-from atomic_actors._records import partition_of
+from atomic_actors import Actor, ActorSystem, Command, Config, EntityRef, HistoryLost, Interrupted, handler
+from atomic_actors.base._records import partition_of
 from tests.servers import Server, start_server
 from tests.system.support import (
     QUICK,

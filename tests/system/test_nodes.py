@@ -22,8 +22,8 @@ from atomic_actors import (
     UnknownNode,
     handler,
 )
-from atomic_actors._nodes import Nodes
 from atomic_actors.journal._protocol import ClaimPartition
+from atomic_actors.node.ownership._peers import Nodes
 from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
 
 pytestmark = pytest.mark.anyio
@@ -273,7 +273,7 @@ async def test_the_commit_itself_tells_askers_on_other_nodes(
         await owns(owner, PARTITIONS)
         await ask_all(asker)  # whoever looks answers up has them, too, as long as nobody listens yet
         for name in ("POLL_FIRST_S", "POLL_FIRST_REMOTE_S", "POLL_MAX_S"):
-            monkeypatch.setattr(f"atomic_actors._router.{name}", 60.0)
+            monkeypatch.setattr(f"atomic_actors.node.routing._router.{name}", 60.0)
         assert owner._parts is not None
         assert owner._parts.store.exchange is not None
         pushed = list[object]()

@@ -12,10 +12,11 @@ import anyio
 import pytest
 from attrs import define, field, frozen
 
-from atomic_actors import Actor, ActorSystem, Command, Config, LifecycleEvent, _supervisor, handler
-from atomic_actors._parts import Parts
-from atomic_actors._turn import current_activation
+from atomic_actors import Actor, ActorSystem, Command, Config, LifecycleEvent, handler
 from atomic_actors.journal._protocol import Appended, Dispatch, Dispatched, Offer, Unsettled
+from atomic_actors.node._assembly import Parts
+from atomic_actors.node.execution import _supervisor
+from atomic_actors.node.execution._turn import current_activation
 from tests.system.support import PATIENCE_S
 
 pytestmark = pytest.mark.anyio

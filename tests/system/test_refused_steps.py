@@ -9,8 +9,8 @@ import pytest
 from attrs import define, field
 
 from atomic_actors import Interrupted
-from atomic_actors._supervisor import Supervisor
 from atomic_actors.journal._protocol import BatchResult, Finish, Journal, Rejected, Step, Sweep
+from atomic_actors.node.execution._supervisor import Supervisor
 from tests.journals import WrappedJournal
 from tests.system.support import PATIENCE_S, Desk, NewSystem, Stage, Work, desk
 

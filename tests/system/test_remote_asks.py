@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from atomic_actors import AskLimitExceeded, AskTimeout, Expired, HandlerFailed, NotExecuted
-from atomic_actors._parts import Parts
+from atomic_actors.node._assembly import Parts
 from tests.servers import Server
 from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
 from tests.system.test_volatile import EAR, Ear, Hear, Heard, Pass

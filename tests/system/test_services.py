@@ -31,8 +31,8 @@ from atomic_actors import (
     UsageError,
     handler,
 )
-from atomic_actors._envelope import make_unique
-from atomic_actors._records import partition_of
+from atomic_actors.base._records import partition_of
+from atomic_actors.codec._envelope import make_unique
 from tests.servers import Server
 from tests.system.support import PATIENCE_S, QUICK, Stage, until
 

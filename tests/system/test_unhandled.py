@@ -9,8 +9,8 @@ import pytest
 from attrs import Factory, define, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, EntityRef, RawMessage, handler
-from atomic_actors._records import partition_of
-from atomic_actors._supervisor import SWEEP_LIMIT
+from atomic_actors.base._records import partition_of
+from atomic_actors.node.execution._supervisor import SWEEP_LIMIT
 from tests.system.support import NewSystem, Watcher, until
 
 pytestmark = pytest.mark.anyio

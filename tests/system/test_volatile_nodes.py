@@ -30,9 +30,9 @@ from atomic_actors import (
     UnknownMessageType,
     handler,
 )
-from atomic_actors._parts import Parts
-from atomic_actors._placement import Candidate
-from atomic_actors._records import partition_of
+from atomic_actors.base._records import partition_of
+from atomic_actors.node._assembly import Parts
+from atomic_actors.node.ownership._placement import Candidate
 from tests.servers import Server
 from tests.system.support import PATIENCE_S, QUICK, Declined, Desk, NewSystem, Read, Stage, Work, desk, until
 
@@ -195,7 +195,7 @@ class Table:
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     table = Table()
-    monkeypatch.setattr("atomic_actors._nodes.place", table.place)
+    monkeypatch.setattr("atomic_actors.node.ownership._peers.place", table.place)
     return table
 
 

@@ -15,10 +15,10 @@ import pytest
 from attrs import Factory, define, field, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, Interrupted, Query, handler
-from atomic_actors._records import partition_of
-from atomic_actors._store import journal_settings
+from atomic_actors.base._records import partition_of
 from atomic_actors.journal._protocol import Claimed, ClaimPartition, LeaseState, ReadLease
-from atomic_actors.journal._redis import RedisJournal
+from atomic_actors.journal._settings import journal_settings
+from atomic_actors.journal.redis._journal import RedisJournal
 from tests.servers import Server, namespace
 from tests.system.support import until
 

@@ -47,7 +47,7 @@ def test_pyright_accepts_the_cases() -> None:
 WRONG = """\
 from typing import assert_type
 
-from atomic_actors._records import EntityRef
+from atomic_actors.base._records import EntityRef
 
 assert_type(EntityRef("account", "a-42").id, int)
 unsilenced: int = 1  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

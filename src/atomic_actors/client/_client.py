@@ -11,12 +11,12 @@ from typing import Any, Final, Self, TypeVar, cast, overload
 
 import attrs
 
-from atomic_actors._calls import OnCancel, check_on_cancel, check_seconds, split_pair
-from atomic_actors._config import Config
-from atomic_actors._errors import InvalidConfig, SystemNotRunning
-from atomic_actors._messages import Message
-from atomic_actors._records import EntityRef, Receipt, check_key
+from atomic_actors.actors._messages import Message
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import InvalidConfig, SystemNotRunning
+from atomic_actors.base._records import EntityRef, Receipt, check_key
 from atomic_actors.client._session import Session, check_location, close_quietly
+from atomic_actors.contracts._call_checks import OnCancel, check_on_cancel, check_seconds, split_pair
 
 __all__ = ("Client",)
 

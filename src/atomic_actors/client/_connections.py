@@ -18,10 +18,10 @@ import redis
 from coredis.connection import BaseConnection
 from redis import exceptions
 
-from atomic_actors._errors import AtomicActorsError
+from atomic_actors.base._errors import AtomicActorsError
 from atomic_actors.client._servers import Connection, Servers
 from atomic_actors.journal._protocol import JournalUnavailable
-from atomic_actors.journal._redis_link import explain
+from atomic_actors.journal.redis._link import explain
 
 __all__ = (
     "BlockingAnswers",

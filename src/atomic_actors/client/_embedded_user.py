@@ -10,11 +10,16 @@ from typing import Any, TypeVar
 
 import anyio
 
-from atomic_actors._errors import EmbeddedServerError
-from atomic_actors._store_url import StoreLocation, StoreScheme
-from atomic_actors.journal._embedded import EmbeddedLocation, ensure_running, join_server, leave_server
-from atomic_actors.journal._embedded_server import User, files_of
+from atomic_actors.base._errors import EmbeddedServerError
+from atomic_actors.base._store_url import StoreLocation, StoreScheme
 from atomic_actors.journal._protocol import JournalUnavailable
+from atomic_actors.journal.embedded._embedded import (
+    EmbeddedLocation,
+    ensure_running,
+    join_server,
+    leave_server,
+)
+from atomic_actors.journal.embedded._server import User, files_of
 
 __all__ = ("EmbeddedUser",)
 

@@ -14,10 +14,10 @@ from typing import Any, Final
 import redis
 from redis import exceptions
 
-from atomic_actors._envelope import plain_of
-from atomic_actors._telemetry import logger
+from atomic_actors.base._telemetry import logger
 from atomic_actors.client._connections import close_copy
 from atomic_actors.client._servers import Connection, Servers
+from atomic_actors.codec._envelope import plain_of
 
 __all__ = ("ReplyListener", "read_reply")
 
@@ -28,7 +28,7 @@ HEARTBEAT_S: Final = 5.0
 
 
 def read_reply(payload: bytes) -> tuple[str, str, bytes]:
-    """The entity, the unique part and the outcome in what an owner pushes; see `_exchange`.
+    """The entity, the unique part and the outcome in what an owner pushes; see `_frames`.
 
     Raises:
         ValueError: it is nothing of that form.

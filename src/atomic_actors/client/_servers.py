@@ -16,8 +16,8 @@ from redis.crc import key_slot
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from atomic_actors._store_url import StoreLocation, StoreScheme
-from atomic_actors.journal._redis_link import connector
+from atomic_actors.base._store_url import StoreLocation, StoreScheme
+from atomic_actors.journal.redis._link import connector
 
 __all__ = ("ClusterServers", "SentinelServers", "Servers", "SingleServer", "servers_at")
 

@@ -13,44 +13,41 @@ from typing import Any, Final, cast
 
 from attrs import define
 
-from atomic_actors._calls import (
-    ForeignMessages,
-    OnCancel,
-    check_size,
-    locate_message,
-    resolve_target,
-)
-from atomic_actors._codec import Codec
-from atomic_actors._config import Config
-from atomic_actors._envelope import digest_of, encode_envelope, make_unique
-from atomic_actors._errors import (
+from atomic_actors.actors._messages import RawMessage
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import (
     AtomicActorsError,
     EmbeddedServerError,
     InvalidConfig,
     OutcomeUnknown,
     StoreUnavailable,
 )
-from atomic_actors._messages import RawMessage
-from atomic_actors._outcomes import (
-    RefusalReader,
-    read_outcome,
-    refusal_of_append,
-    silence_error,
-    unknown_error,
-)
-from atomic_actors._records import EntityRef, Receipt, message_id_of, partition_of
-from atomic_actors._router import POLL_FIRST_REMOTE_S, POLL_MAX_S, WITHDRAW_LIMIT_S
-from atomic_actors._store import CONNECT_TIMEOUT_S
-from atomic_actors._store_url import StoreScheme
-from atomic_actors._telemetry import logger
+from atomic_actors.base._records import EntityRef, Receipt, message_id_of, partition_of
+from atomic_actors.base._store_url import StoreScheme
+from atomic_actors.base._telemetry import logger
 from atomic_actors.client._connections import ConnectionPool
 from atomic_actors.client._embedded_user import EmbeddedUser
 from atomic_actors.client._replies import ReplyListener
 from atomic_actors.client._servers import SingleServer, servers_at
 from atomic_actors.client._store import BlockingStore
 from atomic_actors.client._waiting import Waiter, Waiters
-from atomic_actors.journal._batches import STEP_OVERHEAD_BYTES
-from atomic_actors.journal._embedded import embedded_directory
+from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import digest_of, encode_envelope, make_unique
+from atomic_actors.contracts._call_checks import (
+    ForeignMessages,
+    OnCancel,
+    check_size,
+    locate_message,
+    resolve_target,
+)
+from atomic_actors.contracts._outcomes import (
+    RefusalReader,
+    read_outcome,
+    refusal_of_append,
+    silence_error,
+    unknown_error,
+)
+from atomic_actors.contracts._waiting import POLL_FIRST_REMOTE_S, POLL_MAX_S, WITHDRAW_LIMIT_S
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
@@ -62,6 +59,9 @@ from atomic_actors.journal._protocol import (
     WithdrawAnswer,
     pack_body,
 )
+from atomic_actors.journal._settings import CONNECT_TIMEOUT_S
+from atomic_actors.journal.commit._batches import STEP_OVERHEAD_BYTES
+from atomic_actors.journal.embedded._embedded import embedded_directory
 
 __all__ = ("Call", "Session", "Vocabulary")
 

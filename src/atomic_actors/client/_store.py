@@ -16,9 +16,8 @@ import redis
 from coredis.exceptions import RedisError
 from redis import exceptions
 
-from atomic_actors._config import Config
-from atomic_actors._store import journal_settings, replication_of
-from atomic_actors._telemetry import logger
+from atomic_actors.base._config import Config
+from atomic_actors.base._telemetry import logger
 from atomic_actors.client._connections import (
     BlockingAnswers,
     ConnectionPool,
@@ -31,10 +30,11 @@ from atomic_actors.client._connections import (
 )
 from atomic_actors.client._servers import Connection, Servers
 from atomic_actors.journal._protocol import JournalUnavailable, Result, Step
-from atomic_actors.journal._redis import check_store_safety
-from atomic_actors.journal._redis_answers import read_results
-from atomic_actors.journal._redis_library import COMMIT, is_missing, load_library, register_service
-from atomic_actors.journal._redis_wire import Call, Wire
+from atomic_actors.journal._settings import journal_settings, replication_of
+from atomic_actors.journal.redis._answers import read_results
+from atomic_actors.journal.redis._journal import check_store_safety
+from atomic_actors.journal.redis._library import COMMIT, is_missing, load_library, register_service
+from atomic_actors.journal.redis._wire import Call, Wire
 
 __all__ = ("BlockingStore", "Pause")
 

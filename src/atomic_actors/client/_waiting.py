@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field
 
-from atomic_actors._outcomes import Waiting
+from atomic_actors.contracts._outcomes import Waiting
 
 __all__ = ("Waiter", "Waiters")
 

@@ -13,47 +13,47 @@ import pytest
 
 # Before the imports below, so that a failing check of the suite says what it compared.
 pytest.register_assert_rewrite(
-    "atomic_actors.testing._journal_probe",
-    "atomic_actors.testing._journal_suite",
-    "atomic_actors.testing._journal_suite_lives",
-    "atomic_actors.testing._journal_suite_owners",
-    "atomic_actors.testing._journal_suite_people",
-    "atomic_actors.testing._journal_suite_queues",
-    "atomic_actors.testing._journal_suite_streams",
+    "atomic_actors.testing.journal_suite._probe",
+    "atomic_actors.testing.journal_suite._suite",
+    "atomic_actors.testing.journal_suite._lifecycle",
+    "atomic_actors.testing.journal_suite._owners",
+    "atomic_actors.testing.journal_suite._operators",
+    "atomic_actors.testing.journal_suite._queues",
+    "atomic_actors.testing.journal_suite._streams",
 )
 
-from atomic_actors.testing._checkers import RULES, Violation, check_history  # noqa: E402
-from atomic_actors.testing._history import History  # noqa: E402
-from atomic_actors.testing._journal_probe import Subject  # noqa: E402
-from atomic_actors.testing._journal_suite import JournalSuite  # noqa: E402
-from atomic_actors.testing._linearizability import (  # noqa: E402
+from atomic_actors.testing.checkers._checkers import RULES, Violation, check_history  # noqa: E402
+from atomic_actors.testing.checkers._history import History  # noqa: E402
+from atomic_actors.testing.checkers._linearizability import (  # noqa: E402
     Operation,
     RefusedWith,
     SequentialModel,
     check_linearizable,
     operations_of,
 )
-from atomic_actors.testing._simulate import run_simulation, simulate  # noqa: E402
-from atomic_actors.testing._simulated_faults import CALL_FAULTS, FRAME_FAULTS  # noqa: E402
-from atomic_actors.testing._simulated_node import NodeCrashed, SimulatedNode  # noqa: E402
-from atomic_actors.testing._simulation import Simulation, SimulationFailed  # noqa: E402
-from atomic_actors.testing._timeline import timeline  # noqa: E402
+from atomic_actors.testing.checkers._timeline import timeline  # noqa: E402
+from atomic_actors.testing.journal_suite._probe import Subject  # noqa: E402
+from atomic_actors.testing.journal_suite._suite import JournalSuite  # noqa: E402
+from atomic_actors.testing.simulation._faults import CALL_FAULTS, FRAME_FAULTS  # noqa: E402
+from atomic_actors.testing.simulation._node import NodeCrashed, SimulatedNode  # noqa: E402
+from atomic_actors.testing.simulation._simulate import run_simulation, simulate  # noqa: E402
+from atomic_actors.testing.simulation._simulation import Simulation, SimulationFailed  # noqa: E402
 
 if TYPE_CHECKING:
-    from atomic_actors.testing._contract_strategies import from_contract, kind_contract
-    from atomic_actors.testing._new_systems import NewActorSystem
-    from atomic_actors.testing._state_machine import ActorStateMachine
-    from atomic_actors.testing._strategies import entities, messages
-    from atomic_actors.testing._valkey_server import ValkeyServer
+    from atomic_actors.testing.strategies._contracts import from_contract, kind_contract
+    from atomic_actors.testing.strategies._messages import entities, messages
+    from atomic_actors.testing.systems._new_systems import NewActorSystem
+    from atomic_actors.testing.systems._state_machine import ActorStateMachine
+    from atomic_actors.testing.systems._valkey_server import ValkeyServer
 
 _LATE: Final = {
-    "ActorStateMachine": "_state_machine",
-    "NewActorSystem": "_new_systems",
-    "ValkeyServer": "_valkey_server",
-    "entities": "_strategies",
-    "from_contract": "_contract_strategies",
-    "kind_contract": "_contract_strategies",
-    "messages": "_strategies",
+    "ActorStateMachine": "systems._state_machine",
+    "NewActorSystem": "systems._new_systems",
+    "ValkeyServer": "systems._valkey_server",
+    "entities": "strategies._messages",
+    "from_contract": "strategies._contracts",
+    "kind_contract": "strategies._contracts",
+    "messages": "strategies._messages",
 }
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, TypeVar, assert_type
 
 from attrs import define, frozen
 
-from atomic_actors._actor import Actor, ActorSource, Context, EntityKind, Outbox, collect, handler
-from atomic_actors._messages import Command, EntityId, Message, Query, RawMessage
-from atomic_actors._records import Completed, EntityRef, Park, Retry
+from atomic_actors.actors._messages import Command, EntityId, Message, Query, RawMessage
+from atomic_actors.actors._specs import Actor, ActorSource, Context, EntityKind, Outbox, collect, handler
+from atomic_actors.base._records import Completed, EntityRef, Park, Retry
 
 R = TypeVar("R")
 S = TypeVar("S")

@@ -1,1 +1,3 @@
-"""The journal over Redis or Valkey: the Lua library of the store, and the forms of its calls."""
+"""The journal in Redis or Valkey: calls, answers, channels. Imports `base` and the protocol in `journal`."""
+
+from __future__ import annotations

@@ -1,6 +1,6 @@
 """The forms of the steps of `aa1_commit`: the name of each, its keys and its arguments, in order.
 
-`python -m atomic_actors.codegen` writes both sides from this: the encoders in `_redis_wire.py` and the
+`python -m atomic_actors.tools.codegen` writes both sides from this: the encoders in `_wire.py` and the
 readers in `lua/*.lua`. Names and types of the arguments are those of the step's record.
 
 A form that was released never changes, because nodes of the release before send it too. A step that has

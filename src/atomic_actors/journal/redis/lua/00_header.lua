@@ -2,11 +2,11 @@
 -- revision: 22
 -- Raise it with every change of a part: of two revisions of one protocol a store keeps the newer one.
 
--- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `_memory.py`.
+-- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `memory/_journal.py`.
 --
 -- The parts of this folder are joined in the order of their names into one library. A name that stands outside of
 -- a part's `do ... end` can be used by every part behind it; Lua allows 200 of them, so there are few. What stands
--- between the marks of a generated block is written by `python -m atomic_actors.codegen`: names and places of keys
+-- between the marks of a generated block is written by `python -m atomic_actors.tools.codegen`: names and places of keys
 -- and arguments come from `_forms.py`.
 --
 -- Keys of a partition, T = {namespace:service:partition}, all of one slot:

@@ -1,7 +1,7 @@
 -- Steps of an owner: turns that were cut off.
 
 do
-  -- `_wal.decide_interruption`.
+  -- `decide_interruption` of `_lifecycle.py`.
   local function decide_interruption(stamp, interruptions, recovering)
     local policy, limit = sub(stamp, 2, 2), tonumber(sub(stamp, 4))
     if (limit > 0 and interruptions >= limit) or recovering then

@@ -1,0 +1,3 @@
+"""What users declare, and the specs made of it. Imports `base` and `codec`."""
+
+from __future__ import annotations

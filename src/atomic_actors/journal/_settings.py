@@ -1,0 +1,59 @@
+"""What a journal has to know of the configuration."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from atomic_actors.base._config import Config
+from atomic_actors.journal._protocol import JournalSettings
+from atomic_actors.journal.redis._replication import Replication
+
+__all__ = (
+    "CONNECT_CALLS",
+    "CONNECT_TIMEOUT_MIN_S",
+    "CONNECT_TIMEOUT_S",
+    "_connect_timeout_s",
+    "journal_settings",
+    "replication_of",
+)
+
+#: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
+CONNECT_CALLS: Final = 2
+
+
+CONNECT_TIMEOUT_MIN_S: Final = 1.0
+
+
+CONNECT_TIMEOUT_S: Final = 3.0
+
+
+def journal_settings(config: Config) -> JournalSettings:
+    """What a journal has to know of the configuration."""
+
+    def share(total: int) -> int:
+        return -(-total // config.partitions) if total else 0
+
+    return JournalSettings(
+        namespace=config.namespace,
+        service=config.service,
+        partitions=config.partitions,
+        result_ttl_ms=int(config.result_ttl_s * 1000),
+        dedupe_ttl_ms=int(config.dedupe_ttl_s * 1000),
+        partition_depth_limit=share(config.max_total_depth),
+        partition_dead_letter_limit=share(config.max_dead_letters),
+        dead_letter_ttl_ms=int(config.dead_letter_ttl_s * 1000),
+    )
+
+
+def _connect_timeout_s(config: Config) -> float:
+    """How long it may take to connect, sign in and check the store: some calls, one after the other."""
+    return min(max(CONNECT_CALLS * config.store_timeout_s, CONNECT_TIMEOUT_MIN_S), CONNECT_TIMEOUT_S)
+
+
+def replication_of(config: Config) -> Replication | None:
+    """What replicas must have before an answer counts; None for nothing."""
+    if config.replication == "none":
+        return None
+    return Replication(
+        config.replicas_min, config.replication_timeout_s, on_disk=config.replication == "fsynced"
+    )

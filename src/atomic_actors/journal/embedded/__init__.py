@@ -1,0 +1,3 @@
+"""The private server: launched, joined, kept running. Imports `base` alone."""
+
+from __future__ import annotations

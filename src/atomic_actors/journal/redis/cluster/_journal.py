@@ -1,0 +1,420 @@
+"""The journal in a Redis or Valkey Cluster.
+
+The keys of a partition share one hash slot, so a call concerns one partition and goes to the primary that
+has its slot; calls to one primary are pipelined on one connection, and the primaries work side by side. What
+one of them cannot do stops nobody else: a call to a primary that is known to be away fails at once, while a
+task of its own tries to reach it again.
+
+A slot may move at any time. Who has it now is learnt from the answers: `MOVED` (it has moved), `ASK` and
+`TRYAGAIN` (it is moving, key by key). All of these come before the call has done anything, so it is sent
+again, with the same content. While a slot moves key by key, a script that deletes a key and then makes it anew
+would fail in its middle: the node that hands the slot over takes the key for one that has left already. So
+every call of steps declares one key more, which is never there: the nodes then refuse the call as a whole until
+the slot has arrived. The lease is one key and needs no such guard; it is renewed also while its slot moves.
+
+Replicas lag behind: one that takes over may have lost what was acknowledged. Commit numbers tell (`_history`),
+and for each partition they are compared before anything else is sent over a connection that is new to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+from coredis.connection import BaseConnection
+from coredis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from atomic_actors.base._errors import InvalidConfig
+from atomic_actors.base._oneshot import clock_function
+from atomic_actors.base._store_url import StoreLocation, StoreScheme, parse_store_url
+from atomic_actors.journal._history import CommitHistory, HistoryLoss, Question
+from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
+from atomic_actors.journal.redis._answers import read_results
+from atomic_actors.journal.redis._directory import RedisDirectory
+from atomic_actors.journal.redis._journal import check_names, check_store_safety, check_version
+from atomic_actors.journal.redis._library import (
+    COMMIT,
+    REGISTER,
+    check_registration,
+    is_missing,
+    load_library,
+    registration,
+)
+from atomic_actors.journal.redis._link import explain
+from atomic_actors.journal.redis._wire import Wire
+from atomic_actors.journal.redis.cluster._nodes import ClusterNodes, Shard, name_of
+from atomic_actors.journal.redis.cluster._slots import Address, parse_redirect, slot_of
+
+__all__ = ("ClusterJournal",)
+
+#: Pauses before a call is sent again to a slot that is on the move.
+MOVING_PAUSE_FIRST_S: Final = 0.005
+MOVING_PAUSE_MAX_S: Final = 0.1
+#: A slot that has just moved is found at once; nodes that send us to and fro are left alone for a while.
+REDIRECTS_AT_ONCE: Final = 3
+#: Loads of the library for one call, which somebody may flush at any time.
+LOADS_MAX: Final = 3
+
+
+class ClusterJournal:
+    """A journal in a Redis (7.0 or newer) or Valkey Cluster.
+
+    Args:
+        location: a `redis+cluster:` location: some of the nodes, and how to sign in at all of them.
+        settings: the namespace, the service and its limits.
+        timeout_s: how long the answer to a call may take, and how long a moving slot is waited for.
+        connect_timeout_s: how long it may take to connect to a node, sign in and check it.
+        allow_eviction: accept nodes that may evict keys when their memory is full.
+        allow_no_persistence: accept nodes that write no append-only file, or never force it to the disk.
+        fixes_partitions: whether this decides how many partitions the service has, where nothing did before.
+
+    Raises:
+        InvalidConfig: the location is no cluster, or a name holds braces or control characters.
+    """
+
+    def __init__(
+        self,
+        location: StoreLocation,
+        settings: JournalSettings,
+        *,
+        timeout_s: float = 1.5,
+        connect_timeout_s: float = 3.0,
+        allow_eviction: bool = False,
+        allow_no_persistence: bool = False,
+        fixes_partitions: bool = True,
+    ) -> None:
+        check_names(settings)
+        if location.scheme is not StoreScheme.CLUSTER:
+            raise InvalidConfig(f"url: {location} is no cluster")
+        self._nodes = ClusterNodes(location, self._greet, connect_timeout_s=connect_timeout_s)
+        #: Which primary has which slot.
+        self.slots = self._nodes.slots
+        #: Passes on that a partition's store went back in time.
+        self.history = CommitHistory()
+        #: The nodes that use the store.
+        self.directory = RedisDirectory(self.call, settings.namespace)
+        self._settings = settings
+        self._fixes_partitions = fixes_partitions
+        self._wire = Wire(settings)
+        self._timeout_s = timeout_s
+        self._allow_eviction = allow_eviction
+        self._allow_no_persistence = allow_no_persistence
+        # Of each partition its own: shards answer side by side, and an answer of one says nothing of another.
+        self._histories: dict[int, CommitHistory] = {}
+        #: The connection over which each partition's commit number was compared last.
+        self._compared: dict[int, BaseConnection] = {}
+        self._partition_slots: dict[int, int] = {}
+        self._task_group: TaskGroup | None = None
+        self._now_ms = 0
+
+    @classmethod
+    def from_url(cls, url: str, settings: JournalSettings, **options: Any) -> Self:
+        """The journal at `redis+cluster://host:port,host:port`; `options` as above.
+
+        Raises:
+            InvalidConfig: the URL is none of these.
+        """
+        return cls(parse_store_url(url)[0], settings, **options)
+
+    def __repr__(self) -> str:
+        state = "open" if self._task_group is not None else "closed"
+        return (
+            f"<ClusterJournal {self._settings.namespace}:{self._settings.service} {state}, "
+            f"{len(self.slots.primaries())} primaries>"
+        )
+
+    @property
+    def settings(self) -> JournalSettings:
+        """The settings it was made with."""
+        return self._settings
+
+    @property
+    def commits(self) -> dict[int, int]:
+        """The highest commit number that is known of each partition."""
+        return {
+            number: found for history in self._histories.values() for number, found in history.numbers.items()
+        }
+
+    def lease_key(self, partition: int) -> bytes:
+        """The key of a partition's lease, for `aa1_renew` on connections of the lease keeper's own."""
+        return self._wire.lease_key(partition)
+
+    async def __aenter__(self) -> Self:
+        """Find the primaries, check each and load the library into it.
+
+        Primaries that are away do not count, as long as one node can say where the others are, and the one
+        that holds the namespace's own record is there.
+
+        Raises:
+            JournalUnavailable: the cluster cannot be reached.
+            StoreIncompatible: a node is too old, is no cluster's, or wants another password; or the service has
+                another number of partitions.
+            StoreUnsafe: a primary may lose what it accepted.
+        """
+        self._clock = clock_function()
+        self._task_group = await anyio.create_task_group().__aenter__()
+        try:
+            await self._nodes.open(self._task_group)
+            key, arguments = registration(self._settings, fixes_partitions=self._fixes_partitions)
+            check_registration(self._settings, await self.call(REGISTER, (key,), arguments))
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task_group, self._task_group = self._task_group, None
+        assert task_group is not None
+        self._nodes.close()
+        task_group.cancel_scope.cancel()
+        await task_group.__aexit__(None, None, None)
+
+    # Steps.
+
+    async def execute(self, steps: Sequence[Step]) -> BatchResult:
+        """Execute steps, in order within each partition.
+
+        Raises:
+            JournalUnavailable: a partition gave no usable answer. The steps may have happened unless `sent` is
+                False; where there were several partitions, those of the others may have in any case.
+            StoreIncompatible: a node's library or namespace does not fit, or its user may not do this.
+            StoreUnsafe: a primary that is new may lose what it accepts.
+        """
+        if self._task_group is None:
+            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+        groups: dict[int, list[int]] = {}
+        for position, step in enumerate(steps):
+            groups.setdefault(step.partition, []).append(position)
+        if len(groups) == 1:
+            return await self._execute_partition(steps[0].partition, steps)
+        if not groups:
+            await anyio.lowlevel.checkpoint()
+            return BatchResult((), self._now_ms)
+        return await self._execute_partitions(steps, groups)
+
+    async def _execute_partitions(self, steps: Sequence[Step], groups: dict[int, list[int]]) -> BatchResult:
+        results: dict[int, Result] = {}
+        errors: list[Exception] = []
+        times: list[int] = []
+
+        async def execute(partition: int, positions: list[int]) -> None:
+            try:
+                answer = await self._execute_partition(partition, [steps[at] for at in positions])
+            except Exception as error:
+                errors.append(error)
+            else:
+                times.append(answer.now_ms)
+                results.update(zip(positions, answer.results, strict=True))
+
+        async with anyio.create_task_group() as task_group:
+            for partition, positions in groups.items():
+                task_group.start_soon(execute, partition, positions)
+        for error in errors:
+            if not isinstance(error, JournalUnavailable):
+                raise error
+        unavailable = [error for error in errors if isinstance(error, JournalUnavailable)]
+        if unavailable:
+            was_sent = bool(times) or any(error.sent for error in unavailable)
+            raise JournalUnavailable(str(unavailable[0]), sent=was_sent) from unavailable[0]
+        return BatchResult([results[at] for at in range(len(steps))], max(times))
+
+    async def _execute_partition(self, partition: int, steps: Sequence[Step]) -> BatchResult:
+        call = self._wire.encode(steps)
+        command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(partition), *call.arguments)
+        reply, question = await self._deliver(self._slot(partition), command, partition)
+        if isinstance(reply, Exception):
+            raise explain(reply, sent=True) from reply
+        assert question is not None
+        self._history(partition).read(question, zip(call.partitions, reply[1], strict=True))
+        self._now_ms = int(reply[0])
+        return BatchResult(read_results(call.steps, reply[2:]), self._now_ms)
+
+    async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        """Call a function of the library that is no step, at the primary that has its keys' slot.
+
+        Args:
+            function: the function's name.
+            keys: all the keys that it may touch, of the same slot; at least one.
+            arguments: the rest.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            JournalUnavailable: there was no usable answer.
+            StoreIncompatible: the store refused.
+        """
+        reply, _ = await self._deliver(slot_of(keys[0]), (function, len(keys), *keys, *arguments))
+        if isinstance(reply, Exception):
+            raise explain(reply, sent=True) from reply
+        return reply
+
+    def _slot(self, partition: int) -> int:
+        slot = self._partition_slots.get(partition)
+        if slot is None:
+            slot = self._partition_slots[partition] = slot_of(self._wire.lease_key(partition))
+        return slot
+
+    def _absent_key(self, partition: int) -> bytes:
+        return self._wire.partition(partition).prefix + b":-"
+
+    def _history(self, partition: int) -> CommitHistory:
+        history = self._histories.get(partition)
+        if history is None:
+            history = self._histories[partition] = CommitHistory(self._tell_loss)
+        return history
+
+    def _tell_loss(self, loss: HistoryLoss) -> None:
+        if self.history.on_loss is not None:
+            self.history.on_loss(loss)
+
+    # One call.
+
+    async def _deliver(
+        self, slot: int, command: Sequence[Any], partition: int | None = None
+    ) -> tuple[Any, Question | None]:
+        """Send one call to whoever has the slot, until it was not refused for the slot's sake.
+
+        Args:
+            slot: of all its keys.
+            command: function, number of keys, keys, arguments.
+            partition: whose commit number the answer brings.
+
+        Returns:
+            The answer or the store's error, and the question that the answer belongs to.
+
+        Raises:
+            JournalUnavailable: nobody has the slot, its primary is away, the slot moves for too long, or the
+                partition has lost history.
+        """
+        history = None if partition is None else self._history(partition)
+        losses = history.losses if history is not None else 0
+        redirect: Address | None = None
+        give_up_s, pause_s = self._clock() + self._timeout_s, MOVING_PAUSE_FIRST_S
+        redirects, loads = 0, 0
+        while True:
+            shard = self._nodes.shard(redirect) if redirect is not None else self._nodes.owner(slot)
+            connection = await self._nodes.connection(shard)
+            reply: Any = None
+            question: Question | None = None
+            if partition is not None and history is not None:
+                reply = await self._compare(shard, connection, partition, history)
+                if history.losses != losses:
+                    # Some of these steps may belong to what was lost: whoever made them has to look again.
+                    raise JournalUnavailable("the store has lost history", sent=False)
+                question = history.ask()
+            if reply is None:
+                reply = await self._ask(shard, connection, command, is_asked=redirect is not None)
+            redirect, is_moving = None, False
+            if isinstance(reply, MovedError):
+                self.slots.move(slot, parse_redirect(str(reply), shard.address))
+            elif isinstance(reply, AskError):
+                is_moving = True
+                # For steps, the node that the slot moves to would refuse as well: a key is missing.
+                if partition is None:
+                    redirect = parse_redirect(str(reply), shard.address)
+            elif is_missing(reply) and loads < LOADS_MAX:
+                loads += 1
+                await self._load(connection)
+            elif isinstance(reply, TryAgainError):
+                is_moving = True
+            else:
+                if isinstance(reply, Exception) and not _is_about_the_call(reply):
+                    self.slots.suspect()
+                return reply, question
+            redirects += 1
+            if (is_moving and redirect is None) or redirects > REDIRECTS_AT_ONCE:
+                if self._clock() + pause_s >= give_up_s:
+                    raise JournalUnavailable(
+                        f"slot {slot} of the cluster is on the move: {reply}", sent=False
+                    )
+                await anyio.sleep(pause_s)
+                pause_s = min(pause_s * 2, MOVING_PAUSE_MAX_S)
+
+    async def _ask(
+        self, shard: Shard, connection: BaseConnection, command: Sequence[Any], *, is_asked: bool
+    ) -> Any:
+        """Send a call on a connection; the answer, or the error that it ended with.
+
+        Raises:
+            JournalUnavailable: nothing was sent, or no answer came in time.
+        """
+        try:
+            if is_asked:
+                # For the next command only: nothing may come between the two, and nothing can.
+                _ = connection.create_request(b"ASKING", decode=False, raise_exceptions=False)
+            request = connection.create_request(
+                b"FCALL", *command, decode=False, raise_exceptions=False, timeout=self._timeout_s
+            )
+        except RedisError as error:
+            raise explain(error, sent=False) from error
+        reply: Any = await request
+        if isinstance(reply, TimeoutError):
+            connection.invalidate("an answer did not come in time")
+            why = f"{name_of(shard.address)} did not answer within {self._timeout_s:g} s"
+            self._nodes.went_down(shard, why)
+            raise JournalUnavailable(why, sent=True) from reply
+        return reply
+
+    async def _compare(
+        self, shard: Shard, connection: BaseConnection, partition: int, history: CommitHistory
+    ) -> Any:
+        """Compare the commit number before anything is sent that would raise it; the error that came instead."""
+        if partition not in history.numbers or self._compared.get(partition) is connection:
+            return None
+        call = self._wire.encode((), (partition,))
+        command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(partition), *call.arguments)
+        question = history.ask()
+        try:
+            reply = await self._ask(shard, connection, command, is_asked=False)
+        except JournalUnavailable as error:
+            raise JournalUnavailable(str(error), sent=False) from error
+        if isinstance(reply, ResponseError):
+            return reply
+        if isinstance(reply, Exception):
+            raise explain(reply, sent=False) from reply
+        self._compared[partition] = connection
+        history.read(question, zip(call.partitions, reply[1], strict=True))
+        return None
+
+    async def _load(self, connection: BaseConnection) -> None:
+        """Load the library, which somebody flushed."""
+        try:
+            with anyio.fail_after(self._timeout_s):
+                await load_library(connection)
+        except (RedisError, TimeoutError) as error:
+            raise explain(error, sent=False) from error
+
+    async def _greet(self, connection: BaseConnection) -> None:
+        check_version(connection)
+        await check_store_safety(
+            connection,
+            allow_eviction=self._allow_eviction,
+            allow_no_persistence=self._allow_no_persistence,
+        )
+        try:
+            await load_library(connection)
+        except ResponseError as error:
+            # A replica takes no library; it has its primary's. The calls will say where that is.
+            if "read only replica" not in str(error):
+                raise
+
+
+def _is_about_the_call(error: Exception) -> bool:
+    """Whether an error says nothing of where the slots are."""
+    return isinstance(error, ResponseError) and not isinstance(error, ClusterDownError)

@@ -1,0 +1,520 @@
+"""The verbs: from `ask(entity, message)` to an append, and from an outcome to a reply.
+
+Everything that can be wrong with a call is found before anything is sent: the kind, the message, its
+content and size by `_call_checks`; the key, the time limits, a cycle of asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+import anyio
+from attrs import define, field
+
+from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._messages import Message
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import (
+    ActorLimitExceeded,
+    AskCycle,
+    AskLimitExceeded,
+    AskTimeout,
+    AtomicActorsError,
+    InvalidConfig,
+    NotSupported,
+    OutcomeUnknown,
+    OwnerUnavailable,
+    StoreUnavailable,
+    SystemNotRunning,
+    TooManyHops,
+    UnknownKind,
+)
+from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
+from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
+from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import digest_of, encode_envelope
+from atomic_actors.contracts._call_checks import (
+    OnCancel,
+    check_on_cancel,
+    check_seconds,
+    locate_message,
+    split_pair,
+)
+from atomic_actors.journal._protocol import Append, Appended, pack_body
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.node.execution._supervisor import Supervisor
+from atomic_actors.node.execution._turn import TurnContext, current_activation
+from atomic_actors.node.routing._destinations import Call, Calls
+from atomic_actors.node.routing._router import Admission, Pending, Router
+from atomic_actors.node.volatile._activations import VolatileKinds
+from atomic_actors.node.volatile._routes import VolatileRoutes
+
+__all__ = ("Sender",)
+
+#: Appends of one `tell_many` that may be under way at once.
+TELL_MANY_WINDOW: Final = 2_000
+
+
+@define(eq=False)
+class Sender:
+    """Implements the verbs of `ActorSystem`.
+
+    Args:
+        config: time limits and sizes.
+        supervisor: gives the activations that take messages as they are appended.
+        volatile: runs the kinds that have no journal.
+        calls: checks what is sent, and finds out where it goes.
+        routes: sends messages of volatile kinds to the nodes that own them; None where there can be no other node.
+    """
+
+    config: Config
+    codec: Codec
+    router: Router
+    supervisor: Supervisor
+    volatile: VolatileKinds
+    listeners: Listeners
+    kinds: dict[str, Kind]
+    partitions: int
+    calls: Calls
+    routes: VolatileRoutes | None = None
+    running: bool = True
+    accepted: int = 0
+    #: Asks that wait for their replies now.
+    inflight_asks: int = 0
+    _headers: dict[str, Any] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._headers = {"s": self.router.node_id}
+
+    def _check_running(self) -> None:
+        if self.running:
+            return
+        turn = current_activation.get()
+        if turn is not None and turn.is_running and turn.services is self.supervisor.node:
+            return  # what was begun may still end well while the node is left
+        raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
+
+    async def _look_up(self, target: object, message: object, limit_s: float = 0.0) -> Call:
+        call = await self.calls.look_up(target, message, limit_s)
+        self._check_running()  # the system may have been left meanwhile: no answer would come
+        return call
+
+    # Sending.
+
+    async def ask(
+        self,
+        target: object,
+        message: object,
+        timeout_s: float | None,
+        key: str | None,
+        on_cancel: OnCancel,
+    ) -> Any:
+        """See `ActorSystem.ask`."""
+        self._check_running()
+        check_on_cancel(on_cancel)
+        if key is not None:
+            check_key(key)
+        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
+        call = self.calls.check(target, message)
+        if call is None:
+            began_s = self.router.clock()
+            call = await self._look_up(target, message, timeout_s)
+            if timeout_s:
+                timeout_s = max(timeout_s - (self.router.clock() - began_s), 0.001)
+        activation = current_activation.get()
+        headers = self._headers
+        if activation is not None and activation.is_running and activation.services is self.supervisor.node:
+            activation.context.refuse_in_transaction()
+            headers, timeout_s = self._inherit(activation.context, call, timeout_s)
+        if call.is_volatile:
+            if key is not None:
+                raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
+            return await self._ask_volatile(call, message, timeout_s, headers)
+        return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
+
+    async def ask_from_turn(
+        self, context: TurnContext, entity: EntityRef, message: Message[Any], unique: str
+    ) -> Any:
+        """See `Context.ask`."""
+        self._check_running()
+        call = self.calls.check(entity, message)
+        if call is None:
+            left_s = max(context.deadline - self.router.clock(), 0.001)
+            call = await self._look_up(entity, message, 0.0 if left_s == float("inf") else left_s)
+        headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
+        if call.is_volatile:
+            return await self._ask_volatile(call, message, timeout_s, headers)
+        with self._awaiting(call):
+            return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+
+    @contextmanager
+    def _awaiting(self, call: Call) -> Generator[None]:
+        if call.kind is None:
+            yield  # it does not live here
+            return
+        awaited, entity = self.supervisor.awaited, call.entity
+        awaited[entity] = awaited.get(entity, 0) + 1
+        try:
+            yield
+        finally:
+            awaited[entity] -= 1
+            if not awaited[entity]:
+                del awaited[entity]
+                self.supervisor.let_go(call.partition, entity)
+
+    def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
+        """Path and deadline of an ask inside a turn."""
+        path = (*context.path, str(context.entity))
+        if call.entity in path:
+            chain = " -> ".join((*path, call.entity))
+            raise AskCycle(
+                f"{call.entity} waits, directly or not, for this turn: {chain}; use self.outbox.add(...)",
+                path=(*path, call.entity),
+            )
+        if self.config.max_hops and len(path) > self.config.max_hops:
+            raise TooManyHops(
+                f"the chain of asks {' -> '.join(path)} is longer than max_hops={self.config.max_hops}",
+                path=path,
+            )
+        left_s = context.deadline - self.router.clock()
+        if left_s <= 0:
+            raise AskTimeout(f"no time is left to ask {call.entity}: the turn's deadline has passed")
+        if left_s != float("inf"):
+            timeout_s = min(timeout_s, left_s) if timeout_s else left_s
+        return {**self._headers, "p": list(path)}, timeout_s
+
+    def _count_ask(self, call: Call) -> None:
+        """Count an ask that begins; it is sent right after.
+
+        Raises:
+            AskLimitExceeded: as many wait already as may.
+        """
+        limit = self.config.max_inflight_asks
+        if limit and self.inflight_asks >= limit:
+            raise AskLimitExceeded(
+                f"{call.name} for {call.entity} was not sent: {limit} asks of this node wait for their replies "
+                "already (max_inflight_asks); ask less at once, or tell"
+            )
+        self.inflight_asks += 1
+
+    async def _ask_volatile(
+        self, call: Call, message: object, timeout_s: float, headers: dict[str, Any]
+    ) -> Any:
+        """Hand a message over where its partition is ours, or send it to whoever owns it."""
+        self._count_ask(call)
+        try:
+            kind, path = call.kind, tuple(headers.get("p", ()))
+            if kind is not None and self.routes is None:
+                return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+            if kind is not None and self._is_here(call):
+                deadline_s = self.router.clock() + timeout_s
+                try:
+                    return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+                except OwnerUnavailable as error:
+                    # It did not begin: the next owner may still run it in time.
+                    logger.debug("%s goes to the next owner: %s", call.name, error)
+                timeout_s = max(deadline_s - self.router.clock(), 0.001) if timeout_s else 0
+            reply = await self._routes_to(call).ask(
+                journal_of(call), call.partition, call.entity, call.name, call.payload, timeout_s, path
+            )
+            return call.decode_reply(reply)
+        finally:
+            self.inflight_asks -= 1
+
+    def _is_here(self, call: Call) -> bool:
+        """Whether a volatile message is for this node, and nothing that was sent before it waits for the owner."""
+        routes = self.routes
+        if routes is None:
+            return True
+        if call.service:
+            return False
+        here = self.volatile.owns(call.partition)
+        if self.volatile.is_draining(call.partition):
+            # What comes from outside is for the next owner, or a partition in use would never be given up. What
+            # a running turn asks is answered here: the drain waits for that turn.
+            turn = current_activation.get()
+            return here and turn is not None and turn.is_running
+        return here and not routes.waits_for(journal_of(call), call.partition)
+
+    def _routes_to(self, call: Call) -> VolatileRoutes:
+        if self.routes is None:
+            raise UnknownKind(f"kind {call.ref.kind!r} has no handlers here, and no other node can have any")
+        return self.routes
+
+    async def _ask(
+        self,
+        call: Call,
+        timeout_s: float,
+        key: str | None,
+        on_cancel: OnCancel,
+        headers: dict[str, Any],
+        unique: str,
+    ) -> Any:
+        router = self.router
+        self._count_ask(call)
+        try:
+            admission = self._admit(call)
+            pending = Pending(
+                router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+            )
+            if self.listeners.active:
+                pending.on_accepted = partial(self._emit_accepted, call, unique)
+            deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
+            step = self._append(call, unique, key, deadline_ms, headers, admission, waits=True)
+            router.send(pending, step, timeout_s)
+            in_turn = current_activation.get() is not None
+            outcome = await router.wait(pending, on_cancel, key or "", in_turn=in_turn)
+        finally:
+            self.inflight_asks -= 1
+        self.accepted += 1
+        return router.value_of(pending, outcome)
+
+    def _admit(self, call: Call) -> Admission | None:
+        if call.kind is None:
+            return None
+        return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
+
+    def _append(
+        self,
+        call: Call,
+        unique: str,
+        key: str | None,
+        deadline_ms: int,
+        headers: dict[str, Any],
+        admission: Admission | None,
+        *,
+        waits: bool,
+    ) -> Append:
+        body = pack_body(
+            name=call.name,
+            deadline_ms=deadline_ms,
+            waited_for=waits,
+            key=key or "",
+            envelope=encode_envelope(headers, call.payload),
+        )
+        return Append(
+            call.partition,
+            call.entity,
+            unique,
+            body,
+            key or "",
+            digest_of(call.name, call.payload) if key else "",
+            call.max_depth,
+            admission.claim if admission is not None else "",
+            admission.policy if admission is not None else "",
+            admission.version if admission is not None else -1,
+        )
+
+    async def tell(
+        self, target: object, message: object, key: str | None, expires_in_s: float | None
+    ) -> Receipt[Any]:
+        """See `ActorSystem.tell`."""
+        self._check_running()
+        if key is not None:
+            check_key(key)
+        if expires_in_s is not None and not check_seconds("expires_in_s", expires_in_s, 0):
+            raise InvalidConfig(
+                "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
+            )
+        call = self.calls.check(target, message) or await self._look_up(target, message)
+        if call.is_volatile:
+            if key is not None or expires_in_s is not None:
+                raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
+            return await self._tell_volatile(call, message)
+        pending = self._send_tell(call, key, expires_in_s)
+        return self._receipt(call, pending, await pending.cell)
+
+    async def _tell_volatile(self, call: Call, message: object) -> Receipt[Any]:
+        if call.kind is not None and self._is_here(call):
+            try:
+                return self.volatile.tell(call.kind, call.ref, call.partition, message)
+            except OwnerUnavailable:
+                if self.routes is None:
+                    raise
+        answer = await self._routes_to(call).tell(
+            journal_of(call), call.partition, call.entity, call.name, call.payload
+        )
+        if isinstance(answer, BaseException):
+            raise answer
+        return Receipt(f"{call.ref}/{answer:032x}", call.ref)
+
+    def _send_tell(self, call: Call, key: str | None, expires_in_s: float | None) -> Pending:
+        router = self.router
+        deadline_ms = 0
+        if expires_in_s is not None:
+            deadline_ms = router.store_now_ms() + int(expires_in_s * 1000)
+        unique = router.new_unique()
+        admission = self._admit(call)
+        pending = Pending(
+            router, "tell", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+        )
+        if self.listeners.active:
+            pending.on_accepted = partial(self._emit_accepted, call, unique)
+        step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
+        router.send(pending, step, self.config.accept_timeout_s)
+        return pending
+
+    def _receipt(self, call: Call, pending: Pending, answer: object) -> Receipt[Any]:
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Appended)
+        self.accepted += 1
+        return Receipt(f"{call.entity}/{answer.unique}", call.ref, reply_type=call.reply_type)
+
+    def _emit_accepted(self, call: Call, unique: str) -> None:
+        self.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
+
+    async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
+        """See `ActorSystem.tell_many`."""
+        self._check_running()
+        pairs = [split_pair(pair) for pair in messages]
+        calls = [self.calls.check(*pair) or await self._look_up(*pair) for pair in pairs]
+        for call in calls:
+            if call.is_volatile:
+                raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
+        receipts: list[Receipt[Any]] = []
+        failures: list[tuple[int, AtomicActorsError]] = []
+        for start in range(0, len(calls), TELL_MANY_WINDOW):
+            window = calls[start : start + TELL_MANY_WINDOW]
+            await self._tell_window(start, window, receipts, failures)
+            if failures:
+                break
+        if failures:
+            index, error = failures[0]
+            error.add_note(f"{len(receipts)} of {len(calls)} messages were accepted; this is number {index}")
+            raise error
+        return receipts
+
+    async def _tell_window(
+        self,
+        start: int,
+        calls: Sequence[Call],
+        receipts: list[Receipt[Any]],
+        failures: list[tuple[int, AtomicActorsError]],
+    ) -> None:
+        sent: list[tuple[Call, Pending]] = []
+        for index, call in enumerate(calls, start):
+            try:
+                pending = await self._send_when_there_is_room(call)
+            except AtomicActorsError as error:
+                failures.append((index, error))
+                break
+            sent.append((call, pending))
+        for index, (call, pending) in enumerate(sent, start):
+            try:
+                receipts.append(self._receipt(call, pending, await pending.cell))
+            except AtomicActorsError as error:
+                failures.append((index, error))
+        failures.sort(key=lambda failure: failure[0])
+
+    async def _send_when_there_is_room(self, call: Call) -> Pending:
+        """A bulk sender outruns the activations by design: it waits for room instead of failing."""
+        deadline_s = self.router.clock() + self.config.accept_timeout_s
+        while True:
+            try:
+                return self._send_tell(call, None, None)
+            except ActorLimitExceeded:
+                left_s = deadline_s - self.router.clock()
+                if left_s <= 0:
+                    raise
+                await self.supervisor.wait_for_room(left_s)
+
+    def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
+        """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
+        try:
+            call = self.calls.check(entity, message)
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
+            return
+        if call is None:
+            self.calls.outlets.run(partial(self._send_later, entity, message))
+        else:
+            self._send_call(call, message)
+
+    def _send_call(self, call: Call, message: Message[Any]) -> None:
+        try:
+            if not call.is_volatile:
+                self._send_tell(call, None, None)
+            elif call.kind is not None and self._is_here(call):
+                self.volatile.tell(call.kind, call.ref, call.partition, message)
+            else:
+                _ = self._routes_to(call).tell(
+                    journal_of(call), call.partition, call.entity, call.name, call.payload
+                )
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", call.ref, error)
+
+    async def _send_later(self, entity: EntityRef, message: Message[Any]) -> None:
+        try:
+            self._send_call(await self.calls.look_up(entity, message), message)
+        except AtomicActorsError as error:
+            logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
+
+    # Afterwards.
+
+    def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
+        ref, unique, reply_type = locate_message(message)
+        self._check_keeps_results(ref)
+        return ref, unique, reply_type
+
+    def _check_keeps_results(self, ref: EntityRef) -> None:
+        if self.calls.is_volatile(ref.kind):
+            raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
+
+    def _check_not_leaving(self, ref: EntityRef, unique: str) -> None:
+        """Of a message that was sent before, a system that is leaving knows nothing: not even that it never ran."""
+        if not self.running:
+            message_id = f"{ref}/{unique}"
+            raise OutcomeUnknown(
+                f"the actor system is being left; ask elsewhere what became of {message_id}",
+                message_id=message_id,
+            )
+
+    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[GroupCommit, int]:
+        if ref.kind in self.kinds or self.calls.known.registry is None:
+            return self.router.journal, partition_of(str(ref), self.partitions)
+        try:
+            with anyio.fail_after(self.config.accept_timeout_s):
+                journal, partition, _ = await self.calls.place_of(ref)
+        except (StoreUnavailable, TimeoutError) as error:
+            message_id = f"{ref}/{unique}"
+            raise OutcomeUnknown(
+                f"what became of {message_id} could not be looked up: {error}", message_id=message_id
+            ) from error
+        self._check_keeps_results(ref)
+        self._check_not_leaving(ref, unique)
+        return journal, partition
+
+    async def result(self, message: object, timeout_s: float | None) -> Any:
+        """See `ActorSystem.result`."""
+        ref, unique, reply_type = self._locate(message)
+        self._check_not_leaving(ref, unique)
+        entity = str(ref)
+        decode = self.codec.decoder(reply_type)
+        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
+        journal, partition = await self._place_of_sent(ref, unique)
+        pending = Pending(self.router, "result", partition, entity, unique, decode, None, journal)
+        self.router.attach(pending, timeout_s)
+        outcome = await self.router.wait(pending, "detach", "")
+        return self.router.value_of(pending, outcome)
+
+    async def withdraw(self, message: object) -> bool:
+        """See `ActorSystem.withdraw`."""
+        ref, unique, _ = self._locate(message)
+        self._check_not_leaving(ref, unique)
+        try:
+            journal, partition = await self._place_of_sent(ref, unique)
+        except OutcomeUnknown as error:
+            logger.info("%s/%s could not be withdrawn: %s", ref, unique, error)
+            return False
+        answer = await self.router.withdraw(journal, partition, str(ref), unique, "")
+        return answer is not None and answer.state == "withdrawn"
+
+
+def journal_of(call: Call) -> GroupCommit:
+    """Where a call that is not for an outbox goes."""
+    assert call.journal is not None
+    return call.journal

@@ -1,0 +1,222 @@
+"""Opens the store that a configuration names, with everything a node needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+from attrs import frozen
+from coredis.connection import BaseConnection
+
+from atomic_actors.base._config import Config
+from atomic_actors.base._errors import EmbeddedServerError, InvalidConfig
+from atomic_actors.base._store_url import StoreLocation, StoreScheme
+from atomic_actors.journal._directory import Directory, WithDirectory
+from atomic_actors.journal._history import CommitHistory
+from atomic_actors.journal._kind_registry import KindRegistry
+from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
+from atomic_actors.journal._settings import _connect_timeout_s, journal_settings, replication_of
+from atomic_actors.journal.embedded._embedded import (
+    EmbeddedLocation,
+    embedded_directory,
+    embedded_server,
+    ensure_running,
+)
+from atomic_actors.journal.memory._journal import MemoryJournal
+from atomic_actors.journal.memory._kind_registry import MemoryKindRegistry
+from atomic_actors.journal.redis._channels import RedisChannels
+from atomic_actors.journal.redis._journal import RedisJournal
+from atomic_actors.journal.redis._kind_registry import RedisKindRegistry
+from atomic_actors.journal.redis._lease_client import RedisLeaseClient
+from atomic_actors.journal.redis._link import Connect, connector, redis_url
+from atomic_actors.journal.redis._sentinel import Primary
+from atomic_actors.journal.redis.cluster._channels import ClusterChannels
+from atomic_actors.journal.redis.cluster._journal import ClusterJournal
+from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
+from atomic_actors.node.ownership._lease_keeper import Keeper, LeaseClient
+from atomic_actors.node.routing._frames import Exchange
+
+__all__ = ("Store", "WithStore", "open_store", "store_around")
+
+
+@frozen(eq=False)
+class Store:
+    """An open store."""
+
+    journal: Journal
+    #: Renews leases from a thread; None where the store lives in this process.
+    lease_client: LeaseClient | None = None
+    #: None where no other process can share the store.
+    exchange: Exchange | None = None
+    #: Notices that the store went back in time; None where it cannot.
+    history: CommitHistory | None = None
+    #: The nodes that use it; None where a node is alone.
+    directory: Directory | None = None
+    #: Which service each kind belongs to; None where there is one service only, and nobody says of what kinds.
+    kinds: KindRegistry | None = None
+    #: Makes a journal of another service; None where there are no others.
+    open_journal: Callable[[JournalSettings], Journal] | None = None
+    #: Renews leases by itself, in place of the thread with the `lease_client`.
+    keeper: Keeper | None = None
+
+
+@runtime_checkable
+class WithStore(Protocol):
+    """A journal that brings everything else that a node needs of a store."""
+
+    def make_store(self) -> Store:
+        """The store around this journal, for one node."""
+        ...
+
+
+def store_around(journal: Journal) -> Store:
+    """The store around a journal of the user's own, with as much as the journal brings."""
+    if isinstance(journal, WithStore):
+        return journal.make_store()
+    return Store(journal, directory=journal.directory if isinstance(journal, WithDirectory) else None)
+
+
+@asynccontextmanager
+async def open_store(config: Config) -> AsyncGenerator[Store]:
+    """Start or reach the store.
+
+    Raises:
+        InvalidConfig: a setting does not fit the store.
+        EmbeddedServerError: the private server cannot be started or joined.
+    """
+    location = config.location
+    if location.scheme is StoreScheme.MEMORY:
+        memory = MemoryJournal(journal_settings(config))
+        yield Store(memory, directory=memory.directory, kinds=MemoryKindRegistry())
+    elif location.scheme is StoreScheme.EMBEDDED:
+        directory = embedded_directory(config.url)
+        async with embedded_server(directory, binary=config.server_binary) as server:
+            socket = StoreLocation(StoreScheme.UNIX, path=str(server.socket_path))
+            async with _redis_store(config, socket, before_connect=partial(_keep_running, server)) as store:
+                yield store
+    elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
+        async with _redis_store(config, location) as store:
+            yield store
+    elif location.scheme is StoreScheme.CLUSTER:
+        async with _cluster_store(config, location) as store:
+            yield store
+    else:
+        primary = Primary(
+            location,
+            connect_timeout_s=_connect_timeout_s(config),
+            warn_asynchronous=config.replication == "none",
+        )
+        async with primary, _redis_store(config, primary) as store:
+            yield store
+
+
+async def _keep_running(server: EmbeddedLocation) -> None:
+    """Start the private server again if it has died; a reconnect then finds it."""
+    try:
+        await ensure_running(server)
+    except EmbeddedServerError as error:
+        raise JournalUnavailable(str(error), sent=False) from error
+
+
+@asynccontextmanager
+async def _redis_store(
+    config: Config,
+    place: StoreLocation | Primary,
+    before_connect: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncGenerator[Store]:
+    connect_timeout_s = _connect_timeout_s(config)
+    connect: Connect
+    url: str | Callable[[], str]
+    if isinstance(place, Primary):
+        connect, url = place.connect, place.url
+    else:
+        connect, url = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
+    # Only the journal brings a dead server back to life.
+    reconnect = connect if before_connect is None else _after(before_connect, connect)
+    replication = replication_of(config)
+    settings = journal_settings(config)
+
+    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
+        return RedisJournal(
+            reconnect,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+            replication=replication,
+        )
+
+    # Who only sends does not decide how many partitions a service has.
+    journal = open_journal(settings, offers_kinds=bool(config.actors))
+    lease_client = RedisLeaseClient(
+        url, journal.lease_key, timeout_s=_lease_timeout_s(config), replication=replication
+    )
+    async with RedisChannels(
+        connect, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
+    ) as channels:
+        yield Store(
+            journal,
+            lease_client,
+            Exchange(channels, commits_publish=replication is None),
+            journal.history,
+            journal.directory,
+            RedisKindRegistry(journal.call, config.namespace),
+            open_journal,
+        )
+
+
+def _lease_timeout_s(config: Config) -> float:
+    """How long a renewal may take, so that another one fits into the lease."""
+    return max(config.lease_ttl_s - config.lease_margin_s - config.lease_renew_interval_s, 0.1)
+
+
+@asynccontextmanager
+async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenerator[Store]:
+    if config.replication != "none":
+        raise InvalidConfig(
+            f"replication: {config.replication!r} is not supported with redis+cluster:// yet; use redis+sentinel:// or "
+            'replication="none"'
+        )
+    settings, connect_timeout_s = journal_settings(config), _connect_timeout_s(config)
+
+    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
+        return ClusterJournal(
+            location,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+        )
+
+    journal = open_journal(settings, offers_kinds=bool(config.actors))
+    lease_client = ClusterLeaseClient(location, journal.lease_key, timeout_s=_lease_timeout_s(config))
+    async with ClusterChannels(
+        location,
+        settings,
+        journal.slots,
+        connect_timeout_s=connect_timeout_s,
+        answer_timeout_s=config.store_timeout_s,
+    ) as channels:
+        yield Store(
+            journal,
+            lease_client,
+            Exchange(channels),
+            journal.history,
+            journal.directory,
+            RedisKindRegistry(journal.call, config.namespace),
+            open_journal,
+        )
+
+
+def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:
+    async def connect_after() -> BaseConnection:
+        await first()
+        return await connect()
+
+    return connect_after

@@ -1,0 +1,325 @@
+"""Runs the handlers of one entity: message in, verdict out.
+
+Everything a turn touches is here (the actor, its state, its outbox, its children); nothing of this
+talks to the store. What a handler did is *staged*, and counts only when the turn's commit is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Protocol, cast
+
+import anyio
+import msgspec
+from attrs import define, field
+
+from atomic_actors.actors._declarations import Outbox
+from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._messages import Message, RawMessage
+from atomic_actors.base._errors import (
+    InvalidPayload,
+    InvalidReply,
+    PayloadTooLarge,
+    QueryChangedState,
+    Refused,
+)
+from atomic_actors.base._lifecycle import Event
+from atomic_actors.base._records import Completed, EntityRef, Park, Retry
+from atomic_actors.base._telemetry import logger
+from atomic_actors.codec._envelope import Failure, decode_envelope, encode_plain
+from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, unpack_body
+from atomic_actors.node.execution._children import Children
+from atomic_actors.node.execution._entity_state import EntityState
+from atomic_actors.node.execution._turn import (
+    COMPLETE,
+    Member,
+    Turn,
+    TurnContext,
+    failure_of,
+    failure_verdict,
+    refusal_verdict,
+)
+
+__all__ = ("RunnerServices", "Stateless", "TurnRunner", "Unhandled")
+
+#: How long an `on_passivate` hook may take.
+PASSIVATE_LIMIT_S: Final = 5.0
+
+
+class Unhandled(Exception):
+    """The kind has no handler here for the name of a message: another release's, most likely."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Stateless(Exception):
+    """A dispatch came without the state that is needed: it was taken for granted, and is gone."""
+
+
+class RunnerServices(Protocol):
+    """What running a handler needs of the node."""
+
+    clock: Callable[[], float]
+    max_payload_bytes: int
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody listens to lifecycle events."""
+        ...
+
+    def store_now_ms(self) -> int:
+        """The store's time."""
+        ...
+
+    def fencing_token(self, partition: int) -> int:
+        """The epoch of the partition's claim."""
+        ...
+
+    def outgoing(
+        self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
+    ) -> Outgoing:
+        """Make an outbox entry."""
+        ...
+
+    def look_up(self, outbox: Iterable[tuple[EntityRef, Message[Any]]]) -> Coroutine[Any, Any, None] | None:
+        """What has to be awaited before `outgoing`, if anything has to."""
+        ...
+
+    def encode_refusal(self, refusal: Refused) -> tuple[str, Any]:
+        """The wire name and the plain fields of a refusal."""
+        ...
+
+    def emit_begun(self, entity: EntityRef, member: Member) -> None:
+        """Tell listeners that a handler is about to run."""
+        ...
+
+
+@define(eq=False)
+class TurnRunner:
+    """The actor of one entity, while it is in memory.
+
+    Args:
+        on_deadline: called when `deadline_s` was set for the message that runs now.
+    """
+
+    services: RunnerServices
+    kind: Kind
+    entity: str
+    partition: int
+    context: TurnContext
+    outbox: Outbox
+    children: Children
+    on_deadline: Callable[[], None]
+    #: When the handler that runs now is cut off, on the backend's clock; 0 while none runs.
+    deadline_s: float = field(default=0.0, init=False)
+    state: EntityState = field(init=False)
+    _instance: Any = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.state = EntityState(self.kind, self.entity, self.services.max_payload_bytes)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the actor was made."""
+        return self._instance is not None
+
+    def forget(self) -> None:
+        """Make the actor anew for the next message: its constructor or `on_activate` raised."""
+        self._instance = None
+
+    async def adopt(self, dispatch: Dispatch) -> None:
+        """Bring state and actor up to the version that the store has.
+
+        Raises:
+            Stateless: the dispatch came without the state.
+            Unreadable: the state does not decode.
+            Exception: what the actor's constructor or `on_activate` raises.
+        """
+        kind, state = self.kind, self.state
+        if dispatch.version != state.version:
+            if dispatch.state is None and dispatch.version != 0:
+                raise Stateless
+            state.load(dispatch.version, dispatch.state or b"")
+        if self._instance is None:
+            state.holder = None
+            state.roll_back(state.committed)
+            self._instance = self.context if kind.free else kind.spec.make_instance()
+            if not kind.free:
+                self._instance.outbox = self.outbox
+                self._instance.context = self.context
+                state.hold_in(self._instance)
+            self.context.fencing_token = self.services.fencing_token(self.partition)
+            if kind.spec.on_activate is not None:
+                await kind.spec.on_activate(self._instance)
+
+    async def run(self, turn: Turn, item: Dispatched) -> Verdict:
+        """Run one message to its verdict.
+
+        Raises:
+            Unhandled: there is no handler for it here; nothing was begun.
+        """
+        services = self.services
+        before = self.state.staged
+        try:
+            member = self._read(item)
+        except (InvalidPayload, ValueError, msgspec.DecodeError) as error:
+            turn.members.append(None)
+            return failure_verdict(self.kind, item, failure_of(error), 1)
+        turn.members.append(member)
+        self._prepare(member)
+        if services.listening:
+            services.emit_begun(self.context.entity, member)
+        turn.began = True
+        try:
+            verdict = await self._call(turn, member, before)
+        except Refused as refusal:
+            name, details = services.encode_refusal(refusal)
+            verdict = refusal_verdict(item, refusal, name, details)
+        except Exception as error:
+            verdict = self.failed(turn, member, failure_of(error))
+        self.deadline_s = 0.0
+        if self.children.count:
+            await self.children.end()
+        if verdict.event != COMPLETE:
+            self.outbox.clear()
+            self.state.roll_back(before)
+        return verdict
+
+    def failed(self, turn: Turn, member: Member, failure: Failure) -> Verdict:
+        """A handler failed: again, or a dead letter.
+
+        An `on_interrupted` method that fails is final: nobody said `Retry`.
+        """
+        spec, item = member.handler.spec, member.item
+        if turn.dispatch.recovering and spec.recover is not None:
+            return Verdict(item.unique, Event.INTERRUPT.value, b"", encode_plain(failure))
+        return failure_verdict(self.kind, item, failure, spec.max_attempts)
+
+    def _read(self, item: Dispatched) -> Member:
+        body = unpack_body(item.body)
+        handler = self.kind.handler_for(body.name)
+        if handler is None:
+            raise Unhandled(body.name)
+        envelope = decode_envelope(body.envelope)
+        payload = handler.decode_payload(bytes(envelope.payload))
+        message = RawMessage(body.name, payload) if handler.spec.raw else payload
+        return Member(item, body, envelope, handler, message)
+
+    def _prepare(self, member: Member) -> None:
+        services, body, spec = self.services, member.body, member.handler.spec
+        deadline_s = float("inf")
+        now_s = services.clock()
+        if body.deadline_ms:
+            deadline_s = now_s + (body.deadline_ms - services.store_now_ms()) / 1000
+        limit_s = self.kind.settings.turn_timeout_s
+        if limit_s and now_s + limit_s < deadline_s:
+            deadline_s = now_s + limit_s
+        self.context.begin(
+            f"{self.entity}/{member.item.unique}",
+            member.item.attempt,
+            deadline_s,
+            _path_of(member),
+            transactional=spec.transactional,
+        )
+        if deadline_s != float("inf"):
+            self.deadline_s = deadline_s
+            self.on_deadline()
+
+    async def _call(self, turn: Turn, member: Member, before: bytes) -> Verdict:
+        """Call the handler, and stage what it did."""
+        handler = member.handler
+        spec = handler.spec
+        if turn.dispatch.recovering and spec.recover is not None:
+            answer: Any = await spec.recover(self._instance, member.message)
+            if not isinstance(answer, Completed):
+                return self._recovered(turn, member, answer)
+            reply = cast("Completed[object]", answer).reply
+        else:
+            reply = await spec.function(self._instance, member.message)
+        if self.children.count:
+            await self.children.wait()
+        if len(self.outbox):
+            looking_up = self.services.look_up(self.outbox)
+            if looking_up is not None:
+                await looking_up
+        self.deadline_s = 0.0
+        return self._stage(turn, member, before, reply)
+
+    def _stage(self, turn: Turn, member: Member, before: bytes, reply: Any) -> Verdict:
+        handler, limit = member.handler, self.services.max_payload_bytes
+        try:
+            told = handler.encode_reply(reply)
+        except InvalidPayload as error:
+            raise InvalidReply(
+                f"{handler.spec.location}: the reply does not fit its type: {error}"
+            ) from error
+        if limit and len(told) > limit:
+            raise PayloadTooLarge(
+                f"{handler.spec.location}: the reply has {len(told)} bytes (max_payload_bytes)"
+            )
+        after = self.state.encode(handler.spec.location)
+        if handler.spec.query and (after != before or len(self.outbox)):
+            raise QueryChangedState(
+                f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
+                "make its message a Command"
+            )
+        if len(self.outbox):
+            # All of them or none: a bad entry fails the turn, and the good ones before it must not leave.
+            first = len(turn.outbox) + 1
+            turn.outbox += [
+                self.services.outgoing(self.context, ordinal, entity, message)
+                for ordinal, (entity, message) in enumerate(self.outbox, first)
+            ]
+            self.outbox.clear()
+        self.state.staged = after
+        return Verdict(member.item.unique, COMPLETE, told)
+
+    def _recovered(self, turn: Turn, member: Member, answer: object) -> Verdict:
+        unique = member.item.unique
+        if isinstance(answer, Retry):
+            return Verdict(unique, Event.RETRY.value)
+        if isinstance(answer, Park):
+            turn.park = True
+            failure = Failure("Park", "the on_interrupted method parked it")
+            return Verdict(unique, Event.INTERRUPT.value, b"", encode_plain(failure))
+        raise InvalidReply(
+            f"{member.handler.spec.location}: on_interrupted answered {answer!r}; it must answer "
+            "Completed(reply), Retry() or Park()"
+        )
+
+    def cut(self, turn: Turn, failure: Failure) -> Verdict:
+        """The verdict of a message whose handler was cut off; what it did is undone."""
+        item = turn.dispatch.messages[turn.position]
+        if len(turn.members) == turn.position:
+            turn.members.append(None)
+        member = turn.members[turn.position]
+        # What is staged moves only when a handler ends well: it still is what the cut one began with.
+        self.outbox.clear()
+        self.state.roll_back(self.state.staged)
+        if member is None:
+            return failure_verdict(self.kind, item, failure, 1)
+        return self.failed(turn, member, failure)
+
+    async def passivate(self) -> None:
+        """Run the `on_passivate` hook, for a bounded time."""
+        hook = self.kind.spec.on_passivate
+        if hook is None or self._instance is None:
+            return
+        with anyio.move_on_after(PASSIVATE_LIMIT_S) as scope:
+            try:
+                await hook(self._instance)
+            except Exception:
+                logger.exception("on_passivate of %s raised", self.entity)
+        if scope.cancelled_caught:
+            logger.error("on_passivate of %s took longer than %.0f s", self.entity, PASSIVATE_LIMIT_S)
+
+
+def _path_of(member: Member) -> tuple[str, ...]:
+    """The entities that wait for a turn; none where the header is damaged: only a circle would be found later."""
+    match member.envelope.headers.get("p"):
+        case [*path] if all(isinstance(each, str) for each in path):
+            return tuple(path)
+        case _:
+            return ()

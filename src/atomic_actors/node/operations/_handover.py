@@ -1,0 +1,210 @@
+"""How a partition goes from this node to the next: drain, end, release, tell.
+
+Nothing more is taken in the partition, what runs may end within `drain_timeout_s`, the rest is interrupted.
+Then its lease is free, and the node that should own it is told to look. What is sent meanwhile is accepted as
+ever: it waits in the store until the next owner finds it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Final
+
+import anyio
+from attrs import define, field
+
+from atomic_actors.base._errors import DrainTimeout, NotSupported, UnknownNode
+from atomic_actors.base._telemetry import logger
+from atomic_actors.journal._directory import Directory
+from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.node.execution._supervisor import Supervisor
+from atomic_actors.node.operations._reports import ALL, NodeInfo, PartitionInfo
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._membership import Membership
+from atomic_actors.node.ownership._peers import NodeRecord
+from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.volatile._activations import VolatileKinds
+
+__all__ = ("Handover",)
+
+#: How long an interrupted turn may take to unwind until its partition is left to its lease.
+SETTLE_LIMIT_S: Final = 5.0
+#: How often a drain looks whether everything is given up.
+DRAIN_LOOK_S: Final = 0.1
+
+
+@define(eq=False)
+class Handover:
+    """Gives partitions up, one by one or all of them; asks other nodes to.
+
+    Args:
+        journal: where leases are.
+        membership: which partitions are owned.
+        supervisor: what runs in them.
+        volatile: what runs in them without a journal.
+        exchange: how the next owner is told; None where nobody else can be there.
+        drain_timeout_s: how long running turns may take to end; 0 means without end.
+    """
+
+    journal: GroupCommit
+    membership: Membership
+    supervisor: Supervisor
+    volatile: VolatileKinds
+    exchange: Exchange | None
+    drain_timeout_s: float
+    clock: Callable[[], float]
+    #: Partitions that are being released: nothing without a journal begins there any more.
+    releasing: set[int] = field(factory=set[int], init=False)
+
+    @property
+    def _directory(self) -> Directory | None:
+        return self.membership.nodes.directory
+
+    # Giving up.
+
+    async def hand_over(self, partition: int) -> None:
+        """Give one partition up in good order; what does not end within `drain_timeout_s` is interrupted."""
+        with anyio.CancelScope() as scope:
+            if self.drain_timeout_s:
+                scope.deadline = self.clock() + self.drain_timeout_s
+            await self._drain(partition)
+        if scope.cancelled_caught:
+            logger.warning(
+                "turns in partition %d are interrupted: they did not end within drain_timeout_s", partition
+            )
+        await self._give_up(partition)
+
+    async def hand_over_all(self) -> None:
+        """Give every partition up, each as soon as its own turns have ended; waits for them without end."""
+        if not any(await self.membership.nodes.placement(self.membership.partitions)):
+            # Nobody takes over: what running turns still ask has to be answered here, until all have ended.
+            await self.volatile.drain()
+            await self.supervisor.drain()
+        async with anyio.create_task_group() as task_group:
+            for partition in self.membership.owned():
+                task_group.start_soon(self._drain_and_give_up, partition)
+
+    async def _drain_and_give_up(self, partition: int) -> None:
+        await self._drain(partition)
+        await self._give_up(partition)
+
+    async def _drain(self, partition: int) -> None:
+        self.supervisor.leaving[partition] = True
+        await self.volatile.drain(partition)
+        await self.supervisor.drain_partition(partition)
+
+    async def _give_up(self, partition: int) -> None:
+        self.releasing.add(partition)
+        try:
+            await self._release(partition)
+        finally:
+            self.releasing.discard(partition)
+
+    async def _release(self, partition: int) -> None:
+        with anyio.move_on_after(SETTLE_LIMIT_S) as limit:
+            await self.supervisor.end_partition(partition)
+            # The store does not fence it: what runs longer than it may must not run beside the next owner's.
+            self.volatile.lost(partition)
+            await self.volatile.wait_ended(partition)
+            try:
+                if not await self.membership.release(partition, self.supervisor.settle_swept):
+                    self.membership.lose(partition, "it could not be released")
+            except JournalUnavailable as error:
+                self.membership.lose(partition, f"it could not be released: {error}")
+            else:
+                self.supervisor.unhandled.lost(partition)
+                self.volatile.lost(partition)
+                await self.tell_next(partition)
+        if limit.cancelled_caught:
+            self.membership.lose(partition, "a turn in it did not end")
+
+    async def tell_next(self, partition: int) -> None:
+        """Tell the node that should own a partition that it is free; lost, it costs that node a look."""
+        nodes = self.membership.nodes
+        owner = (await nodes.placement(self.membership.partitions))[partition]
+        if self.exchange is not None and owner and owner != nodes.node_id:
+            self.exchange.push(owner, ["claim", partition])
+        elif owner == nodes.node_id:
+            self.membership.look_soon()  # the table has changed back meanwhile
+
+    # Asking others.
+
+    async def drain(self, node: str, timeout_s: float) -> None:
+        """See `ActorSystem.drain`."""
+        directory = self._directory
+        if directory is None:
+            raise NotSupported(
+                "this store has no directory of nodes; leave the system to give up what it owns"
+            )
+        wanted = [entry.node_id for entry in await directory.read()] if node == ALL else [node]
+        found = set(await directory.drain(wanted))
+        if not found and node != ALL:
+            raise UnknownNode(f"there is no node {node!r}; `nodes()` shows those that are there")
+        with anyio.move_on_after(timeout_s or float("inf")):
+            self.tell_to_look(found)
+            while await self._owned_by(found):  # noqa: ASYNC110 nobody tells when others give up
+                await anyio.sleep(DRAIN_LOOK_S)
+            return
+        raise DrainTimeout(
+            f"{', '.join(sorted(found))}: partitions are still owned after {timeout_s:g} s; the nodes go on giving them up"
+        )
+
+    def tell_to_look(self, node_ids: Collection[str]) -> None:
+        """Tell nodes that something has changed; lost, it costs them the time until their next look."""
+        for node_id in node_ids:
+            if node_id == self.membership.nodes.node_id:
+                self.membership.look_soon()
+            elif self.exchange is not None:
+                self.exchange.push(node_id, ["claim", -1])
+
+    async def _owned_by(self, node_ids: Collection[str]) -> int:
+        # What a dead node has, it gives to nobody; and while all drain, nobody takes it either.
+        nodes = self.membership.nodes
+        await nodes.announce()  # the last look may be long ago
+        dead = {peer.node_id for peer in nodes.peers() if not nodes.is_live(peer)}
+        waited_for = set(node_ids) - dead
+        return sum(partition.node_id in waited_for for partition in await self.partitions())
+
+    # Looking.
+
+    async def partitions(self) -> list[PartitionInfo]:
+        """See `ActorSystem.partitions`."""
+        numbers = range(self.membership.partitions)
+        answer = await self.journal.execute([ReadLease(number) for number in numbers])
+        found: list[PartitionInfo] = []
+        for number, lease in zip(numbers, answer.results, strict=True):
+            if isinstance(lease, LeaseState):
+                holder = NodeIdentity.id_in(lease.node) if lease.claim else ""
+                found.append(PartitionInfo(number, holder, lease.epoch))
+        return found
+
+    async def nodes(self) -> list[NodeInfo]:
+        """See `ActorSystem.nodes`."""
+        nodes = self.membership.nodes
+        entries = await nodes.read()
+        owned = Counter(partition.node_id for partition in await self.partitions())
+        live = {peer.node_id for peer in nodes.peers() if nodes.is_live(peer)} | {nodes.node_id}
+        found: list[NodeInfo] = []
+        for entry in entries:
+            record = NodeRecord.decode(entry.record)
+            if record is not None:
+                is_draining = entry.is_draining or record.is_draining
+                is_dead = nodes.knows_dead(record.identity)
+                found.append(
+                    NodeInfo(
+                        entry.node_id,
+                        record.host,
+                        record.identity.pid,
+                        record.service,
+                        tuple(sorted(record.kinds)),
+                        record.weight,
+                        record.release,
+                        owned[entry.node_id],
+                        entry.node_id in live and not is_dead,
+                        is_draining,
+                        entry.node_id == nodes.node_id,
+                    )
+                )
+        return sorted(found, key=lambda info: (info.service, info.host, info.pid, info.node_id))

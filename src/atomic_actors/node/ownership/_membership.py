@@ -1,0 +1,485 @@
+"""Which partitions this node owns, and until when.
+
+Leases trust no wall clock. A claimant takes over only after it has seen the same `(claim,
+renewals)` for a full lease on its own clock (as the DynamoDB lock client does), or at once where the
+holder was a process of this host that is certainly dead. The owner measures from *before* a renewal was
+sent, so that its own idea of the lease always ends first:
+
+    owner      sent ------------- lease - margin --> scopes end
+    store         renewed
+    claimant         saw it ----------------- lease ----------> may take over
+
+The claim id fences every step in the store whatever the clocks do; the lease only keeps two owners'
+handlers from running at the same time.
+
+Which free partitions to claim, and which of its own to hand over, the placement says (`_peers`, `_placement`).
+Nobody but the owner gives a partition up: it hands it over, and the next owner finds the lease free.
+
+A partition that has lost history is given up at once and claimed again, with a new incarnation, as soon as
+that can be. What this node had under way is settled, before anybody takes it for a message that never ran.
+Then nothing runs until a lease has passed since the loss was noticed: somebody who owned the partition in
+the history that is gone may not have noticed yet.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+from attrs import define, field
+
+from atomic_actors.base._telemetry import logger
+from atomic_actors.journal._protocol import (
+    Claimed,
+    ClaimPartition,
+    JournalUnavailable,
+    LeaseHeld,
+    LeaseState,
+    ReadLease,
+    Rejected,
+    Release,
+    Released,
+    Renew,
+    Stale,
+    Sweep,
+    Swept,
+)
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.node.ownership._instants import NEVER, Instant, elapsed_s, instant_now
+from atomic_actors.node.ownership._lease_keeper import Keeper
+from atomic_actors.node.ownership._peers import Nodes
+
+__all__ = ("Membership",)
+
+WATCH_INTERVAL_S: Final = 0.05
+#: How often the nodes and the leases are looked at, as a part of a lease.
+LOOKS_A_LEASE: Final = 4
+#: The shortest time between two looks, however often one is asked for.
+LOOK_PAUSE_S: Final = 0.01
+#: How often a release is tried that still finds turns to settle.
+RELEASE_TRIES: Final = 5
+
+
+@define(eq=False)
+class _Seen:
+    """What a claimant saw of somebody else's lease, and since when it has not changed."""
+
+    claim: str
+    renewals: int
+    since: Instant
+    holder: NodeIdentity | None
+    #: An earlier claim of this very node, under which nothing runs any more.
+    is_ours: bool
+
+
+@define(eq=False)
+class _Loss:
+    """A partition that has lost history, until it is this node's again."""
+
+    since: Instant
+    #: Nobody else knows what ran: it is claimed anew whatever the placement says.
+    was_owned: bool
+    #: The claim by which it is held already, while nothing runs in it yet; "" where it is not.
+    claim: str = ""
+    epoch: int = 0
+    #: Nothing waits in the store any more that a handler here had begun with.
+    settled: bool = False
+
+
+@define(eq=False)
+class Membership:
+    """Claims partitions, watches leases, gives them up.
+
+    Args:
+        journal: where claims are made.
+        nodes: who else is there.
+        partitions: how many the service has.
+        keeper: renews the leases; None for a store that lives in this process, where no lease ends.
+        lease_ttl_s: how long others must see no renewal before they take over.
+        lease_margin_s: how much earlier this node believes its leases to end.
+        on_claimed: called with a partition that is this node's now.
+        on_lost: called with a partition that is not any more, and why.
+        settle_lost: called with a partition that has lost history and its new claim, before anything runs
+            in it; returns whether everything is settled.
+        hand_over: called with a partition that another node should own: ends what runs in it and releases it.
+    """
+
+    journal: GroupCommit
+    nodes: Nodes
+    partitions: int
+    keeper: Keeper | None
+    lease_ttl_s: float
+    lease_margin_s: float
+    on_claimed: Callable[[int], None]
+    on_lost: Callable[[int, str], None]
+    settle_lost: Callable[[int, str], Awaitable[bool]]
+    hand_over: Callable[[int], Awaitable[None]]
+    #: The claim id for each owned partition; "" where this node is not the owner. Read on the hot path.
+    claims: list[str] = field(init=False)
+    #: Epochs of the owned partitions: the fencing tokens.
+    epochs: list[int] = field(init=False)
+    _renewed: list[Instant] = field(init=False)
+    _usable_s: float = field(init=False)
+    _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
+    _losses: dict[int, _Loss] = field(factory=dict[int, _Loss], init=False)
+    _leaving: bool = field(default=False, init=False)
+    #: Partitions that are damaged in the store, as was said already.
+    _damaged: set[int] = field(factory=set[int], init=False)
+    #: Partitions that are being handed over.
+    _handing: set[int] = field(factory=set[int], init=False)
+    _look_now: anyio.Event = field(factory=anyio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.claims = [""] * self.partitions
+        self.epochs = [0] * self.partitions
+        self._renewed = self.keeper.renewed if self.keeper is not None else [NEVER] * self.partitions
+        self._usable_s = self.lease_ttl_s - self.lease_margin_s
+
+    def is_valid(self, partition: int) -> bool:
+        """Whether the lease certainly still holds. Asked before every turn."""
+        if not self.claims[partition]:
+            return False
+        return self.keeper is None or elapsed_s(self._renewed[partition]) < self._usable_s
+
+    def owns(self, partition: int) -> bool:
+        """Whether a partition is this node's, as far as it knows."""
+        return bool(self.claims[partition])
+
+    def owned(self) -> list[int]:
+        """The partitions that this node owns."""
+        return [partition for partition, claim in enumerate(self.claims) if claim]
+
+    # Looking: who is there, what to claim, what to hand over.
+
+    async def look(self) -> tuple[str, ...]:
+        """See who is there, and claim what is free or may be taken over and should be ours.
+
+        Returns:
+            The node that should own each partition.
+
+        Raises:
+            JournalUnavailable: the store gave no answer, for any of them.
+        """
+        try:
+            await self.nodes.announce()
+        except JournalUnavailable as error:
+            # In a cluster the directory's primary may be away alone. What was seen last has to do; claims decide.
+            logger.debug("the nodes cannot be seen now: %s", error)
+        for seen in self._seen.values():
+            if seen.holder is not None and self._left_s(seen) <= 0:
+                self.nodes.suspect(seen.holder.node_id)
+        table = await self.nodes.placement(self.partitions)
+        claim, node = os.urandom(8).hex(), self.nodes.record.identity.encode()
+        steps: list[ClaimPartition | ReadLease | Renew] = [
+            self._claim_step(partition, claim, node)
+            if self._is_wanted(partition, table)
+            else ReadLease(partition)
+            for partition, held in enumerate(self.claims)
+            if not held and not self._claimed_anew(partition)
+        ]
+        if self.keeper is None:
+            # A store in this process has no thread for that; several systems may share it all the same.
+            steps += [Renew(partition, held) for partition, held in enumerate(self.claims) if held]
+        sent = instant_now()
+        results = await self.journal.execute_each(steps)
+        failures = [result for result in results if isinstance(result, JournalUnavailable)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
+        for step, result in zip(steps, results, strict=True):
+            if isinstance(result, LeaseHeld | LeaseState):
+                self._observe(step.partition, result)
+            elif isinstance(result, Claimed) and isinstance(step, ClaimPartition):
+                self._on_claimed(step, result, sent)
+            elif isinstance(step, Renew) and isinstance(result, Stale):
+                self._not_renewed(step)
+            elif isinstance(result, Rejected):
+                self.damaged(step.partition, result.text)
+        return table
+
+    def damaged(self, partition: int, why: str) -> None:
+        """The store cannot read something that a whole partition needs: say so, once."""
+        if partition not in self._damaged:
+            self._damaged.add(partition)
+            logger.error(
+                "partition %d is damaged in the store, and its entities stand still: %s", partition, why
+            )
+
+    def _not_renewed(self, step: Renew) -> None:
+        if self.claims[step.partition] == step.claim:
+            self.lose(step.partition, "another owner has it")
+
+    def _is_wanted(self, partition: int, table: tuple[str, ...]) -> bool:
+        if self._leaving:
+            return False
+        loss = self._losses.get(partition)
+        return table[partition] == self.nodes.node_id or (loss is not None and loss.was_owned)
+
+    def _claim_step(self, partition: int, claim: str, node: bytes) -> ClaimPartition:
+        return ClaimPartition(
+            partition,
+            claim,
+            node,
+            *self._expected(partition),
+            new_incarnation=partition in self._losses,
+            epoch_above=self.epochs[partition],
+        )
+
+    def _on_claimed(self, step: ClaimPartition, result: Claimed, sent: Instant) -> None:
+        partition, loss = step.partition, self._losses.get(step.partition)
+        if loss is None:
+            self._hold(partition, step.claim, sent)
+            self._take(partition, step.claim, result.epoch)
+        elif step.new_incarnation:
+            loss.claim, loss.epoch = step.claim, result.epoch
+            self._hold(partition, step.claim, sent)
+        # Else the loss came to light by this very claim: the next one replaces it (`_observe`).
+
+    async def look_and_take_over(self) -> tuple[str, ...]:
+        """Look, and once more if claims were found that may be taken over; returns what `look` does.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        table = await self.look()
+        if any(self._may_take_over(partition, table) for partition in self._seen):
+            table = await self.look()
+        return table
+
+    def _may_take_over(self, partition: int, table: tuple[str, ...]) -> bool:
+        return bool(self._is_wanted(partition, table) and self._expected(partition)[0])
+
+    def look_soon(self) -> None:
+        """Something has changed: look at once, not when it is time."""
+        self._look_now.set()
+
+    async def run(self) -> None:
+        """Watch the leases, claim what this node should own, hand over the rest. Runs until cancelled."""
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(self._watch)
+            while True:
+                await self._wait_for_look()
+                if not self.journal.available:
+                    continue
+                try:
+                    table = await self.look_and_take_over()
+                    await self._end_losses()
+                except JournalUnavailable as error:
+                    logger.info("cannot look at the partitions now: %s", error)
+                    continue
+                for partition in self._to_hand_over(table):
+                    self._handing.add(partition)
+                    task_group.start_soon(self._hand_over, partition)
+
+    async def _wait_for_look(self) -> None:
+        """Return when it is time for the next look: soon where a lease ends, or somebody asks for it."""
+        wait_s = self.lease_ttl_s / LOOKS_A_LEASE
+        for seen in self._seen.values():
+            left_s = self._left_s(seen)
+            if left_s > 0:
+                wait_s = min(wait_s, left_s)
+        await anyio.sleep(LOOK_PAUSE_S)
+        with anyio.move_on_after(max(0.0, wait_s - LOOK_PAUSE_S)):
+            await self._look_now.wait()
+        self._look_now = anyio.Event()
+
+    def _to_hand_over(self, table: tuple[str, ...]) -> list[int]:
+        if self._leaving:
+            return []  # all of them are given up already
+        is_ours = self.nodes.node_id
+        return [
+            partition
+            for partition in self.owned()
+            if table[partition] != is_ours and partition not in self._handing
+        ]
+
+    async def _hand_over(self, partition: int) -> None:
+        try:
+            await self.hand_over(partition)
+        finally:
+            self._handing.discard(partition)
+
+    async def _watch(self) -> None:
+        """End what outlived its lease. Sleeps, *re-reads* what the keeper published, then decides."""
+        while True:
+            if self.keeper is not None:
+                self.keeper.beat = time.monotonic()
+                if self.keeper.crash is not None:
+                    raise self.keeper.crash
+                ended = [
+                    partition
+                    for partition in self.owned()
+                    if elapsed_s(self._renewed[partition]) >= self._usable_s
+                ]
+                for partition in ended:
+                    self.lose(partition, "its lease was not renewed in time")
+                if ended:
+                    logger.warning("the leases of %d partitions were not renewed in time", len(ended))
+            if self.nodes.find_dead():
+                self.look_soon()
+            await anyio.sleep(WATCH_INTERVAL_S)
+
+    def _expected(self, partition: int) -> tuple[str, int]:
+        """The lease that may be taken over, as `(claim, renewals)`; `("", 0)` for a free one only."""
+        seen = self._seen.get(partition)
+        if seen is None:
+            return "", 0
+        is_dead = seen.holder is not None and self.nodes.knows_dead(seen.holder)
+        may_be_taken = seen.is_ours or is_dead or self._left_s(seen) <= 0
+        return (seen.claim, seen.renewals) if may_be_taken else ("", 0)
+
+    def _left_s(self, seen: _Seen) -> float:
+        """How long somebody's lease may last yet: as long as ours, or as its holder says, if that is longer."""
+        said_s = seen.holder.lease_ttl_s if seen.holder is not None else 0.0
+        return max(self.lease_ttl_s, said_s) - elapsed_s(seen.since)
+
+    def _observe(self, partition: int, held: LeaseHeld | LeaseState) -> None:
+        if not held.claim:
+            self._seen.pop(partition, None)
+            return
+        seen = self._seen.get(partition)
+        if seen is None or (seen.claim, seen.renewals) != (held.claim, held.renewals):
+            holder = NodeIdentity.decode(held.node)
+            is_ours = holder is not None and holder.node_id == self.nodes.node_id
+            seen = _Seen(held.claim, held.renewals, instant_now(), holder, is_ours)
+            self._seen[partition] = seen
+
+    def _hold(self, partition: int, claim: str, sent: Instant) -> None:
+        """Keep the lease of a partition alive."""
+        self._seen.pop(partition, None)
+        self._renewed[partition] = sent
+        if self.keeper is not None:
+            self.keeper.claims[partition] = claim
+
+    def _take(self, partition: int, claim: str, epoch: int) -> None:
+        self.epochs[partition] = epoch
+        self.claims[partition] = claim
+        self.on_claimed(partition)
+
+    # Lost history.
+
+    def lose_history(self, partition: int, why: str) -> None:
+        """Stop owning a partition whose store went back in time, and claim it anew when that can be."""
+        before = self._losses.get(partition)
+        was_owned = bool(self.claims[partition]) or (before is not None and before.was_owned)
+        self._losses[partition] = _Loss(instant_now(), was_owned)
+        if self.claims[partition]:
+            self.lose(partition, why)
+        else:
+            self._forget(partition)
+
+    def _claimed_anew(self, partition: int) -> bool:
+        """Whether a partition that lost history is held already; if its lease ran out, it is not any more."""
+        loss = self._losses.get(partition)
+        if loss is None or not loss.claim:
+            return False
+        if self.keeper is not None and elapsed_s(self._renewed[partition]) >= self._usable_s:
+            loss.claim = ""
+            self._forget(partition)
+        return bool(loss.claim)
+
+    async def _end_losses(self) -> None:
+        """Settle what was under way in partitions that lost history, and go on with those that have rested."""
+        for partition, loss in list(self._losses.items()):
+            if self._claimed_anew(partition) and not loss.settled:
+                settled = await self._try_to_settle(partition, loss.claim)
+                if settled is None:
+                    continue
+                loss.settled = settled
+            if self._losses.get(partition) is not loss or self._leaving:
+                continue  # it lost history once more meanwhile
+            if loss.claim and not loss.settled:
+                loss.claim = ""
+                self._forget(partition)
+            elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.lease_ttl_s:
+                del self._losses[partition]
+                self._take(partition, loss.claim, loss.epoch)
+
+    async def _try_to_settle(self, partition: int, claim: str) -> bool | None:
+        """As `settle_lost`; None where the partition's store gives no answer: the others need not wait for it."""
+        try:
+            return await self.settle_lost(partition, claim)
+        except JournalUnavailable as error:
+            logger.info("cannot settle partition %d now: %s", partition, error)
+            return None
+
+    def lose(self, partition: int, why: str) -> None:
+        """Stop owning a partition now. Its scope ends; its dispatches are for the next owner to settle."""
+        if not self.claims[partition]:
+            return
+        self._forget(partition)
+        self.on_lost(partition, why)
+
+    def _forget(self, partition: int) -> None:
+        self.claims[partition] = ""
+        self._renewed[partition] = NEVER
+        if self.keeper is not None:
+            self.keeper.claims[partition] = ""
+
+    # Giving up.
+
+    def stop_claiming(self) -> None:
+        """This node is about to leave: claim nothing more."""
+        self._leaving = True
+
+    async def release(self, partition: int, settle: Callable[[int, Swept], None]) -> bool:
+        """Give a partition up, in which nothing runs any more; returns whether it is free now.
+
+        Args:
+            partition: which one.
+            settle: called with dispatches that are still to be settled, of earlier claims and of this one.
+
+        Raises:
+            JournalUnavailable: the store gave no answer; the lease runs out by itself.
+        """
+        claim = self.claims[partition]
+        if not claim:
+            return True
+        own_from = ""
+        for _ in range(RELEASE_TRIES):
+            result = await self.journal.request(Release(partition, claim))
+            if not isinstance(result, Rejected):
+                if self.claims[partition] == claim:  # it may have been lost, and claimed anew, meanwhile
+                    self._forget(partition)
+                return isinstance(result, Released)
+            left = await self.journal.request(Sweep(partition, claim, own_from=own_from))
+            if isinstance(left, Swept):
+                settle(partition, left)
+                own_from = left.own_next
+        return False
+
+    async def _try_to_release(self, partition: int, settle: Callable[[int, Swept], None]) -> bool:
+        try:
+            return await self.release(partition, settle)
+        except JournalUnavailable as error:
+            logger.info("partition %d is left to its lease: %s", partition, error)
+            return False
+
+    async def release_all(self, settle: Callable[[int, Swept], None]) -> int:
+        """Give up every partition, as `release` does; returns how many could not be released.
+
+        Raises:
+            JournalUnavailable: the store gave no answer, for any of them; the leases run out by themselves.
+        """
+        self.stop_claiming()
+        held = {partition: self.claims[partition] for partition in self.owned()}
+        for partition, loss in self._losses.items():
+            if loss.claim and (loss.settled or await self._try_to_settle(partition, loss.claim)):
+                held[partition] = loss.claim
+        owned = list(held)
+        steps = [Release(partition, claim) for partition, claim in held.items()]
+        results = await self.journal.execute_each(steps)
+        kept = 0
+        for partition, result in zip(owned, results, strict=True):
+            is_free = isinstance(result, Released)
+            if isinstance(result, Rejected) and self.claims[partition]:
+                is_free = await self._try_to_release(partition, settle)
+            self._forget(partition)
+            kept += not is_free
+        failures = [result for result in results if isinstance(result, JournalUnavailable)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
+        return kept

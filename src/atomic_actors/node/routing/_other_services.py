@@ -1,0 +1,177 @@
+"""The ways to other services: for each that this node sends to, a journal of its own.
+
+A service has its own number of partitions and its own keys, so each needs a journal with its settings. One
+is opened when something is first sent to the service, in a task of the system's own, and it stays open until
+the system is left: a sender that is cancelled takes nothing with it.
+
+    Outlets
+    └─ billing (task)
+       └─ GroupCommit around a journal with the settings of service "billing"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+from atomic_actors.base._errors import AtomicActorsError, StoreUnavailable
+from atomic_actors.base._telemetry import logger
+from atomic_actors.contracts._contracts import KnownKind
+from atomic_actors.contracts._remote_kinds import KnownKinds
+from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
+from atomic_actors.journal.commit._group_commit import GroupCommit
+
+__all__ = ("Outlets",)
+
+#: How long opening may take for the relay, which has nobody waiting for it.
+OPEN_LIMIT_S: Final = 10.0
+
+
+@define(eq=False)
+class _Outlet:
+    """One other service. `ready` is set when it is open, or will not be."""
+
+    service: str
+    journal: GroupCommit
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
+    ready: anyio.Event = field(factory=anyio.Event)
+    is_open: bool = False
+    error: Exception | None = None
+
+
+@define(eq=False)
+class Outlets:
+    """Opens and keeps the journals of other services.
+
+    Args:
+        namespace: whose services they are.
+        service: this node's own.
+        open_journal: makes a journal with other settings in the same store; None where there can be none.
+        gather: puts a group commit around a journal.
+        known: finds out which service a kind belongs to.
+        on_answer: told the store's time with each answer.
+        on_crash: told when an outlet ends by its own fault.
+    """
+
+    namespace: str
+    service: str
+    open_journal: Callable[[JournalSettings], Journal] | None
+    gather: Callable[[Journal], GroupCommit]
+    known: KnownKinds
+    on_answer: Callable[[int], None]
+    on_crash: Callable[[BaseException], None]
+    _outlets: dict[str, _Outlet] = field(factory=dict[str, _Outlet], init=False)
+    _task_group: TaskGroup | None = field(default=None, init=False)
+
+    def start(self, task_group: TaskGroup) -> None:
+        """Use `task_group` for the outlets."""
+        self._task_group = task_group
+
+    def run(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `function()` in a task of the system's; it must not raise."""
+        if self._task_group is not None:
+            self._task_group.start_soon(function)
+
+    def get(self, service: str) -> GroupCommit | None:
+        """The journal of a service, if it is open."""
+        outlet = self._outlets.get(service)
+        return outlet.journal if outlet is not None and outlet.is_open else None
+
+    async def open(self, kind: KnownKind) -> GroupCommit:
+        """The journal of a kind's service; opened, where it is not.
+
+        Raises:
+            StoreUnavailable: it cannot be opened now; nothing was sent.
+            StoreIncompatible, StoreUnsafe: it can never be.
+        """
+        outlet = self._outlets.get(kind.service)
+        if outlet is None:
+            outlet = self._begin(kind)
+        await outlet.ready.wait()
+        if outlet.is_open:
+            return outlet.journal
+        if isinstance(outlet.error, AtomicActorsError):
+            raise outlet.error
+        why = outlet.error or "the actor system is being left"
+        raise StoreUnavailable(
+            f"nothing was sent: no way to service {kind.service!r}: {why}"
+        ) from outlet.error
+
+    def _begin(self, kind: KnownKind) -> _Outlet:
+        if self._task_group is None or self.open_journal is None:
+            raise StoreUnavailable(f"nothing was sent: there is no way to service {kind.service!r} from here")
+        outlet = _Outlet(kind.service, self.gather(self.open_journal(kind.journal_settings(self.namespace))))
+
+        def on_crash(error: BaseException) -> None:
+            # That service's half of the store is wrong, which is no reason to end this one.
+            logger.error("the way to service %r is closed: %s", kind.service, error)
+            outlet.error = error if isinstance(error, Exception) else None
+            outlet.is_open = False
+            outlet.scope.cancel()
+
+        outlet.journal.on_answer = self.on_answer
+        outlet.journal.on_crash = on_crash
+        self._outlets[kind.service] = outlet
+        self._task_group.start_soon(self._keep_open, outlet)
+        return outlet
+
+    async def _keep_open(self, outlet: _Outlet) -> None:
+        try:
+            with outlet.scope:
+                async with outlet.journal:
+                    outlet.is_open = True
+                    outlet.ready.set()
+                    await anyio.sleep_forever()
+        except (JournalUnavailable, AtomicActorsError) as error:
+            outlet.error = error
+        except Exception as error:
+            outlet.error = error
+            self.on_crash(error)
+        finally:
+            outlet.is_open = False
+            # The next one who needs it tries again.
+            if self._outlets.get(outlet.service) is outlet:
+                del self._outlets[outlet.service]
+            outlet.ready.set()
+
+    # What the relay needs: it runs on callbacks.
+
+    def reach(self, service: str, kind: str, then: Callable[[GroupCommit | None], None]) -> None:
+        """Call `then` with the journal of a service, now if it is open; with None if it cannot be opened.
+
+        Args:
+            service: the service's name.
+            kind: one of its kinds, to learn its settings by.
+            then: must not raise.
+        """
+        journal = self.get(service)
+        if journal is not None:
+            then(journal)
+        elif self._task_group is None:
+            then(None)
+        else:
+            self._task_group.start_soon(self._reach, service, kind, then)
+
+    async def _reach(self, service: str, kind: str, then: Callable[[GroupCommit | None], None]) -> None:
+        journal: GroupCommit | None = None
+        with anyio.move_on_after(OPEN_LIMIT_S):
+            try:
+                known = self.known.get(kind) or await self.known.find(kind)
+                if known.service == service:
+                    journal = await self.open(known)
+                else:
+                    logger.error(
+                        "messages wait for service %r, but kind %r is of %r", service, kind, known.service
+                    )
+            except AtomicActorsError as error:
+                logger.warning("messages wait for service %r, which cannot be reached: %s", service, error)
+        then(journal)
+
+    def forsake(self, partition: int) -> None:
+        """A partition of this node has lost history: send nothing any more that was read from it."""
+        for outlet in self._outlets.values():
+            outlet.journal.forsake(f"{self.service}/{partition}")

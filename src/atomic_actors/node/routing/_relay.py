@@ -1,0 +1,181 @@
+"""Carries outbox messages from one partition to another, of this service or another one: in order, once.
+
+Every pair (source partition, target partition) is a stream with numbers of its own. One batch of a
+stream is under way at a time; the target keeps the last number it has, so a batch that is sent again is
+recognised, and one that would leave a gap is refused. It runs on callbacks: a stream needs no task.
+
+A source forgets only what the target has taken. So if the target knows of less than what was forgotten, it has
+lost history, and what lies between is gone: that is reported, and the stream goes on with what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from attrs import define, field
+
+from atomic_actors.base._telemetry import logger
+from atomic_actors.journal._history import HistoryLoss
+from atomic_actors.journal._protocol import (
+    JournalUnavailable,
+    Rejected,
+    RelayAck,
+    RelayAcked,
+    Relayed,
+    RelayIn,
+    RelayPage,
+    RelayRead,
+    Result,
+    Target,
+)
+from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.node.routing._other_services import Outlets
+
+__all__ = ("Relay",)
+
+BATCH_MESSAGES: Final = 100
+
+#: Source and target.
+Stream = tuple[int, Target]
+
+
+@define(eq=False)
+class Relay:
+    """Moves the streams of the partitions that this node owns.
+
+    Args:
+        journal: where the streams are.
+        claims: the claim id for each partition, "" where it is not owned.
+        wake: called with a partition and an entity that got something new.
+        outlets: the ways to other services; None where there are none.
+    """
+
+    journal: GroupCommit
+    claims: list[str]
+    wake: Callable[[int, str], None]
+    outlets: Outlets | None = None
+    #: Called with what a target had taken and has lost, and the source: the numbers are the stream's.
+    on_gap: Callable[[HistoryLoss, int], None] | None = field(default=None, init=False)
+    #: Streams under way; True where more was added in the meantime.
+    _moving: dict[Stream, bool] = field(factory=dict[tuple[int, int | str], bool], init=False)
+    moved: int = field(default=0, init=False)
+    #: Streams that were said to stand still.
+    _damaged: set[Stream] = field(factory=set[tuple[int, int | str]], init=False)
+
+    def kick(self, source: int, target: Target) -> None:
+        """There is something in the stream from `source` to `target`."""
+        stream = (source, target)
+        if stream in self._moving:
+            self._moving[stream] = True
+        elif self.claims[source]:
+            self._moving[stream] = False
+            self._read(stream)
+
+    def _read(self, stream: Stream) -> None:
+        source, target = stream
+        claim = self.claims[source]
+
+        def on_page(result: Result | JournalUnavailable) -> None:
+            if not isinstance(result, RelayPage):
+                self._stop(stream, result)
+            elif not result.entries:
+                self._rest(stream)
+            else:
+                self._reach(stream, claim, result)
+
+        self.journal.enqueue(RelayRead(source, claim, target, BATCH_MESSAGES), on_page)
+
+    def _reach(self, stream: Stream, claim: str, page: RelayPage) -> None:
+        """Send a page: to another partition of this service, or over the way to another one."""
+        _, target = stream
+        if isinstance(target, int):
+            self._send(stream, claim, page, self.journal)
+            return
+        if self.outlets is None:
+            self._stop(stream, "there is no way to another service")
+            return
+        service = target.rpartition("/")[0]
+        kind = page.entries[0].entity.partition("/")[0]
+        self.outlets.reach(service, kind, partial(self._send, stream, claim, page))
+
+    def _step_in(self, stream: Stream, page: RelayPage, *, after_loss: bool, empty: bool = False) -> RelayIn:
+        """What the target is sent; it knows a source of another service by both names."""
+        source, target = stream
+        entries = () if empty else page.entries
+        if isinstance(target, int):
+            return RelayIn(target, source, page.incarnation, entries, after_loss)
+        origin = f"{self.journal.settings.service}/{source}"
+        return RelayIn(int(target.rpartition("/")[2]), origin, page.incarnation, entries, after_loss)
+
+    def _send(
+        self,
+        stream: Stream,
+        claim: str,
+        page: RelayPage,
+        journal: GroupCommit | None,
+        *,
+        after_loss: bool = False,
+    ) -> None:
+        source, target = stream
+        if journal is None or self.claims[source] != claim:
+            self._stop(stream, page)  # what was read may be a history that is gone
+            return
+
+        def on_relayed(result: Result | JournalUnavailable) -> None:
+            if isinstance(result, Rejected) and result.code == "stream_gap" and not after_loss:
+                self._measure_gap(stream, claim, page, journal)
+                return
+            if not isinstance(result, Relayed):
+                self._stop(stream, result)
+                return
+            self.moved += len(page.entries)
+            self.journal.enqueue(RelayAck(source, claim, target, result.last, page.incarnation), on_acked)
+            if isinstance(target, int):
+                # The owner in another service is told by its doorbell.
+                for entity in result.entities:
+                    self.wake(target, entity)
+
+        def on_acked(result: Result | JournalUnavailable) -> None:
+            if not isinstance(result, RelayAcked):
+                self._stop(stream, result)
+            elif result.left or self._moving.get(stream):
+                self._moving[stream] = False
+                self._read(stream)
+            else:
+                self._rest(stream)
+
+        journal.enqueue(self._step_in(stream, page, after_loss=after_loss), on_relayed)
+
+    def _measure_gap(self, stream: Stream, claim: str, page: RelayPage, journal: GroupCommit) -> None:
+        """Find out what the target still knows, report what it has lost, and go on behind that."""
+        source, target = stream
+
+        def on_last(result: Result | JournalUnavailable) -> None:
+            if not isinstance(result, Relayed):
+                self._stop(stream, result)
+                return
+            taken = page.entries[0].number - 1
+            if result.last < taken and self.on_gap is not None:
+                number = target if isinstance(target, int) else int(target.rpartition("/")[2])
+                self.on_gap(HistoryLoss(number, taken, result.last), source)
+            self._send(stream, claim, page, journal, after_loss=True)
+
+        journal.enqueue(self._step_in(stream, page, after_loss=False, empty=True), on_last)
+
+    def _rest(self, stream: Stream) -> None:
+        if self._moving.pop(stream, False):
+            self.kick(*stream)
+
+    def _stop(self, stream: Stream, result: object) -> None:
+        """The claim is gone, or the store is away: the next sweep of the owner begins again."""
+        self._moving.pop(stream, None)
+        if isinstance(result, Rejected) and stream not in self._damaged:
+            self._damaged.add(stream)
+            logger.error(
+                "the stream from partition %d to %s stands still, and what is in it waits: %s",
+                *stream,
+                result.text,
+            )
+        logger.debug("the stream from partition %d to %s rests: %r", *stream, result)

@@ -1,0 +1,599 @@
+"""Volatile kinds: one copy and order as ever, no journal, in-memory speed.
+
+A volatile entity's mailbox is a deque here, and messages of this node are handed over as they are, not encoded:
+they are immutable by convention. What it knows is gone when it passivates, or when its node does not own its
+partition any more; an ask is answered at most once.
+
+What other nodes send comes through `_host`, and what goes to them through `_routes`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+from atomic_actors.actors._declarations import Outbox
+from atomic_actors.actors._kinds import BoundHandler, Kind
+from atomic_actors.actors._messages import Message, RawMessage, message_name
+from atomic_actors.base._errors import (
+    ActorLimitExceeded,
+    AskTimeout,
+    HandlerFailed,
+    Interrupted,
+    NotSupported,
+    OwnerUnavailable,
+    QueryChangedState,
+    QueueDepthExceeded,
+    Refused,
+    SystemNotRunning,
+    UnknownMessageType,
+)
+from atomic_actors.base._oneshot import Cell
+from atomic_actors.base._records import EntityRef, Receipt
+from atomic_actors.base._telemetry import logger
+from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.codec._envelope import encode_plain
+from atomic_actors.node.execution._children import Children
+from atomic_actors.node.execution._turn import TurnContext, TurnServices, current_activation
+
+__all__ = ("Failed", "VolatileKinds", "Waiting")
+
+BUCKET_S: Final = 0.05
+#: Messages that may wait for one volatile entity where the kind sets no `max_depth`.
+DEFAULT_DEPTH: Final = 10_000
+
+
+class Answer(Protocol):
+    """Where what became of a message goes, once: a cell of this node, or a frame to another one."""
+
+    def set(self, value: Any) -> None:
+        """Take a reply, or a `Failed`. Must not raise."""
+        ...
+
+
+class Waiting:
+    """A message in a mailbox, and the asker who waits for it.
+
+    Args:
+        answer: told what became of it; None where nobody wants to know.
+        is_asked: somebody waits for the reply. Of a message that nobody waits for, a failure is logged.
+    """
+
+    __slots__ = ("answer", "deadline_s", "done", "handler", "is_asked", "message", "path")
+
+    def __init__(
+        self,
+        message: Any,
+        handler: BoundHandler,
+        answer: Answer | None,
+        deadline_s: float = float("inf"),
+        path: tuple[str, ...] = (),
+        *,
+        is_asked: bool = True,
+    ) -> None:
+        self.message = message
+        self.handler = handler
+        self.answer = answer
+        self.is_asked = is_asked
+        self.deadline_s = deadline_s
+        #: The entities that wait for this message.
+        self.path = path
+        self.done = False
+
+    def resolve(self, value: object) -> None:
+        """Say what became of it; a second time changes nothing."""
+        if not self.done:
+            self.done = True
+            if self.answer is not None:
+                self.answer.set(value)
+
+
+class Failed:
+    """An exception on its way to the asker; a bare exception could be a reply."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@define(eq=False)
+class _VolatileActivation:
+    owner: VolatileKinds
+    kind: Kind
+    ref: EntityRef
+    partition: int
+    used_at_s: float
+    state: Any = None
+    #: The state's bytes after the last turn that ended well: what a failed turn goes back to.
+    committed: bytes = b""
+    closing: bool = False
+    #: Its node does not own the partition any more: it is being cancelled, and nothing may begin in it.
+    is_lost: bool = False
+    running: bool = False
+    #: When the handler that runs now is cut off, on the backend's clock; 0 while none runs or nothing limits it.
+    deadline_s: float = field(default=0.0, init=False)
+    mailbox: deque[Waiting] = field(factory=deque[Waiting], init=False)
+    idle: Cell[None] | None = field(default=None, init=False)
+    _instance: Any = field(default=None, init=False)
+    _context: TurnContext = field(init=False)
+    _children: Children = field(init=False)
+    _task_group: TaskGroup | None = field(default=None, init=False)
+    _turns: int = field(default=0, init=False)
+    _limit_s: float = field(init=False)
+    _scope: anyio.CancelScope | None = field(default=None, init=False)
+    #: The scope was cancelled for a deadline; whatever becomes of the turn, nothing more may run in it.
+    _is_cut: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._limit_s = self.kind.settings.turn_timeout_s
+        self._context = TurnContext(self, Outbox(self.owner.max_outbox_messages))
+        self._children = Children(self.owner.new_cell, lambda: None)
+
+    @property
+    def services(self) -> TurnServices:
+        """The node (`TurnHost`)."""
+        return self.owner.services
+
+    @property
+    def context(self) -> TurnContext:
+        """What the running handler sees (`TurnHost`)."""
+        return self._context
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a handler runs (`TurnHost`)."""
+        return self.running
+
+    def get_state(self) -> Any:
+        """The state, wherever the handler's code put it (`TurnHost`)."""
+        holder = self._instance
+        return (
+            self.state if holder is None or holder is self._context or not self._has_state else holder.state
+        )
+
+    def set_state(self, state: Any) -> None:
+        """Replace the state (`TurnHost`)."""
+        self.state = state
+        if self._instance is not None and self._instance is not self._context:
+            self._instance.state = state
+
+    @property
+    def _has_state(self) -> bool:
+        return self.kind.decode_state is not None
+
+    def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        """Run a task that ends before the turn does (`TurnHost`)."""
+        if self._task_group is None or not self.running:
+            raise NotSupported("context.start_soon: only while the handler runs")
+        self._children.start(self._task_group, function, args)
+
+    def put(self, waiting: Waiting) -> None:
+        self.mailbox.append(waiting)
+        idle = self.idle
+        if idle is not None:
+            self.idle = None
+            idle.set(None)
+
+    def wake(self) -> None:
+        idle = self.idle
+        if idle is not None:
+            self.idle = None
+            idle.set(None)
+
+    def cut_if_late(self, now_s: float) -> None:
+        """Cut the running handler if its time is up; called by the sweeper."""
+        if 0 < self.deadline_s <= now_s and self._scope is not None:
+            self.deadline_s = 0.0
+            self._is_cut = True
+            self._scope.cancel()
+
+    def end(self) -> None:
+        """Cancel what runs: the partition belongs to nobody here. What has not begun does not run."""
+        self.is_lost = True
+        lost = Failed(OwnerUnavailable(f"{self.ref}: its partition was lost before the message began"))
+        while self.mailbox:
+            self.mailbox.popleft().resolve(lost)
+        if self._task_group is not None:
+            self._task_group.cancel_scope.cancel()
+
+    async def run(self) -> None:
+        # The task was started by whoever asked first; that asker's turn is none of ours.
+        current_activation.set(self)
+        ended_well = False
+        try:
+            async with anyio.create_task_group() as self._task_group:
+                if not self.is_lost:
+                    await self._start()
+                    await self._serve()
+                    await self._stop()
+            ended_well = True
+        except Exception as error:
+            self.owner.on_crash(error)
+        finally:
+            self.owner.ended(self, ended_well=ended_well)
+
+    async def _serve(self) -> None:
+        # One scope covers turn after turn; only after a cut there is a new one.
+        while True:
+            with anyio.CancelScope() as self._scope:
+                await self._work()
+            self.running, self.deadline_s = False, 0.0
+            if not self._is_cut:
+                return
+            self._is_cut = False
+
+    async def _work(self) -> None:
+        mailbox, new_cell, owns, partition = (
+            self.mailbox,
+            self.owner.new_cell,
+            self.owner.owns,
+            self.partition,
+        )
+        while True:
+            while mailbox:
+                if self.is_lost:
+                    return
+                waiting = mailbox.popleft()
+                if not waiting.done and (owns(partition) or self._give_back(waiting)):
+                    self.running = True
+                    await self._turn(waiting)
+                    self.running, self.deadline_s = False, 0.0
+                    if self._is_cut:
+                        return
+            if self.closing or self.is_lost:
+                return
+            self.idle = new_cell()
+            await self.idle
+
+    def _give_back(self, waiting: Waiting) -> bool:
+        text = f"{self.ref}: this node did not own its partition when the message was to begin"
+        waiting.resolve(Failed(OwnerUnavailable(text)))
+        return False
+
+    async def _start(self) -> None:
+        self.state = self.kind.new_state()
+        try:
+            if self.kind.free:
+                self._instance = self._context
+            else:
+                self._instance = self.kind.spec.make_instance()
+                self._instance.context = self._context
+                self._instance.outbox = self._context.outbox
+                self._instance.state = self.state
+            if self.kind.encode_state is not None:
+                self.committed = self.kind.encode_state(self.state)
+            if self.kind.spec.on_activate is not None:
+                await self.kind.spec.on_activate(self._instance)
+        except Exception as error:
+            self._fail_all(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        failure = Failed(_handler_failed(error))
+        while self.mailbox:
+            self.mailbox.popleft().resolve(failure)
+        self.closing = True
+
+    async def _stop(self) -> None:
+        hook = self.kind.spec.on_passivate
+        if self.is_lost:
+            return
+        if hook is not None and self._instance is not None:
+            try:
+                await hook(self._instance)
+            except Exception:
+                logger.exception("on_passivate of %s raised", self.ref)
+
+    async def _turn(self, waiting: Waiting) -> None:
+        spec = waiting.handler.spec
+        self._turns += 1
+        message_id = f"{self.ref}/{self._turns:032x}"
+        deadline_s = waiting.deadline_s
+        if self._limit_s:
+            self.deadline_s = self.owner.clock() + self._limit_s
+            deadline_s = min(deadline_s, self.deadline_s)
+        self._context.begin(message_id, 1, deadline_s, waiting.path, transactional=False)
+        try:
+            try:
+                reply = await spec.function(self._instance, waiting.message)
+            finally:
+                if self._children.count:
+                    await self._children.wait()
+            child_error = self._children.take_error()
+            if child_error is not None:
+                raise child_error
+            self._keep(waiting.handler)
+        except Refused as refusal:
+            self._roll_back()
+            waiting.resolve(Failed(refusal))
+        except Exception as error:
+            self._roll_back()
+            if not waiting.is_asked:
+                logger.exception("%s failed in %s", spec.location, self.ref)
+            waiting.resolve(Failed(_handler_failed(error)))
+        except BaseException:
+            if self._is_cut:
+                await self._after_cut(waiting)
+            else:
+                text = (
+                    f"{self.ref} was ended while it ran {spec.name}: it may have run wholly, partly or not at all; "
+                    "a volatile kind has no dead letters"
+                )
+                waiting.resolve(Failed(Interrupted(text)))
+            raise
+        else:
+            outbox = self._context.outbox
+            if len(outbox):
+                entries = list(outbox)
+                outbox.clear()
+                for entity, message in entries:
+                    self.owner.send_other(entity, message)
+            waiting.resolve(reply)
+        self.used_at_s = self.owner.clock()
+
+    async def _after_cut(self, waiting: Waiting) -> None:
+        """The handler was still running at its deadline: undo what it did, then say so."""
+        if self._children.count:
+            with anyio.CancelScope(shield=True):
+                await self._children.end()
+        self._children.take_error()
+        self._roll_back()
+        failed = HandlerFailed(
+            f"DeadlineExceeded: the handler was still running after turn_timeout_s={self._limit_s:g}",
+            error_type="DeadlineExceeded",
+        )
+        if not waiting.is_asked:
+            logger.error("%s failed in %s: %s", waiting.handler.spec.location, self.ref, failed)
+        waiting.resolve(Failed(failed))
+
+    def _keep(self, handler: BoundHandler) -> None:
+        encode = self.kind.encode_state
+        if encode is None:
+            return
+        after = encode(self.get_state())
+        if handler.spec.query and (after != self.committed or len(self._context.outbox)):
+            raise QueryChangedState(
+                f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
+                "make its message a Command"
+            )
+        self.committed = after
+
+    def _roll_back(self) -> None:
+        self._context.outbox.clear()
+        decode = self.kind.decode_state
+        if decode is not None:
+            self.set_state(decode(self.committed))
+
+
+def _handler_failed(error: Exception) -> HandlerFailed:
+    failed = HandlerFailed(f"{type(error).__name__}: {error}", error_type=type(error).__name__)
+    failed.__cause__ = error
+    return failed
+
+
+@define(eq=False)
+class VolatileKinds:
+    """Every volatile entity that is alive on this node.
+
+    Args:
+        owns: whether this node's lease on a partition certainly holds.
+
+    `services` (the node), `send_other` (an outbox message) and `on_crash` are set by the composition
+    root, since they need the system themselves.
+    """
+
+    new_cell: Callable[[], Cell[Any]]
+    clock: Callable[[], float]
+    owns: Callable[[int], bool]
+    max_activations: int
+    max_outbox_messages: int
+    services: TurnServices = field(init=False)
+    send_other: Callable[[EntityRef, Message[Any]], None] = field(init=False)
+    on_crash: Callable[[BaseException], None] = field(init=False)
+    _task_group: TaskGroup | None = field(default=None, init=False)
+    _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(
+        factory=OrderedDict[EntityRef, _VolatileActivation], init=False
+    )
+    _ends: dict[int, list[Waiting]] = field(factory=dict[int, list[Waiting]], init=False)
+    _next_bucket: int = field(default=0, init=False)
+    _told: int = field(default=0, init=False)
+    #: Partitions that are being drained; None stands for all of them.
+    _closing: list[int | None] = field(factory=list[int | None], init=False)
+    #: Those who wait until something has ended.
+    _ended: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
+
+    def start(self, task_group: TaskGroup) -> None:
+        """Use `task_group` for the activations."""
+        self._task_group = task_group
+        self._next_bucket = int(self.clock() / BUCKET_S)
+
+    async def ask(
+        self,
+        kind: Kind,
+        ref: EntityRef,
+        partition: int,
+        message: Any,
+        timeout_s: float,
+        path: tuple[str, ...] = (),
+    ) -> Any:
+        """Hand a message over and wait for the reply.
+
+        Raises:
+            AskTimeout, HandlerFailed, Interrupted, Refused.
+            NotExecuted: `QueueDepthExceeded`, `ActorLimitExceeded`; `OwnerUnavailable` where this node does not own
+                the partition, or lost it before the message began.
+        """
+        deadline_s = self.clock() + timeout_s if timeout_s else float("inf")
+        cell = self.new_cell()
+        waiting = Waiting(*self._handler(kind, message), cell, deadline_s, path)
+        self.hand_over(kind, ref, partition, waiting)
+        try:
+            reply = await cell
+        except BaseException:
+            waiting.done = True
+            raise
+        if type(reply) is Failed:
+            raise reply.error
+        return reply
+
+    def hand_over(self, kind: Kind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
+        """Put a message into an entity's mailbox; wakes the entity where it sleeps.
+
+        Raises:
+            NotExecuted: as of `ask`.
+        """
+        self._activation(kind, ref, partition).put(waiting)
+        if waiting.deadline_s != float("inf"):
+            bucket = int(waiting.deadline_s / BUCKET_S) + 1
+            self._ends.setdefault(bucket, []).append(waiting)
+
+    def tell(self, kind: Kind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
+        """Hand a message over; it is handled at most once."""
+        handler_message, handler = self._handler(kind, message)
+        self._activation(kind, ref, partition).put(Waiting(handler_message, handler, None, is_asked=False))
+        self._told += 1
+        return Receipt(f"{ref}/{self._told:032x}", ref)
+
+    def _handler(self, kind: Kind, message: object) -> tuple[Any, BoundHandler]:
+        cls: type[Any] = type(message)
+        handler = kind.by_type.get(cls)
+        if handler is not None:
+            return message, handler
+        name = message.name if isinstance(message, RawMessage) else message_name(cls)
+        handler = kind.handler_for(name)
+        if handler is None:
+            raise UnknownMessageType(f"kind {kind.name!r} has no handler for {name!r}")
+        if isinstance(message, RawMessage) and not handler.spec.raw:
+            return handler.decode_payload(encode_plain(message.payload)), handler
+        return message, handler
+
+    def _activation(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+        activation = self._by_ref.get(ref)
+        if activation is None:
+            activation = self._start(kind, ref, partition)
+        elif not self.owns(partition):
+            raise self._not_owned(ref)
+        limit = kind.settings.max_depth or DEFAULT_DEPTH
+        if len(activation.mailbox) >= limit:
+            raise QueueDepthExceeded(f"{ref}: {limit} messages wait already (max_depth)")
+        return activation
+
+    def _start(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+        if self._task_group is None:
+            raise SystemNotRunning("the actor system is not running")
+        if not self.owns(partition):
+            raise self._not_owned(ref)
+        if self.max_activations and len(self._by_ref) >= self.max_activations and not self._evict():
+            raise ActorLimitExceeded(f"{ref}: {self.max_activations} activations are busy (max_activations)")
+        return self._make(kind, ref, partition)
+
+    def _not_owned(self, ref: EntityRef) -> OwnerUnavailable:
+        return OwnerUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
+
+    def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+        assert self._task_group is not None
+        activation = _VolatileActivation(self, kind, ref, partition, self.clock())
+        activation.closing = self.is_draining(partition)
+        self._by_ref[ref] = activation
+        self._task_group.start_soon(activation.run)
+        return activation
+
+    def find(self, ref: EntityRef) -> bool:
+        """Whether an entity is alive here."""
+        return ref in self._by_ref
+
+    def _evict(self) -> bool:
+        for activation in self._by_ref.values():
+            if not activation.running and not activation.mailbox and not activation.closing:
+                self.close(activation)
+                return True
+        return False
+
+    def close(self, activation: _VolatileActivation) -> None:
+        """Ask an activation to passivate."""
+        activation.closing = True
+        activation.wake()
+
+    def ended(self, activation: _VolatileActivation, *, ended_well: bool) -> None:
+        """An activation is gone; what came while it went to sleep wakes its successor."""
+        if self._by_ref.get(activation.ref) is activation:
+            del self._by_ref[activation.ref]
+        partition = activation.partition
+        if activation.mailbox and ended_well and self._task_group is not None and self.owns(partition):
+            successor = self._make(activation.kind, activation.ref, partition)
+            successor.mailbox.extend(activation.mailbox)
+        else:
+            gone = Failed(OwnerUnavailable(f"{activation.ref} was ended before the message began"))
+            for waiting in activation.mailbox:
+                waiting.resolve(gone)
+        activation.mailbox.clear()
+        for ended in self._ended:
+            ended.set(None)
+        self._ended.clear()
+
+    def tick(self, now_s: float) -> None:
+        """End asks whose time is up, cut handlers that run too long, passivate the idle."""
+        first, last = self._next_bucket, int(now_s / BUCKET_S)
+        self._next_bucket = last + 1
+        for waiting in take_due(self._ends, first, last):
+            if not waiting.done:
+                waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
+        for activation in list(self._by_ref.values()):
+            activation.cut_if_late(now_s)
+            limit_s = activation.kind.settings.idle_timeout_s
+            idle = not activation.running and not activation.mailbox
+            if limit_s and idle and activation.used_at_s + limit_s <= now_s:
+                self.close(activation)
+
+    def passivate(self, ref: EntityRef) -> bool:
+        """Ask an entity to go to sleep; returns whether it was alive."""
+        activation = self._by_ref.get(ref)
+        if activation is None or activation.closing:
+            return False
+        self.close(activation)
+        return True
+
+    def lost(self, partition: int | None = None) -> None:
+        """A partition (all where left out) is not this node's any more: cancel what runs there, at once."""
+        for activation in self._alive_in(partition):
+            activation.end()
+
+    async def drain(self, partition: int | None = None) -> None:
+        """Let the mailboxes of a partition (all where left out) run empty, and passivate their entities.
+
+        What other nodes send has to be kept away meanwhile, or this may take as long as they send.
+        """
+        self._closing.append(partition)
+        try:
+            for activation in self._alive_in(partition):
+                self.close(activation)
+            await self.wait_ended(partition)
+        finally:
+            self._closing.remove(partition)
+
+    def is_draining(self, partition: int) -> bool:
+        """Whether a partition is about to be given up."""
+        return None in self._closing or partition in self._closing
+
+    async def wait_ended(self, partition: int | None = None) -> None:
+        """Wait until nothing of a partition (of all where left out) is alive here."""
+        while self._alive_in(partition):
+            ended = self.new_cell()
+            self._ended.append(ended)
+            await ended
+
+    def _alive_in(self, partition: int | None) -> list[_VolatileActivation]:
+        return [
+            activation
+            for activation in self._by_ref.values()
+            if partition is None or activation.partition == partition
+        ]
+
+    def count(self, kind: str | None = None) -> int:
+        """How many volatile entities are alive here."""
+        return sum(1 for ref in self._by_ref if kind is None or ref.kind == kind)

@@ -1,0 +1,3 @@
+"""Rules over a history, and a check of linearizability. Imports the package, no other room of `testing`."""
+
+from __future__ import annotations

@@ -1,0 +1,212 @@
+"""The in-memory journal, with every move of every message written into a history."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, Final, Literal
+
+from atomic_actors.base._lifecycle import Event, Stamp
+from atomic_actors.journal._protocol import (
+    Append,
+    BatchResult,
+    ClaimPartition,
+    Finish,
+    JournalSettings,
+    Release,
+    Replay,
+    Result,
+    Step,
+)
+from atomic_actors.journal.memory._counters import Entity, Message, Partition, Running
+from atomic_actors.journal.memory._journal import MemoryJournal
+from atomic_actors.node.ownership._identity import NodeIdentity
+from atomic_actors.testing.checkers._history import (
+    Accepted,
+    Claimed,
+    Committed,
+    Ended,
+    Freed,
+    PutBack,
+    Record,
+    Sent,
+    Taken,
+)
+
+__all__ = ("RecordingJournal",)
+
+_SOURCES: Final[dict[type[Any], Literal["sent", "replayed"]]] = {Append: "sent", Replay: "replayed"}
+
+
+def _digest(state: bytes) -> str:
+    return blake2b(state, digest_size=6).hexdigest() if state else ""
+
+
+class _RecordingPartition(Partition):
+    """Writes down each move as it is made."""
+
+    journal: RecordingJournal
+    number: int
+    #: The step that is being executed.
+    step: Step
+    #: By running entity: version and state when its messages were taken.
+    taken_from: dict[str, tuple[int, str]]
+
+    def accept(self, entity: Entity, unique: str, body: bytes, *, at_head: bool = False) -> Message:
+        message = super().accept(entity, unique, body, at_head=at_head)
+        source: Literal["sent", "outbox", "replayed"] = _SOURCES.get(type(self.step), "outbox")
+        self._add(Accepted(self._at_s(), entity.name, unique, message.head.name, source, at_head))
+        return message
+
+    def dispatch(self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: Stamp) -> Running:
+        running = super().dispatch(entity, messages, claim, stamp)
+        self.taken_from[entity.name] = (entity.version, _digest(entity.state))
+        self._add(
+            Taken(
+                self._at_s(),
+                self.number,
+                entity.name,
+                self.journal.node_of(self.lease.node),
+                self.lease.epoch,
+                running.turn,
+                running.uniques,
+                tuple(message.attempts for message in messages),
+            )
+        )
+        return running
+
+    def put_back(self, entity: Entity, messages: list[Message], event: Event) -> None:
+        super().put_back(entity, messages, event)
+        uniques = tuple(message.unique for message in messages)
+        self._add(PutBack(self._at_s(), entity.name, uniques, event.value))
+
+    def finalise(self, entity: Entity, message: Message, event: Event, reply: bytes, now_ms: int) -> None:
+        super().finalise(entity, message, event, reply, now_ms)
+        self._add(Ended(self._at_s(), entity.name, message.unique, event.value, reply))
+
+    def end_turn(self, entity: Entity, last: Any) -> None:
+        turn = entity.running.turn if entity.running is not None else 0
+        super().end_turn(entity, last)
+        version, state = self.taken_from.pop(entity.name, (entity.version, _digest(entity.state)))
+        self._add(
+            Committed(
+                self._at_s(),
+                self.number,
+                entity.name,
+                self.journal.node_of(self.lease.node),
+                self.lease.epoch,
+                turn,
+                version,
+                entity.version,
+                state,
+                _digest(entity.state),
+            )
+        )
+        step = self.step
+        if isinstance(step, Finish) and step.outbox:
+            parent = next((each.unique for each in step.verdicts if each.event == Event.COMPLETE.value), "")
+            for sent in step.outbox:
+                self._add(Sent(self._at_s(), entity.name, parent, sent.entity, sent.unique))
+
+    def _at_s(self) -> float:
+        return self.journal.at_s()
+
+    def _add(self, record: Record) -> None:
+        self.journal.on_record(record)
+
+
+class RecordingJournal(MemoryJournal):
+    """A `MemoryJournal` that several nodes share and that writes down what happens in it.
+
+    Args:
+        settings: as of `MemoryJournal`.
+        at_s: what the records' time is.
+        now_ms: the store's time.
+        on_record: gets each record.
+        on_bell: as of `MemoryJournal`.
+    """
+
+    def __init__(
+        self,
+        settings: JournalSettings,
+        *,
+        at_s: Callable[[], float],
+        now_ms: Callable[[], int],
+        on_record: Callable[[Record], None],
+        on_bell: Callable[[int, str], None],
+    ) -> None:
+        super().__init__(settings, now_ms=now_ms, on_bell=on_bell)
+        self.at_s = at_s
+        self.on_record = on_record
+        #: The nodes' numbers, by node id.
+        self.node_numbers: dict[str, int] = {}
+        self._numbers_by_record: dict[bytes, int] = {}
+        for number in range(settings.partitions):
+            partition = _RecordingPartition(settings)
+            partition.journal, partition.number, partition.taken_from = self, number, {}
+            self._partitions[number] = partition
+
+    def node_of(self, record: bytes) -> int:
+        """The number of the node that a lease names; 0 where there is none."""
+        number = self._numbers_by_record.get(record)
+        if number is None:
+            number = self.node_numbers.get(NodeIdentity.id_in(record), 0) if record else 0
+            self._numbers_by_record[record] = number
+        return number
+
+    def apply(self, steps: Sequence[Step]) -> BatchResult:
+        """Execute steps now, without a wait."""
+        return self._execute(steps)
+
+    def commit_numbers(self, steps: Sequence[Step]) -> list[tuple[int, int]]:
+        """The commit numbers of the partitions that steps are about."""
+        return [
+            (number, self._partitions[number].commit)
+            for number in dict.fromkeys(step.partition for step in steps)
+            if number in self._partitions
+        ]
+
+    def _execute_one(self, step: Step, now_ms: int) -> Result:
+        partition = self._partitions.get(step.partition)
+        if not isinstance(partition, _RecordingPartition):
+            return super()._execute_one(step, now_ms)
+        partition.step = step
+        lease = partition.lease
+        result = super()._execute_one(step, now_ms)
+        if partition.lease is not lease:
+            now = partition.lease
+            at_s, number = self.at_s(), step.partition
+            if isinstance(step, ClaimPartition):
+                self.on_record(Claimed(at_s, number, self.node_of(now.node), now.epoch, now.claim))
+            elif isinstance(step, Release):
+                self.on_record(Freed(at_s, number, self.node_of(lease.node), lease.epoch))
+        return result
+
+    # What the simulation looks at.
+
+    def partitions(self) -> Iterator[Partition]:
+        """The books of every partition."""
+        yield from self._partitions.values()
+
+    def entities(self) -> Iterator[Entity]:
+        """Every entity that the store knows."""
+        for partition in self._partitions.values():
+            yield from partition.entities.values()
+
+    def snapshot(self) -> Callable[[], None]:
+        """Remember everything as it is now; the function that this returns brings it back."""
+        kept = {number: self._copy(partition) for number, partition in self._partitions.items()}
+
+        def restore() -> None:
+            self._partitions.update({number: self._copy(partition) for number, partition in kept.items()})
+
+        return restore
+
+    def _copy(self, partition: Partition) -> Partition:
+        copied = copy.deepcopy(partition)
+        if isinstance(partition, _RecordingPartition) and isinstance(copied, _RecordingPartition):
+            # A copy has what attrs knows of, and not what a subclass has besides.
+            copied.journal, copied.number = self, partition.number
+            copied.taken_from = dict(partition.taken_from)
+        return copied
