@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from attrs import frozen
+from lupa import lua51
 
 #: The instructions that read and write a global name; the name is the constant in the upper 18 bits.
 _GLOBALS: Final = (5, 7)
@@ -44,7 +45,13 @@ class Function:
 
     def count_locals(self) -> int:
         """How many locals there are at the same time, at the most. Lua allows 200."""
-        return max((sum(one.begin <= at.begin < one.end for one in self.locals) for at in self.locals), default=0)
+        begins = {one.begin for one in self.locals}
+        return max((sum(one.begin <= at < one.end for one in self.locals) for at in begins), default=0)
+
+    def count_last_locals(self) -> int:
+        """How many locals are still there at the end: of a text, those that stand outside of each block."""
+        end = max((one.end for one in self.locals), default=0)
+        return sum(one.end == end for one in self.locals)
 
     def walk(self) -> Iterator[Function]:
         """This function and all within it."""
@@ -57,15 +64,11 @@ def compile_lua(text: str) -> Function:
     """Compile a text with Lua 5.1.
 
     Raises:
-        AssertionError: Lua refuses it.
+        LuaError: Lua refuses it.
     """
-    from lupa import lua51  # type: ignore[import-untyped, unused-ignore]
-
-    runtime = cast("Any", lua51).LuaRuntime(encoding=None)
-    dump = runtime.eval("function(text) local made, why = loadstring(text) return made and string.dump(made), why end")
-    dumped, problem = dump(text.encode())[:2] if isinstance(dump(text.encode()), tuple) else (dump(text.encode()), b"")
-    assert dumped, (problem or b"").decode()
-    return _Reader(dumped).function()
+    runtime: Any = lua51.LuaRuntime(encoding=None)
+    dump = runtime.eval("function(text) return string.dump(assert(loadstring(text))) end")
+    return _Reader(dump(text.encode())).function()
 
 
 class _Reader:

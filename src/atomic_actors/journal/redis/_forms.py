@@ -1,6 +1,6 @@
 """The forms of the steps of `aa1_commit`: the name of each, its keys and its arguments, in order.
 
-`python -m atomic_actors.tools.codegen` writes both sides from this: the encoders in `_wire.py` and the
+`python -m atomic_actors.tools.codegen` writes both sides from this: the encoders in `_encoders.py` and the
 readers in `lua/*.lua`. Names and types of the arguments are those of the step's record.
 
 A form that was released never changes, because nodes of the release before send it too. A step that has
@@ -238,9 +238,7 @@ FORMS: Final = (
     _form("sweep", Sweep, "streams", "claim limit"),
     _form("relay_read", RelayRead, "streams outbound", "claim target limit"),
     _form("relay_in", RelayIn, "inbound", "source incarnation", is_sized=True),
-    _form(
-        "relay_in_after_loss", RelayIn, "inbound", "source incarnation", extends="relay_in", is_sized=True
-    ),
+    _form("relay_in_after_loss", RelayIn, "inbound", "source incarnation", extends="relay_in", is_sized=True),
     _form(
         "relay_ack_of",
         RelayAck,

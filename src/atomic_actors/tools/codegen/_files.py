@@ -19,7 +19,7 @@ from atomic_actors.tools.codegen import _pages, _rooms, _step_forms, _transition
 __all__ = ("GeneratedFile", "find_root", "generated_files", "stale_files", "write_files")
 
 LUA_FOLDER: Final = "src/atomic_actors/journal/redis/lua"
-WIRE_PATH: Final = "src/atomic_actors/journal/redis/_wire.py"
+ENCODERS_PATH: Final = "src/atomic_actors/journal/redis/_encoders.py"
 CONFIGURATION_PATH: Final = "docs/configuration.md"
 LIFE_PATH: Final = "docs/message-life.md"
 ERRORS_PATH: Final = "docs/errors.md"
@@ -69,9 +69,7 @@ def generated_files(root: Path) -> list[GeneratedFile]:
     life = root / LIFE_PATH
     life_text = life.read_text("utf-8") if life.is_file() else _pages.MESSAGE_LIFE_PAGE
     texts: dict[str, Callable[[], str]] = {
-        WIRE_PATH: lambda: replace_block(
-            _read_there(root, WIRE_PATH), _step_forms.ENCODER_MARKERS, _step_forms.encoders(), WIRE_PATH
-        ),
+        ENCODERS_PATH: _step_forms.encoders_module,
         CONFIGURATION_PATH: _pages.configuration_page,
         LIFE_PATH: lambda: replace_block(
             life_text, _transitions.PAGE_MARKERS, _transitions.diagram(), LIFE_PATH
@@ -88,13 +86,6 @@ def generated_files(root: Path) -> list[GeneratedFile]:
         )
     files = [GeneratedFile(name, root / name, make()) for name, make in texts.items()]
     return [*_lua_parts(root), *files]
-
-
-def _read_there(root: Path, name: str) -> str:
-    path = root / name
-    if not path.is_file():
-        raise UsageError(f"{name} does not exist; what is generated into it has no place to go")
-    return path.read_text("utf-8")
 
 
 def _lua_parts(root: Path) -> list[GeneratedFile]:
