@@ -22,6 +22,10 @@ class Local:
     begin: int
     end: int
 
+    def is_there(self, at: int) -> bool:
+        """Whether the name is there at an instruction. Nothing need follow the last names of a block."""
+        return self.begin <= at < self.end or self.begin == at == self.end
+
 
 @frozen
 class Function:
@@ -46,7 +50,7 @@ class Function:
     def count_locals(self) -> int:
         """How many locals there are at the same time, at the most. Lua allows 200."""
         begins = {one.begin for one in self.locals}
-        return max((sum(one.begin <= at < one.end for one in self.locals) for at in begins), default=0)
+        return max((sum(one.is_there(at) for one in self.locals) for at in begins), default=0)
 
     def count_last_locals(self) -> int:
         """How many locals are still there at the end: of a text, those that stand outside of each block."""
