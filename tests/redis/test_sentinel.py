@@ -271,6 +271,8 @@ async def test_a_demoted_primary_that_lives_on_is_left(watched: Watched, namespa
         client = RedisLeaseClient(primary.url, journal.lease_key, timeout_s=1.0)
         assert client.renew([0], [CLAIM]) == [True]
         old = watched.primary
+        # A failover by command does not wait for replicas, and the lease has to be there.
+        await anyio.to_thread.run_sync(watched.wait_replicated)
         await anyio.to_thread.run_sync(watched.fail_over)
         await until(lambda: primary.address != ("127.0.0.1", old.port))
         # Never answered by the old one, whatever it still believes itself to be.
@@ -326,6 +328,8 @@ async def test_failover_that_loses_nothing_is_no_lost_history(watched: Watched, 
         losses = losses_of(journal)
         await own(journal)
         await take_one(journal)
+        # A failover by command does not wait for replicas.
+        await anyio.to_thread.run_sync(watched.wait_replicated)
         await anyio.to_thread.run_sync(watched.fail_over)
         await until(lambda: primary.address == ("127.0.0.1", watched.primary.port))
         await execute_until_answered(journal)
@@ -349,7 +353,7 @@ async def test_failover_that_loses_commits_is_reported(kind: Kind, namespace: st
             await own(journal)
             await take_one(journal)
             old = watched.primary
-            watched.wait_replicated()
+            await anyio.to_thread.run_sync(watched.wait_replicated)
             known = journal.commits[0]
             cut_replica_off(old)
             await take_one(journal, entity="account/lost")

@@ -128,8 +128,8 @@ class Activation:
     rung: bool = False
     #: About how many messages of this node wait in the store, for the order in which steps are sent.
     _backlog: int = field(default=0, init=False)
-    #: When the sweeper looks at its deadline, in the sweeper's count; 0 while it does not.
-    watched_bucket: int = 0
+    #: The deadline for which the sweeper looks at it; 0 while it does not.
+    watched_until_s: float = 0.0
     policy: str = field(init=False)
     _runner: TurnRunner = field(init=False)
     _offer: Offer | None = field(default=None, init=False)

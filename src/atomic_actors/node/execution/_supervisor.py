@@ -24,7 +24,7 @@ from atomic_actors.base._errors import ActorLimitExceeded, InvalidEntityId
 from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.journal._protocol import (
     Expire,
     Expired,
@@ -56,8 +56,6 @@ STARVED_MAX: Final = 10_000
 SWEEP_LIMIT: Final = 100
 #: How often every owned partition is swept: a lost doorbell costs this at the most.
 SWEEP_INTERVAL_S: Final = 1.0
-#: Width of the buckets that group running turns by deadline.
-BUCKET_S: Final = 0.05
 
 
 class Node(Services, Protocol):
@@ -121,8 +119,7 @@ class Supervisor:
     _task_group: TaskGroup | None = field(default=None, init=False)
     #: Heads that wait for their back-off: (store time, entity, partition).
     _due: list[tuple[int, str, int]] = field(factory=list[tuple[int, str, int]], init=False)
-    _deadlines: dict[int, list[Activation]] = field(factory=dict[int, list[Activation]], init=False)
-    _next_bucket: int = field(default=0, init=False)
+    _deadlines: TimerWheel[Activation] = field(factory=TimerWheel[Activation], init=False)
     #: Entities with work and no room, by entity; the longest waiting first.
     _starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
     _idle_waiters: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
@@ -135,7 +132,6 @@ class Supervisor:
         self._by_use = {name: OrderedDict() for name in self.kinds}
         self.leaving = [False] * self.membership.partitions
         self._population = [{} for _ in self.leaving]
-        self._next_bucket = int(self.clock() / BUCKET_S)
 
     # Partitions.
 
@@ -471,24 +467,22 @@ class Supervisor:
 
     def watch_deadline(self, activation: Activation) -> None:
         """Look at a running turn again when its deadline has passed."""
-        bucket = max(int(activation.deadline_s / BUCKET_S) + 1, self._next_bucket)
+        deadline_s = activation.deadline_s
         # One place for each activation and not for each message: an earlier look finds out about this turn.
-        if not 0 < activation.watched_bucket <= bucket:
-            activation.watched_bucket = bucket
-            self._deadlines.setdefault(bucket, []).append(activation)
+        if not 0 < activation.watched_until_s <= deadline_s:
+            activation.watched_until_s = deadline_s
+            self._deadlines.add(deadline_s, activation)
 
     def _look_at_deadline(self, activation: Activation, now_s: float) -> None:
-        activation.watched_bucket = 0
+        activation.watched_until_s = 0.0
         activation.cut_if_late(now_s)
         if activation.deadline_s > 0:
             self.watch_deadline(activation)
 
     def tick(self, now_s: float, store_now_ms: int) -> None:
         """Cut late turns, wake due heads, passivate the idle, sweep what was not swept for long."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for activation in take_due(self._deadlines, first, last):
-            if 0 < activation.watched_bucket <= last:  # else it has a place further ahead since
+        for activation in self._deadlines.due(now_s):
+            if 0 < activation.watched_until_s <= now_s:  # else it has a place further ahead since
                 self._look_at_deadline(activation, now_s)
         while self._due and self._due[0][0] <= store_now_ms:
             _, entity, number = heapq.heappop(self._due)

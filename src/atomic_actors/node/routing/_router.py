@@ -29,7 +29,7 @@ from atomic_actors.base._errors import (
 from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._random_ids import _RandomPool
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._envelope import make_unique
 from atomic_actors.contracts._outcomes import (
     RefusalDecoder,
@@ -64,8 +64,6 @@ from atomic_actors.journal.commit._group_commit import GroupCommit
 
 __all__ = ("Admission", "Pending", "Router")
 
-#: Width of the buckets that group asks by the end of their time.
-BUCKET_S: Final = 0.05
 #: Why no answer can come while the system lives.
 WAY_CLOSED: Final = "the way to its service was closed"
 
@@ -233,16 +231,12 @@ class Router:
     _by_key: dict[tuple[str, str], list[Pending]] = field(
         factory=dict[tuple[str, str], list[Pending]], init=False
     )
-    #: Those whose time ends in a bucket, and those to look up in it, by the bucket's number.
-    _ends: dict[int, list[Pending]] = field(factory=dict[int, list[Pending]], init=False)
-    _polls: dict[int, list[Pending]] = field(factory=dict[int, list[Pending]], init=False)
-    _next_bucket: int = field(init=False)
+    #: By when their time ends, and by when to look them up.
+    _ends: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
+    _polls: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
     _random: _RandomPool = field(factory=_RandomPool, init=False)
     _store_ms: int = field(default=0, init=False)
     _store_read_s: float = field(default=0.0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._next_bucket = int(self.clock() / BUCKET_S)
 
     def first_poll_s(self, *, pending_here: bool) -> float:
         """How soon the store is first asked for an outcome: soon where its push could not arrive."""
@@ -477,21 +471,17 @@ class Router:
     def end_at(self, pending: Pending, timeout_s: float) -> None:
         """Resolve `pending` as timed out after `timeout_s` (0: never)."""
         if timeout_s > 0:
-            bucket = int((self.clock() + timeout_s) / BUCKET_S) + 1
-            self._ends.setdefault(bucket, []).append(pending)
+            self._ends.add(self.clock() + timeout_s, pending)
 
     def _poll_later(self, pending: Pending) -> None:
-        bucket = int((self.clock() + pending.poll_delay_s) / BUCKET_S) + 1
-        self._polls.setdefault(bucket, []).append(pending)
+        self._polls.add(self.clock() + pending.poll_delay_s, pending)
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, and look up answers that are late."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for pending in take_due(self._ends, first, last):
+        for pending in self._ends.due(now_s):
             if not pending.done:
                 pending.resolve(silence_error(pending.waiting, pending.full_message_id))
-        for pending in take_due(self._polls, first, last):
+        for pending in self._polls.due(now_s):
             if not pending.done:
                 self._look_up(pending)
 
@@ -527,7 +517,7 @@ class Router:
     def abandon_all(self) -> None:
         """Resolve everybody who still waits, because the system is left: their messages may still run."""
         everybody = [pending for waiting in self._pending.values() for pending in waiting]
-        everybody += [pending for bucket in self._ends.values() for pending in bucket]
+        everybody += self._ends
         for pending in everybody:
             if not pending.done:
                 pending.resolve(pending.left("the actor system was left"))

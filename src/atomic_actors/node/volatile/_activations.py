@@ -36,14 +36,13 @@ from atomic_actors.base._errors import (
 from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef, Receipt
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._envelope import encode_plain
 from atomic_actors.node.execution._children import Children
 from atomic_actors.node.execution._turn import TurnContext, TurnServices, current_activation
 
 __all__ = ("Failed", "VolatileKinds", "Waiting")
 
-BUCKET_S: Final = 0.05
 #: Messages that may wait for one volatile entity where the kind sets no `max_depth`.
 DEFAULT_DEPTH: Final = 10_000
 
@@ -399,8 +398,7 @@ class VolatileKinds:
     _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(
         factory=OrderedDict[EntityRef, _VolatileActivation], init=False
     )
-    _ends: dict[int, list[Waiting]] = field(factory=dict[int, list[Waiting]], init=False)
-    _next_bucket: int = field(default=0, init=False)
+    _ends: TimerWheel[Waiting] = field(factory=TimerWheel[Waiting], init=False)
     _told: int = field(default=0, init=False)
     #: Partitions that are being drained; None stands for all of them.
     _closing: list[int | None] = field(factory=list[int | None], init=False)
@@ -410,7 +408,6 @@ class VolatileKinds:
     def start(self, task_group: TaskGroup) -> None:
         """Use `task_group` for the activations."""
         self._task_group = task_group
-        self._next_bucket = int(self.clock() / BUCKET_S)
 
     async def ask(
         self,
@@ -449,8 +446,7 @@ class VolatileKinds:
         """
         self._activation(kind, ref, partition).put(waiting)
         if waiting.deadline_s != float("inf"):
-            bucket = int(waiting.deadline_s / BUCKET_S) + 1
-            self._ends.setdefault(bucket, []).append(waiting)
+            self._ends.add(waiting.deadline_s, waiting)
 
     def tell(self, kind: Kind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
         """Hand a message over; it is handled at most once."""
@@ -538,9 +534,7 @@ class VolatileKinds:
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, cut handlers that run too long, passivate the idle."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for waiting in take_due(self._ends, first, last):
+        for waiting in self._ends.due(now_s):
             if not waiting.done:
                 waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
         for activation in list(self._by_ref.values()):

@@ -35,7 +35,7 @@ from atomic_actors.base._errors import (
 )
 from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease, Result
 from atomic_actors.journal.commit._group_commit import GroupCommit
 
@@ -50,7 +50,6 @@ WATCH_S: Final = 0.5
 KEEP_TELLS_S: Final = 2.0
 #: Messages that may wait for the owner of one partition.
 WAITING_MAX: Final = 10_000
-BUCKET_S: Final = 0.05
 
 
 class Channel(Protocol):
@@ -179,15 +178,11 @@ class VolatileRoutes:
     #: By service and partition.
     _routes: dict[tuple[str, int], _Route] = field(factory=dict[tuple[str, int], _Route], init=False)
     _frames: dict[tuple[int, int], _Outgoing] = field(factory=dict[tuple[int, int], _Outgoing], init=False)
-    _ends: dict[int, list[_Outgoing]] = field(factory=dict[int, list[_Outgoing]], init=False)
-    _next_bucket: int = field(init=False)
+    _ends: TimerWheel[_Outgoing] = field(factory=TimerWheel[_Outgoing], init=False)
     _orders: int = field(default=0, init=False)
     _streams: int = field(default=0, init=False)
     #: How many look-ups there were.
     looked_up: int = field(default=0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._next_bucket = int(self.clock() / BUCKET_S)
 
     # Sending.
 
@@ -279,7 +274,7 @@ class VolatileRoutes:
             route, self._orders, entity, name, payload, deadline_s, path, self.new_cell(), is_asked=is_asked
         )
         if timeout_s:
-            self._ends.setdefault(int(deadline_s / BUCKET_S) + 1, []).append(outgoing)
+            self._ends.add(deadline_s, outgoing)
         route.waiting.append(outgoing)
         self._flush(route)
         return outgoing
@@ -474,9 +469,7 @@ class VolatileRoutes:
 
     def tick(self, now_s: float) -> None:
         """End messages whose time is up; look up owners that are unknown, or silent for long."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for outgoing in take_due(self._ends, first, last):
+        for outgoing in self._ends.due(now_s):
             if not outgoing.done:
                 self._time_out(outgoing)
         for route in self._routes.values():
