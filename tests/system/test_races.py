@@ -102,7 +102,7 @@ async def test_a_cut_that_comes_too_late_spares_the_next_of_the_run() -> None:
     def cut(message: Work) -> None:
         activation: Any = current_activation.get()
         if message.number == 0:
-            activation.cut_if_late(activation.deadline_s)
+            activation.turn_scope.cut_if_late(activation.turn_scope.deadline_s)
 
     script.work = cut
     _, ledger = kinds(script)
@@ -138,11 +138,11 @@ async def test_what_was_offered_to_a_scope_that_never_began_is_given_back() -> N
         activation = supervisor.admit(supervisor.kinds["box"], ref, str(ref), number)
         assert activation is not None
         activation.offered(TURN)
-        assert supervisor.find(str(ref)) is activation
+        assert supervisor.catalog.find(str(ref)) is activation
         membership.lose(number, "for the test, again")
         unwinding.set()
         await anyio.wait_all_tasks_blocked()
-        assert supervisor.find(str(ref)) is None
+        assert supervisor.catalog.find(str(ref)) is None
 
 
 async def test_an_answer_while_a_scope_closes_starts_nothing() -> None:
@@ -187,7 +187,7 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         assert call is not None
         admission = sender._admit(call)
         assert admission is not None
-        step = sender._append(call, parts.router.new_unique(), None, 0, {}, admission, waits=False)
+        step = sender._append(call, sender.router.new_unique(), None, 0, {}, admission, waits=False)
         (appended,) = (await parts.store.journal.execute([step])).results
         assert isinstance(appended, Appended)
         parts.supervisor.draining = True

@@ -14,7 +14,6 @@ from typing import Any, Final
 import anyio
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
 from atomic_actors.actors._messages import Message
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import (
@@ -33,9 +32,9 @@ from atomic_actors.base._errors import (
     UnknownKind,
 )
 from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
-from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
+from atomic_actors.base._telemetry import LifecycleEvent, logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import digest_of, encode_envelope
+from atomic_actors.codec._envelope import derive_unique, digest_of, encode_envelope
 from atomic_actors.contracts._call_checks import (
     OnCancel,
     check_on_cancel,
@@ -45,10 +44,12 @@ from atomic_actors.contracts._call_checks import (
 )
 from atomic_actors.journal._protocol import Append, Appended, pack_body
 from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.node.execution._activation import Activation
+from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._turn import TurnContext, current_activation
 from atomic_actors.node.routing._destinations import Call, Calls
-from atomic_actors.node.routing._router import Admission, Pending, Router
+from atomic_actors.node.routing._router import Pending, Router
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._routes import VolatileRoutes
 
@@ -75,15 +76,12 @@ class Sender:
     router: Router
     supervisor: Supervisor
     volatile: VolatileKinds
-    listeners: Listeners
-    kinds: dict[str, Kind]
-    partitions: int
+    events: Events
     calls: Calls
-    routes: VolatileRoutes | None = None
-    running: bool = True
-    accepted: int = 0
+    routes: VolatileRoutes | None
+    running: bool = field(default=True, init=False)
     #: Asks that wait for their replies now.
-    inflight_asks: int = 0
+    inflight_asks: int = field(default=0, init=False)
     _headers: dict[str, Any] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -93,9 +91,19 @@ class Sender:
         if self.running:
             return
         turn = current_activation.get()
-        if turn is not None and turn.is_running and turn.services is self.supervisor.node:
+        if turn is not None and turn.is_running and turn.calls is self:
             return  # what was begun may still end well while the node is left
         raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
+
+    def stop(self) -> None:
+        """The system is being left: only turns that run already may still send."""
+        self.running = False
+
+    def abandon_all(self) -> None:
+        """No answer comes any more: end the waiting of whoever waits for one."""
+        self.router.abandon_all()
+        if self.routes is not None:
+            self.routes.abandon_all()
 
     async def _look_up(self, target: object, message: object, limit_s: float = 0.0) -> Call:
         call = await self.calls.look_up(target, message, limit_s)
@@ -126,7 +134,7 @@ class Sender:
                 timeout_s = max(timeout_s - (self.router.clock() - began_s), 0.001)
         activation = current_activation.get()
         headers = self._headers
-        if activation is not None and activation.is_running and activation.services is self.supervisor.node:
+        if activation is not None and activation.is_running and activation.calls is self:
             activation.context.refuse_in_transaction()
             headers, timeout_s = self._inherit(activation.context, call, timeout_s)
         if call.is_volatile:
@@ -136,10 +144,12 @@ class Sender:
         return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
 
     async def ask_from_turn(
-        self, context: TurnContext, entity: EntityRef, message: Message[Any], unique: str
+        self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
     ) -> Any:
-        """See `Context.ask`."""
+        """See `Context.ask`: the message's id derives from the turn's message, its attempt, and the ordinal."""
         self._check_running()
+        now_ms = self.router.store_now_ms()
+        unique = derive_unique(now_ms, context.message_id, context.attempt, "ask", ordinal)
         call = self.calls.check(entity, message)
         if call is None:
             left_s = max(context.deadline - self.router.clock(), 0.001)
@@ -155,15 +165,11 @@ class Sender:
         if call.kind is None:
             yield  # it does not live here
             return
-        awaited, entity = self.supervisor.awaited, call.entity
-        awaited[entity] = awaited.get(entity, 0) + 1
+        self.supervisor.await_entity(call.entity)
         try:
             yield
         finally:
-            awaited[entity] -= 1
-            if not awaited[entity]:
-                del awaited[entity]
-                self.supervisor.let_go(call.partition, entity)
+            self.supervisor.let_go(call.partition, call.entity)
 
     def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
         """Path and deadline of an ask inside a turn."""
@@ -260,7 +266,7 @@ class Sender:
             pending = Pending(
                 router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
             )
-            if self.listeners.active:
+            if self.events.listeners.active:
                 pending.on_accepted = partial(self._emit_accepted, call, unique)
             deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
             step = self._append(call, unique, key, deadline_ms, headers, admission, waits=True)
@@ -269,10 +275,10 @@ class Sender:
             outcome = await router.wait(pending, on_cancel, key or "", in_turn=in_turn)
         finally:
             self.inflight_asks -= 1
-        self.accepted += 1
+        self.events.counts.accepted += 1
         return router.value_of(pending, outcome)
 
-    def _admit(self, call: Call) -> Admission | None:
+    def _admit(self, call: Call) -> Activation | None:
         if call.kind is None:
             return None
         return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
@@ -284,7 +290,7 @@ class Sender:
         key: str | None,
         deadline_ms: int,
         headers: dict[str, Any],
-        admission: Admission | None,
+        admission: Activation | None,
         *,
         waits: bool,
     ) -> Append:
@@ -303,9 +309,9 @@ class Sender:
             key or "",
             digest_of(call.name, call.payload) if key else "",
             call.max_depth,
-            admission.claim if admission is not None else "",
-            admission.policy if admission is not None else "",
-            admission.version if admission is not None else -1,
+            admission.partition.claim if admission is not None else "",
+            admission.kind.policy if admission is not None else "",
+            admission.state.version if admission is not None else -1,
         )
 
     async def tell(
@@ -351,7 +357,7 @@ class Sender:
         pending = Pending(
             router, "tell", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
         )
-        if self.listeners.active:
+        if self.events.listeners.active:
             pending.on_accepted = partial(self._emit_accepted, call, unique)
         step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
         router.send(pending, step, self.config.accept_timeout_s)
@@ -361,11 +367,11 @@ class Sender:
         if isinstance(answer, BaseException):
             raise answer
         assert isinstance(answer, Appended)
-        self.accepted += 1
+        self.events.counts.accepted += 1
         return Receipt(f"{call.entity}/{answer.unique}", call.ref, reply_type=call.reply_type)
 
     def _emit_accepted(self, call: Call, unique: str) -> None:
-        self.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
+        self.events.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
 
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
@@ -420,7 +426,7 @@ class Sender:
                 left_s = deadline_s - self.router.clock()
                 if left_s <= 0:
                     raise
-                await self.supervisor.wait_for_room(left_s)
+                await self.supervisor.catalog.wait_for_room(left_s)
 
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
@@ -474,8 +480,8 @@ class Sender:
             )
 
     async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[GroupCommit, int]:
-        if ref.kind in self.kinds or self.calls.known.registry is None:
-            return self.router.journal, partition_of(str(ref), self.partitions)
+        if ref.kind in self.calls.kinds or self.calls.known.registry is None:
+            return self.router.journal, partition_of(str(ref), self.config.partitions)
         try:
             with anyio.fail_after(self.config.accept_timeout_s):
                 journal, partition, _ = await self.calls.place_of(ref)

@@ -6,7 +6,7 @@ is a new message that the letter remembers, so that asking twice replays once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -38,6 +38,8 @@ from atomic_actors.journal._protocol import (
     unpack_body,
 )
 from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.node.execution._supervisor import Supervisor
+from atomic_actors.node.routing._router import Router
 
 __all__ = ("DeadLetters", "read_letter")
 
@@ -56,13 +58,14 @@ class DeadLetters:
     """The dead letters of a system: `system.dead_letters`.
 
     Args:
-        store_now_ms: the store's time, for the ids of replays.
-        wake: called with the partition and the entity of a replay.
+        journal: where they are.
+        router: knows the store's time, for the ids of replays.
+        supervisor: wakes the entity of a replay, if it is at home here.
     """
 
     _journal: GroupCommit
-    _store_now_ms: Callable[[], int]
-    _wake: Callable[[int, str], None]
+    _router: Router
+    _supervisor: Supervisor
 
     async def list(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
         """Dead letters, the oldest death first.
@@ -140,10 +143,10 @@ class DeadLetters:
         if at not in ("head", "tail"):
             raise ValueError(f"at: expected 'head' or 'tail', got {at!r}")
         entity, unique, partition = self._locate(message_id)
-        new_unique = derive_unique(self._store_now_ms(), message_id, "replay", 1)
+        new_unique = derive_unique(self._router.store_now_ms(), message_id, "replay", 1)
         answer = await self._request(Replay(partition, str(entity), unique, new_unique, at == "head"))
         if isinstance(answer, Replayed):
-            self._wake(partition, str(entity))
+            self._supervisor.wake(partition, str(entity))
             return Receipt(f"{entity}/{answer.unique}", entity)
         if isinstance(answer, Rejected) and answer.code == "unknown_message":
             raise UnknownMessage(f"there is no dead letter {message_id}", message_id=message_id)

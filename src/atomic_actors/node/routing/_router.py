@@ -71,15 +71,7 @@ Decode = Callable[[bytes], Any]
 
 
 class Admission(Protocol):
-    """The owner's side of an append: what a step needs to take the message at once."""
-
-    claim: str
-    policy: str
-
-    @property
-    def version(self) -> int:
-        """The version of the state in the owner's memory; -1 for none."""
-        ...
+    """The owner's side of an append: gets the message at once, if the store took it."""
 
     def offered(self, offer: Offer) -> None:
         """The append is answered; called exactly once for each admission."""
