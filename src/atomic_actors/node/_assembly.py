@@ -295,7 +295,7 @@ def _observe_store(
     journal.on_availability = events.store_health
     journal.on_crash = body.crashed
     if store.history is not None:
-        store.history.on_loss = partition_events.history_lost
+        store.history.watch(partition_events)
 
 
 def _group_commit(config: Config, journal: Journal) -> GroupCommit:
