@@ -128,6 +128,26 @@ def test_banned_words() -> None:
     check(problem for path in text_files() for problem in banned_words(path))
 
 
+VARIABLE = re.compile(r"""os\.environ(?:\.get\(|\.setdefault\(|\[|\.pop\()\s*"(\w+)\"""")
+#: What others define.
+FOREIGN_VARIABLES = {"PATH", "PYTHONPATH"}
+
+
+def test_variables_of_the_tests_have_a_prefix_of_their_own() -> None:
+    """`Config.from_env` refuses what begins with `ATOMIC_ACTORS_` and is no setting."""
+    read_by_tests = [
+        (path, name)
+        for path in (*sorted((ROOT / "tests").rglob("*.py")), ROOT / "noxfile.py")
+        for name in VARIABLE.findall(read(path))
+    ]
+    assert "AA_TESTS_ALL_MODES" in {name for _, name in read_by_tests}
+    check(
+        f"{name_of(path)}: {name} does not begin with AA_TESTS_"
+        for path, name in read_by_tests
+        if not name.startswith("AA_TESTS_") and name not in FOREIGN_VARIABLES
+    )
+
+
 def is_disabled_code(comment: str) -> bool:
     """Whether a comment is a statement that was switched off.
 

@@ -111,7 +111,7 @@ def test_a_worker_that_dies_at_every_start_is_waited_for_longer_and_longer(
         server=valkey_server,
         namespace=namespace,
         target=f"{MODULE}:serve_once",
-        environment={"TEST_STARTS": str(starts)},
+        environment={"AA_TESTS_STARTS": str(starts)},
     ) as run:
         run.wait_for(r"worker 1: serving")
         os.kill(run.serving()[1], signal.SIGKILL)

@@ -34,7 +34,7 @@ from tests.sentinel_servers import (
     start_watched,
     wait_for,
 )
-from tests.servers import Kind, Server, free_port, start_server
+from tests.servers import KINDS, Kind, Server, free_port, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -56,7 +56,7 @@ class Counter(Actor[Count], kind="counter"):
         return self.state.value
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
+@pytest.fixture(scope="module", params=KINDS)
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Watched]:
     with start_watched(request.param, tmp_path=tmp_path_factory.mktemp("w")) as watched:
         yield watched
@@ -346,7 +346,7 @@ def cut_replica_off(primary: Server) -> None:
         client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_failover_that_loses_commits_is_reported(kind: Kind, namespace: str, tmp_path: Path) -> None:
     with start_watched(kind, tmp_path=tmp_path) as watched:
         async with opened(watched, namespace) as (_, journal):
