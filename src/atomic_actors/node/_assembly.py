@@ -25,6 +25,7 @@ from atomic_actors.journal._protocol import Journal
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.commit._health import HealthWatch
 from atomic_actors.journal.commit._partitioned_commit import commit_class
+from atomic_actors.node._inbox import NodeInbox
 from atomic_actors.node._leaving import SETTLE_LIMIT_S, Leaving
 from atomic_actors.node._partition_events import PartitionEvents
 from atomic_actors.node._registration import KindRegistration
@@ -125,22 +126,11 @@ class Parts:
         if exchange is None or host is None or routes is None:
             return
         router, membership = self.sender.router, self.membership
-        handlers: dict[str, Callable[..., object]] = {
-            "reply": router.pushed,
-            "claim": self._may_claim,
-            "ask": host.on_ask,
-            "tell": host.on_tell,
-            "forget": host.on_forget,
-            "told": routes.on_told,
-        }
+        inbox = NodeInbox(router, membership, host, routes)
         tasks.run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
-        tasks.run(partial(exchange.listen, router.node_id, handlers, routes.heard))
+        tasks.run(partial(exchange.listen, router.node_id, inbox))
         if self.supervisor.kinds:
             tasks.run(partial(exchange.listen_bells, self.supervisor.rung, membership.owns))
-
-    def _may_claim(self, partition: int) -> None:
-        """Another node says that a partition is free, or that something else has changed."""
-        self.membership.look_soon()
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -213,7 +213,7 @@ class TurnRunner:
             f"{self.entity}/{member.item.unique}",
             member.item.attempt,
             deadline_s,
-            _path_of(member),
+            member.envelope.headers.path,
             transactional=spec.transactional,
         )
         if deadline_s != float("inf"):
@@ -319,12 +319,3 @@ class TurnRunner:
                 logger.exception("on_passivate of %s raised", self.entity)
         if scope.cancelled_caught:
             logger.error("on_passivate of %s took longer than %.0f s", self.entity, PASSIVATE_LIMIT_S)
-
-
-def _path_of(member: Member) -> tuple[str, ...]:
-    """The entities that wait for a turn; none where the header is damaged: only a circle would be found later."""
-    match member.envelope.headers.get("p"):
-        case [*path] if all(isinstance(each, str) for each in path):
-            return tuple(path)
-        case _:
-            return ()
