@@ -14,7 +14,7 @@ from atomic_actors.actors._kinds import Kind, bind_kinds
 from atomic_actors.base._oneshot import Backend, cell_factory
 from atomic_actors.base._telemetry import Listeners
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import encode_envelope
+from atomic_actors.codec._envelope import Headers, encode_envelope
 from atomic_actors.journal._protocol import (
     Dispatch,
     Dispatched,
@@ -222,7 +222,7 @@ class World:
         for message in messages:
             self._sent += 1
             bound = self.kinds["counter"].by_type[type(message)]
-            envelope = encode_envelope({"s": sender}, bound.encode_payload(message))
+            envelope = encode_envelope(Headers(sender=sender), bound.encode_payload(message))
             body = pack_body(name=bound.spec.name, deadline_ms=0, waited_for=True, key="", envelope=envelope)
             items.append(Dispatched(f"{self._sent:032x}", body, 1, 0))
         return Offer(Dispatch(turn, tuple(items), False, version, None))
