@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -17,15 +17,16 @@ from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import AtomicActorsError, KindConflict, StoreIncompatible
 from atomic_actors.base._oneshot import cell_factory, clock_function
-from atomic_actors.base._telemetry import Listeners, StoreHealth, logger
+from atomic_actors.base._telemetry import Listeners, logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._contracts import contract_of
 from atomic_actors.contracts._remote_kinds import KnownKinds
 from atomic_actors.journal._history import HistoryLoss
-from atomic_actors.journal._protocol import Journal, JournalUnavailable
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal._protocol import JournalUnavailable
+from atomic_actors.journal.commit._commit_queue import CommitLimits, StoreEvents
+from atomic_actors.journal.commit._commit_queues import CommitQueues
 from atomic_actors.journal.commit._health import HealthWatch
-from atomic_actors.journal.commit._partitioned_commit import commit_class
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node._sender import Sender
 from atomic_actors.node._store import Store
 from atomic_actors.node._switchboard import Node
@@ -84,10 +85,18 @@ class Parts:
         self._hurry = anyio.CancelScope()
         self.new_cell, self.clock = cell_factory(), clock_function()
         self.identity = NodeIdentity.of_this_process(config.lease_ttl_s)
-        self.journal = self._gather(store.journal)
+        self.store_clock = StoreClock(self.clock)
+        self.queues = CommitQueues(limits=self._commit_limits(), store_clock=self.store_clock)
+        self.journal = self.queues.around(store.journal, self, StoreEvents(listeners))
         self.keeper, self.membership = self._make_membership()
         self.router = Router(
-            self.journal, self.identity.node_id, self.new_cell, self.clock, decode_refusal, store.exchange
+            self.journal,
+            self.identity.node_id,
+            self.new_cell,
+            self.clock,
+            self.store_clock,
+            decode_refusal,
+            store.exchange,
         )
         self.node = Node(
             self.journal,
@@ -114,7 +123,7 @@ class Parts:
         self.sender = self._make_sender(codec, listeners)
         self.host, self.routes = self._volatile_ends(decode_refusal)
         self.sender.routes = self.routes
-        self.dead_letters = DeadLetters(self.journal, self.router.store_now_ms, self.supervisor.wake)
+        self.dead_letters = DeadLetters(self.journal, self.store_clock, self.supervisor.wake)
         self.handover = self._make_handover()
         self.operations = self._make_operations()
         self.sweeper = Sweeper(
@@ -148,14 +157,13 @@ class Parts:
             self.handover,
         )
 
-    def _gather(self, journal: Journal) -> GroupCommit:
+    def _commit_limits(self) -> CommitLimits:
         config = self.config
-        return commit_class(journal)(
-            journal,
-            config.max_batch_steps,
-            config.max_batch_bytes,
-            config.max_pending_steps,
-            config.store_failure_threshold,
+        return CommitLimits(
+            max_batch_steps=config.max_batch_steps,
+            max_batch_bytes=config.max_batch_bytes,
+            max_pending_steps=config.max_pending_steps,
+            failure_threshold=config.store_failure_threshold,
             answer_limit_s=config.accept_timeout_s,
             retry_delay_max_s=config.store_ping_interval_s,
         )
@@ -178,9 +186,8 @@ class Parts:
             config.namespace,
             config.service,
             store.open_journal,
-            self._gather,
+            self.queues,
             known,
-            self.router.on_answer,
             self._on_crash,
         )
         return known, outlets
@@ -256,12 +263,10 @@ class Parts:
         self.node.look_up_with = self.sender.calls.look_up_outbox
         self.supervisor.relay.outlets = self.outlets
         self.node.ask_with = self.sender.ask_from_turn
-        self.node.on_crash = self.volatile.on_crash = self.journal.on_crash = self._on_crash
+        self.node.on_crash = self.volatile.on_crash = self._on_crash
         self.volatile.services = self.node
         self.volatile.send_other = self.sender.send_soon
         self.supervisor.relay.on_gap = self.node.stream_lost
-        self.journal.on_answer = self.router.on_answer
-        self.journal.on_availability = self._store_health
         if self.store.history is not None:
             self.store.history.on_loss = self._history_lost
 
@@ -292,13 +297,12 @@ class Parts:
             self._registering = True
             self._run(self._register_again)
 
-    def _store_health(self, available: bool, reason: str) -> None:
-        name: Literal["store-lost", "store-back"] = "store-back" if available else "store-lost"
-        if self._listeners.wants(name):
-            self._listeners.emit(StoreHealth(name, reason))
+    def crashed(self, error: BaseException) -> None:
+        """See `CrashSink`: the system ends, with this as the cause."""
+        self._on_crash(error)
 
     def _tick_supervisor(self, now_s: float) -> None:
-        self.supervisor.tick(now_s, self.router.store_now_ms())
+        self.supervisor.tick(now_s, self.store_clock.now_ms())
 
     def _tick_volatile(self, now_s: float) -> None:
         self.volatile.tick(now_s)

@@ -44,7 +44,7 @@ from atomic_actors.contracts._call_checks import (
     split_pair,
 )
 from atomic_actors.journal._protocol import Append, Appended, pack_body
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._turn import TurnContext, current_activation
 from atomic_actors.node.routing._destinations import Call, Calls
@@ -262,7 +262,7 @@ class Sender:
             )
             if self.listeners.active:
                 pending.on_accepted = partial(self._emit_accepted, call, unique)
-            deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
+            deadline_ms = router.store_clock.now_ms() + int(timeout_s * 1000) if timeout_s else 0
             step = self._append(call, unique, key, deadline_ms, headers, admission, waits=True)
             router.send(pending, step, timeout_s)
             in_turn = current_activation.get() is not None
@@ -345,7 +345,7 @@ class Sender:
         router = self.router
         deadline_ms = 0
         if expires_in_s is not None:
-            deadline_ms = router.store_now_ms() + int(expires_in_s * 1000)
+            deadline_ms = router.store_clock.now_ms() + int(expires_in_s * 1000)
         unique = router.new_unique()
         admission = self._admit(call)
         pending = Pending(
@@ -473,7 +473,7 @@ class Sender:
                 message_id=message_id,
             )
 
-    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[GroupCommit, int]:
+    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[CommitQueue, int]:
         if ref.kind in self.kinds or self.calls.known.registry is None:
             return self.router.journal, partition_of(str(ref), self.partitions)
         try:
@@ -514,7 +514,7 @@ class Sender:
         return answer is not None and answer.state == "withdrawn"
 
 
-def journal_of(call: Call) -> GroupCommit:
+def journal_of(call: Call) -> CommitQueue:
     """Where a call that is not for an outbox goes."""
     assert call.journal is not None
     return call.journal

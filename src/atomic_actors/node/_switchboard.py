@@ -41,7 +41,7 @@ from atomic_actors.journal._protocol import (
     unpack_body,
 )
 from atomic_actors.journal.commit._batches import OVERTAKEN_MAX
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._activation import Activation
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._turn import Member, Turn, TurnContext
@@ -107,7 +107,7 @@ class Node:
     composition root, since they need the node themselves.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     router: Router
     membership: Membership
     codec: Codec
@@ -148,7 +148,7 @@ class Node:
 
     def store_now_ms(self) -> int:
         """The store's time."""
-        return self.router.store_now_ms()
+        return self.router.store_clock.now_ms()
 
     # Turns.
 

@@ -16,7 +16,7 @@ from attrs import define, field
 
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import Defer, JournalUnavailable, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("LOOK_AHEAD_MS", "UnhandledMessages")
 
@@ -41,7 +41,7 @@ class UnhandledMessages:
         clock: seconds that never go back.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     clock: Callable[[], float]
     #: The entities that were left, with their partitions and when that was; the longest ago first.
     entities: OrderedDict[str, tuple[int, float]] = field(

@@ -39,7 +39,7 @@ from atomic_actors.journal._protocol import (
     Take,
     Unsettled,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._activation import Activation, Services
 from atomic_actors.node.execution._deferred import UnhandledMessages
 from atomic_actors.node.execution._owned_partition import OwnedPartition
@@ -91,7 +91,7 @@ class Supervisor:
     """
 
     node: Node
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     kinds: dict[str, Kind]
     max_activations: int

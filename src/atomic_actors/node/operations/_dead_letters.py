@@ -37,7 +37,8 @@ from atomic_actors.journal._protocol import (
     StoredLetter,
     unpack_body,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
 
 __all__ = ("DeadLetters", "read_letter")
 
@@ -56,12 +57,12 @@ class DeadLetters:
     """The dead letters of a system: `system.dead_letters`.
 
     Args:
-        store_now_ms: the store's time, for the ids of replays.
+        store_clock: the store's time, for the ids of replays.
         wake: called with the partition and the entity of a replay.
     """
 
-    _journal: GroupCommit
-    _store_now_ms: Callable[[], int]
+    _journal: CommitQueue
+    _store_clock: StoreClock
     _wake: Callable[[int, str], None]
 
     async def list(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
@@ -140,7 +141,7 @@ class DeadLetters:
         if at not in ("head", "tail"):
             raise ValueError(f"at: expected 'head' or 'tail', got {at!r}")
         entity, unique, partition = self._locate(message_id)
-        new_unique = derive_unique(self._store_now_ms(), message_id, "replay", 1)
+        new_unique = derive_unique(self._store_clock.now_ms(), message_id, "replay", 1)
         answer = await self._request(Replay(partition, str(entity), unique, new_unique, at == "head"))
         if isinstance(answer, Replayed):
             self._wake(partition, str(entity))

@@ -60,7 +60,8 @@ from atomic_actors.journal._protocol import (
     WithdrawAnswer,
     split_outcome,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
 
 __all__ = ("Admission", "Pending", "Router")
 
@@ -137,7 +138,7 @@ class Pending:
         unique: str,
         decode: Decode,
         admission: Admission | None,
-        journal: GroupCommit | None = None,
+        journal: CommitQueue | None = None,
     ) -> None:
         self.router = router
         #: Where its message lives: the node's own journal, or that of another service.
@@ -215,15 +216,17 @@ class Router:
         node_id: this node's name on reply channels.
         new_cell: the backend's one-shot cell.
         clock: the backend's clock, in seconds.
+        store_clock: the store's time, for message ids.
         decode_refusal: makes the asker's exception of a stored refusal.
         remote: pushes answers to other nodes, where there can be any.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     node_id: str
     new_cell: Callable[[], Cell[Any]]
     #: Seconds, the same clock as `anyio.current_time()`.
     clock: Callable[[], float]
+    store_clock: StoreClock
     decode_refusal: RefusalDecoder
     remote: Remote | None = None
     _pending: dict[str, list[Pending]] = field(factory=dict[str, list[Pending]], init=False)
@@ -235,8 +238,6 @@ class Router:
     _ends: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
     _polls: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
     _random: _RandomPool = field(factory=_RandomPool, init=False)
-    _store_ms: int = field(default=0, init=False)
-    _store_read_s: float = field(default=0.0, init=False)
 
     def first_poll_s(self, *, pending_here: bool) -> float:
         """How soon the store is first asked for an outcome: soon where its push could not arrive."""
@@ -244,20 +245,9 @@ class Router:
             return POLL_FIRST_S
         return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
 
-    # Time and ids.
-
-    def on_answer(self, now_ms: int) -> None:
-        """Take over the store's time from an answer."""
-        self._store_ms = now_ms
-        self._store_read_s = self.clock()
-
-    def store_now_ms(self) -> int:
-        """The store's time: the last answer's, and what has passed here since."""
-        return self._store_ms + int((self.clock() - self._store_read_s) * 1000)
-
     def new_unique(self) -> str:
         """A new unique id, born now on the store's clock."""
-        return make_unique(self.store_now_ms(), self._random.take_bits())
+        return make_unique(self.store_clock.now_ms(), self._random.take_bits())
 
     # Sending.
 
@@ -341,7 +331,7 @@ class Router:
             except AtomicActorsError as error:
                 logger.warning("%s could not be withdrawn: %s", pending.full_message_id, error)
 
-    def _withdraw_soon(self, journal: GroupCommit, step: Withdraw) -> None:
+    def _withdraw_soon(self, journal: CommitQueue, step: Withdraw) -> None:
         def on_result(answer: Result | JournalUnavailable) -> None:
             if not isinstance(answer, WithdrawAnswer):
                 logger.info("%s/%s could not be withdrawn: %s", step.entity, step.unique, answer)
@@ -356,7 +346,7 @@ class Router:
             on_result(error)
 
     async def withdraw(
-        self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str
+        self, journal: CommitQueue, partition: int, entity: str, unique: str, key: str
     ) -> WithdrawAnswer | None:
         """Withdraw a message; None where the store gave no answer.
 
@@ -504,7 +494,7 @@ class Router:
             if result.state == "finished" and result.outcome is not None:
                 self.answered(pending.entity, pending.unique, result.outcome)
             elif result.state == "unknown" and was_sent_before:
-                now_ms, ttl_ms = self.store_now_ms(), pending.journal.settings.result_ttl_ms
+                now_ms, ttl_ms = self.store_clock.now_ms(), pending.journal.settings.result_ttl_ms
                 pending.resolve(
                     unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
                 )

@@ -37,7 +37,7 @@ from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._telemetry import logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("VolatileRoutes",)
 
@@ -131,7 +131,7 @@ class _Outgoing:
 class _Route:
     """The way to the owner of one partition."""
 
-    journal: GroupCommit
+    journal: CommitQueue
     partition: int
     #: The owner, as the last look-up found it; "" while it has to be looked up.
     node_id: str = ""
@@ -188,7 +188,7 @@ class VolatileRoutes:
 
     async def ask(
         self,
-        journal: GroupCommit,
+        journal: CommitQueue,
         partition: int,
         entity: str,
         name: str,
@@ -225,7 +225,7 @@ class VolatileRoutes:
         return value
 
     def tell(
-        self, journal: GroupCommit, partition: int, entity: str, name: str, payload: bytes
+        self, journal: CommitQueue, partition: int, entity: str, name: str, payload: bytes
     ) -> Cell[AtomicActorsError | int]:
         """Send a message that nobody waits for.
 
@@ -240,14 +240,14 @@ class VolatileRoutes:
             journal, partition, entity, name, payload, self.accept_timeout_s, (), is_asked=False
         ).cell
 
-    def waits_for(self, journal: GroupCommit, partition: int) -> bool:
+    def waits_for(self, journal: CommitQueue, partition: int) -> bool:
         """Whether messages wait for the partition's owner: what comes after them must not overtake them."""
         route = self._routes.get((journal.settings.service, partition))
         return route is not None and bool(route.waiting)
 
     def _send(
         self,
-        journal: GroupCommit,
+        journal: CommitQueue,
         partition: int,
         entity: str,
         name: str,
