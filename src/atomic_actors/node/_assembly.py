@@ -90,13 +90,12 @@ class Parts:
         self.journal = self.queues.around(store.journal, self, StoreEvents(listeners))
         self.keeper, self.membership = self._make_membership()
         self.router = Router(
-            self.journal,
-            self.identity.node_id,
-            self.new_cell,
-            self.clock,
-            self.store_clock,
-            decode_refusal,
-            store.exchange,
+            node_id=self.identity.node_id,
+            new_cell=self.new_cell,
+            store_clock=self.store_clock,
+            decode_refusal=decode_refusal,
+            listeners=listeners,
+            remote=store.exchange,
         )
         self.node = Node(
             self.journal,
@@ -120,7 +119,7 @@ class Parts:
             config.max_outbox_messages,
         )
         self.known, self.outlets = self._make_outlets()
-        self.sender = self._make_sender(codec, listeners)
+        self.sender = self._make_sender(codec)
         self.host, self.routes = self._volatile_ends(decode_refusal)
         self.sender.routes = self.routes
         self.dead_letters = DeadLetters(self.journal, self.store_clock, self.supervisor.wake)
@@ -131,19 +130,17 @@ class Parts:
         )
         self._wire()
 
-    def _make_sender(self, codec: Codec, listeners: Listeners) -> Sender:
-        config = self.config
-        calls = Calls(config, codec, self.kinds, self.journal, self.known, self.outlets)
+    def _make_sender(self, codec: Codec) -> Sender:
         return Sender(
-            config,
-            codec,
-            self.router,
-            self.supervisor,
-            self.volatile,
-            listeners,
-            self.kinds,
-            config.partitions,
-            calls,
+            config=self.config,
+            codec=codec,
+            router=self.router,
+            store_clock=self.store_clock,
+            supervisor=self.supervisor,
+            volatile=self.volatile,
+            kinds=self.kinds,
+            partitions=self.config.partitions,
+            calls=Calls(self.config, codec, self.kinds, self.journal, self.known, self.outlets),
         )
 
     def _make_operations(self) -> Operations:
