@@ -11,8 +11,13 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, settings
 
-# "ci" repeats the same examples in each run, so that a red run is red again on another machine;
-# "soak" draws new ones each time. Choose with `--hypothesis-profile`.
+from tests.server_programs import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown
+
+# Here pytest finds them: they say at the end which servers were used.
+__all__ = ("pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown")
+
+# "ci" repeats the same examples in each run, so that a red run is red again on another machine; "soak" draws new
+# ones each time; "fast" is for a single file that is run again and again. Choose with `--hypothesis-profile`.
 settings.register_profile(
     "ci",
     deadline=None,
@@ -28,6 +33,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=10, stateful_step_count=20)
 settings.load_profile("ci")
 
 

@@ -42,14 +42,14 @@ from atomic_actors.base._telemetry import (
     Listener,
     Listeners,
     StoreHealth,
-    logger,
 )
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._call_checks import OnCancel
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
-from atomic_actors.node._assembly import Parts
+from atomic_actors.node._assembly import Parts, assemble
 from atomic_actors.node._store import open_store, store_around
+from atomic_actors.node.execution._body import Body
 from atomic_actors.node.operations._dead_letters import DeadLetters
 from atomic_actors.node.operations._reports import (
     AuditReport,
@@ -104,8 +104,7 @@ class ActorSystem:
         self._refusals = RefusalReader(self._codec)
         self._parts: Parts | None = None
         self._entered = False
-        self._crash: BaseException | None = None
-        self._body_scope: anyio.CancelScope | None = None
+        self._body = Body()
 
     def __repr__(self) -> str:
         state = "running" if self._parts is not None else "not running"
@@ -375,16 +374,12 @@ class ActorSystem:
         except BaseException as error:
             # The stack is left as if nothing had happened: the error leaves as itself, in no group.
             await stack.__aexit__(None, None, None)
-            if self._crash is not None:
-                raise SystemFailed(f"the actor system crashed: {self._crash!r}") from self._crash
+            self._raise_crash()
             if isinstance(error, JournalUnavailable):
                 raise StoreUnavailable(f"the store cannot be reached: {error}") from error
             raise
-        self._body_scope = anyio.CancelScope()
-        self._body_scope.__enter__()
+        self._body.enter()
         self._parts, self._stack = parts, stack
-        if self._crash is not None:
-            self._body_scope.cancel()
         return self
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
@@ -392,17 +387,16 @@ class ActorSystem:
             store = store_around(self._journal)
         else:
             store = await stack.enter_async_context(open_store(self.config))
-        parts = Parts(
+        parts = assemble(
             self.config,
             store,
             self._kinds,
-            self._codec,
-            self._listeners,
-            decode_refusal=self._refusals.read,
-            on_crash=self._crashed,
-            on_signal=self._stop_body,
+            codec=self._codec,
+            listeners=self._listeners,
+            refusals=self._refusals,
+            body=self._body,
         )
-        stack.callback(parts.identity.retire)
+        stack.callback(parts.membership.nodes.record.identity.retire)
         await stack.enter_async_context(parts.journal)
         stack.push_async_callback(parts.stop_keeper)
         await parts.start(await stack.enter_async_context(_background()))
@@ -414,34 +408,27 @@ class ActorSystem:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        parts = self._running
-        assert self._body_scope is not None
+        parts, body = self._running, self._body
         was_cancelled = exc_value is not None and isinstance(exc_value, anyio.get_cancelled_exc_class())
-        swallowed = bool(self._body_scope.__exit__(exc_type, exc_value, traceback))
+        swallowed = body.exit(exc_type, exc_value, traceback)
         leaving: BaseException | None = None
         try:
-            await parts.leave(wait=self._crash is None and (swallowed or not was_cancelled))
+            await parts.leaving.leave(wait=body.crash is None and (swallowed or not was_cancelled))
         except BaseException as error:
             leaving = error
         self._parts = None
         # Not shielded as a whole: a scope of ours must not be open while older ones are left. Each part
         # that has to wait on its way out bounds and shields that itself.
         await self._stack.__aexit__(None, None, None)
-        if self._crash is not None:
-            raise SystemFailed(f"the actor system crashed: {self._crash!r}") from self._crash
+        self._raise_crash()
         if leaving is not None and exc_value is None:
             raise leaving
         return swallowed
 
-    def _crashed(self, error: BaseException) -> None:
-        if self._crash is None:
-            self._crash = error
-            logger.error("the actor system crashed", exc_info=error)
-        self._stop_body()
-
-    def _stop_body(self) -> None:
-        if self._body_scope is not None:
-            self._body_scope.cancel()
+    def _raise_crash(self) -> None:
+        crash = self._body.crash
+        if crash is not None:
+            raise SystemFailed(f"the actor system crashed: {crash!r}") from crash
 
 
 class EntityHandle:

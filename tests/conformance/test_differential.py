@@ -25,7 +25,7 @@ from tests.conformance.differential import (
     normalised,
     walk,
 )
-from tests.servers import Server
+from tests.servers import KINDS, Server
 
 
 def new_settings() -> JournalSettings:
@@ -86,7 +86,7 @@ def run_against(server: Server, batches: list[list[Drawn]]) -> None:
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
+@pytest.mark.parametrize("server_name", [f"{kind}_server" for kind in KINDS])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=BATCHES)
 def test_redis_answers_as_the_model(
@@ -96,7 +96,7 @@ def test_redis_answers_as_the_model(
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
+@pytest.mark.parametrize("server_name", [f"{kind}_server" for kind in KINDS])
 @pytest.mark.parametrize("seed", range(15))
 def test_redis_answers_as_the_model_on_a_long_walk(
     request: pytest.FixtureRequest, server_name: str, seed: int

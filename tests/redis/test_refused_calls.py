@@ -42,13 +42,13 @@ from tests.redis.test_wire import (
     unique_at,
 )
 from tests.sentinel_servers import wait_for
-from tests.servers import Server, start_server
+from tests.servers import KINDS, Server, start_server
 from tests.system.support import QUICK, Stage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
+@pytest.fixture(scope="module", params=KINDS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     directory = tmp_path_factory.mktemp("f")
     with start_server(

@@ -21,7 +21,7 @@ from attrs import define, frozen
 from atomic_actors import Actor, ActorSystem, Command, Config, InvalidConfig, Query, StoreUnavailable, handler
 from atomic_actors.journal.redis._direct_connection import connect_stream
 from tests.cluster_servers import start_cluster
-from tests.servers import Kind, Server, free_port, start_server
+from tests.servers import KINDS, Kind, Server, free_port, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -134,7 +134,7 @@ def tls_server(
         running.__exit__(None, None, None)
 
 
-@pytest.fixture(scope="session", params=["redis", "valkey"])
+@pytest.fixture(scope="session", params=KINDS)
 def store(
     request: pytest.FixtureRequest, certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[TlsServer]:
@@ -244,7 +244,7 @@ async def test_files_that_are_not_there(
     await refuse(store.url(ssl_cert_reqs="maybe"), namespace, "none, optional or required", InvalidConfig)
 
 
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_clients_with_certificates(
     kind: Kind, certificates: Certificates, namespace: str, tmp_path: Path
 ) -> None:
@@ -259,7 +259,7 @@ async def test_clients_with_certificates(
             assert await system.ask(ADDER, Add(1)) == 1
 
 
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_cluster(kind: Kind, certificates: Certificates, tmp_path: Path, namespace: str) -> None:
     files = (
         *("--tls-cert-file", str(certificates.certificate), "--tls-key-file", str(certificates.key)),

@@ -104,7 +104,7 @@ async def test_a_cut_that_comes_too_late_spares_the_next_of_the_run() -> None:
     def cut(message: Work) -> None:
         activation: Any = current_activation.get()
         if message.number == 0:
-            activation.cut_if_late(activation.deadline_s)
+            activation.turn_scope.cut_if_late(activation.turn_scope.deadline_s)
 
     script.work = cut
     _, ledger = kinds(script)
@@ -140,11 +140,11 @@ async def test_what_was_offered_to_a_scope_that_never_began_is_given_back() -> N
         activation = supervisor.admit(supervisor.kinds["box"], ref, str(ref), number)
         assert activation is not None
         activation.offered(TURN)
-        assert supervisor.find(str(ref)) is activation
+        assert supervisor.catalog.find(str(ref)) is activation
         membership.lose(number, "for the test, again")
         unwinding.set()
         await anyio.wait_all_tasks_blocked()
-        assert supervisor.find(str(ref)) is None
+        assert supervisor.catalog.find(str(ref)) is None
 
 
 async def test_an_answer_while_a_scope_closes_starts_nothing() -> None:
@@ -189,18 +189,9 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         assert call is not None
         admission = sender._admit(call)
         assert admission is not None
-        step = append_of(
-            call,
-            Pending(
-                parts.router,
-                "tell",
-                call,
-                unique=make_unique(parts.store_clock.now_ms(), 1),
-                admission=admission,
-            ),
-            0,
-            encode_envelope({}, call.payload),
-        )
+        unique = make_unique(sender.store_clock.now_ms(), 1)
+        pending = Pending(sender.router, "tell", call, unique=unique, admission=admission)
+        step = append_of(call, pending, 0, encode_envelope({}, call.payload))
         (appended,) = (await parts.store.journal.execute([step])).results
         assert isinstance(appended, Appended)
         parts.supervisor.draining = True

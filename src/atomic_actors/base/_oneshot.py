@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import outcome
 import sniffio
 import trio
+from attrs import frozen
 
-__all__ = ("Cell", "cell_factory", "clock_function")
+__all__ = ("Backend", "Cell", "cell_factory", "clock_function")
 
 T = TypeVar("T")
 
@@ -106,3 +107,17 @@ def clock_function() -> Callable[[], float]:
     if sniffio.current_async_library() == "trio":
         return trio.current_time
     return asyncio.get_running_loop().time
+
+
+@frozen
+class Backend:
+    """What the backend that runs now waits with, and its clock: found out once, then used for every message."""
+
+    new_cell: Callable[[], Cell[Any]]
+    #: Seconds; the same clock as `anyio.current_time()`.
+    clock: Callable[[], float]
+
+    @classmethod
+    def current(cls) -> Self:
+        """The backend that runs now."""
+        return cls(cell_factory(), clock_function())

@@ -14,7 +14,6 @@ from typing import Any, Final
 import anyio
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
 from atomic_actors.actors._messages import Message
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import (
@@ -36,7 +35,7 @@ from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import encode_envelope
+from atomic_actors.codec._envelope import derive_unique, encode_envelope
 from atomic_actors.contracts._call_checks import (
     OnCancel,
     check_on_cancel,
@@ -47,10 +46,11 @@ from atomic_actors.contracts._call_checks import (
 from atomic_actors.journal._protocol import Withdraw
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.journal.commit._store_clock import StoreClock
+from atomic_actors.node.execution._activation import Activation
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._turn import TurnContext, current_activation
 from atomic_actors.node.routing._destinations import Call, Calls
-from atomic_actors.node.routing._router import Admission, Router, SentMessage
+from atomic_actors.node.routing._router import Router, SentMessage
 from atomic_actors.node.routing._withdrawals import withdraw
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._routes import VolatileRoutes
@@ -67,7 +67,7 @@ class Sender:
 
     Args:
         config: time limits and sizes.
-        store_clock: has this process's clock.
+        store_clock: the store's time, and this process's clock.
         supervisor: gives the activations that take messages as they are appended.
         volatile: runs the kinds that have no journal.
         calls: checks what is sent, and finds out where it goes.
@@ -80,30 +80,33 @@ class Sender:
     store_clock: StoreClock
     supervisor: Supervisor
     volatile: VolatileKinds
-    kinds: dict[str, Kind]
-    partitions: int
     calls: Calls
-    routes: VolatileRoutes | None = None
-    running: bool = True
+    routes: VolatileRoutes | None
+    running: bool = field(default=True, init=False)
     #: Asks that wait for their replies now.
-    inflight_asks: int = 0
+    inflight_asks: int = field(default=0, init=False)
     _headers: dict[str, Any] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._headers = {"s": self.router.node_id}
 
-    @property
-    def accepted(self) -> int:
-        """How many messages of this node were accepted, as far as their senders have heard."""
-        return self.router.accepted
-
     def _check_running(self) -> None:
         if self.running:
             return
         turn = current_activation.get()
-        if turn is not None and turn.is_running and turn.services is self.supervisor.node:
+        if turn is not None and turn.is_running and turn.calls is self:
             return  # what was begun may still end well while the node is left
         raise SystemNotRunning("the actor system is not running; use it inside `async with ActorSystem(...)`")
+
+    def stop(self) -> None:
+        """The system is being left: only turns that run already may still send."""
+        self.running = False
+
+    def abandon_all(self) -> None:
+        """No answer comes any more: end the waiting of whoever waits for one."""
+        self.router.abandon_all()
+        if self.routes is not None:
+            self.routes.abandon_all()
 
     async def _look_up(self, target: object, message: object, limit_s: float = 0.0) -> Call:
         call = await self.calls.look_up(target, message, limit_s)
@@ -134,7 +137,7 @@ class Sender:
                 timeout_s = max(timeout_s - (self.store_clock.clock() - began_s), 0.001)
         activation = current_activation.get()
         headers = self._headers
-        if activation is not None and activation.is_running and activation.services is self.supervisor.node:
+        if activation is not None and activation.is_running and activation.calls is self:
             activation.context.refuse_in_transaction()
             headers, timeout_s = self._inherit(activation.context, call, timeout_s)
         if call.is_volatile:
@@ -144,10 +147,12 @@ class Sender:
         return await self._ask(call, timeout_s, key, on_cancel, headers, "")
 
     async def ask_from_turn(
-        self, context: TurnContext, entity: EntityRef, message: Message[Any], unique: str
+        self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
     ) -> Any:
-        """See `Context.ask`."""
+        """See `Context.ask`: the message's id derives from the turn's message, its attempt, and the ordinal."""
         self._check_running()
+        now_ms = self.store_clock.now_ms()
+        unique = derive_unique(now_ms, context.message_id, context.attempt, "ask", ordinal)
         call = self.calls.check(entity, message)
         if call is None:
             left_s = max(context.deadline - self.store_clock.clock(), 0.001)
@@ -163,15 +168,11 @@ class Sender:
         if call.kind is None:
             yield  # it does not live here
             return
-        awaited, entity = self.supervisor.awaited, call.entity
-        awaited[entity] = awaited.get(entity, 0) + 1
+        self.supervisor.await_entity(call.entity)
         try:
             yield
         finally:
-            awaited[entity] -= 1
-            if not awaited[entity]:
-                del awaited[entity]
-                self.supervisor.let_go(call.partition, entity)
+            self.supervisor.let_go(call.partition, call.entity)
 
     def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
         """Path and deadline of an ask inside a turn."""
@@ -277,7 +278,7 @@ class Sender:
         finally:
             self.inflight_asks -= 1
 
-    def _admit(self, call: Call) -> Admission | None:
+    def _admit(self, call: Call) -> Activation | None:
         if call.kind is None:
             return None
         return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
@@ -382,7 +383,7 @@ class Sender:
                 left_s = deadline_s - self.store_clock.clock()
                 if left_s <= 0:
                     raise
-                await self.supervisor.wait_for_room(left_s)
+                await self.supervisor.catalog.wait_for_room(left_s)
 
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
@@ -436,8 +437,8 @@ class Sender:
             )
 
     async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[CommitQueue, int]:
-        if ref.kind in self.kinds or self.calls.known.registry is None:
-            return self.calls.journal, partition_of(str(ref), self.partitions)
+        if ref.kind in self.calls.kinds or self.calls.known.registry is None:
+            return self.calls.journal, partition_of(str(ref), self.config.partitions)
         try:
             with anyio.fail_after(self.config.accept_timeout_s):
                 journal, partition, _ = await self.calls.place_of(ref)

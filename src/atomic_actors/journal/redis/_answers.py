@@ -1,6 +1,6 @@
 """The answers of `aa1_commit`, read as results.
 
-An answer is a list: a status, then what the comments of `atomic_actors.lua` say of the step. Texts come as
+An answer is a list: a status, then what the functions of the Lua library return for the step. Texts come as
 bytes, numbers as integers, and "nothing" as None.
 """
 

@@ -6,7 +6,7 @@ is a new message that the letter remembers, so that asking twice replays once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -39,6 +39,7 @@ from atomic_actors.journal._protocol import (
 )
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.journal.commit._store_clock import StoreClock
+from atomic_actors.node.execution._supervisor import Supervisor
 
 __all__ = ("DeadLetters", "read_letter")
 
@@ -57,13 +58,14 @@ class DeadLetters:
     """The dead letters of a system: `system.dead_letters`.
 
     Args:
+        journal: where they are.
         store_clock: the store's time, for the ids of replays.
-        wake: called with the partition and the entity of a replay.
+        supervisor: wakes the entity of a replay, if it is at home here.
     """
 
     _journal: CommitQueue
     _store_clock: StoreClock
-    _wake: Callable[[int, str], None]
+    _supervisor: Supervisor
 
     async def list(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
         """Dead letters, the oldest death first.
@@ -144,7 +146,7 @@ class DeadLetters:
         new_unique = derive_unique(self._store_clock.now_ms(), message_id, "replay", 1)
         answer = await self._request(Replay(partition, str(entity), unique, new_unique, at == "head"))
         if isinstance(answer, Replayed):
-            self._wake(partition, str(entity))
+            self._supervisor.wake(partition, str(entity))
             return Receipt(f"{entity}/{answer.unique}", entity)
         if isinstance(answer, Rejected) and answer.code == "unknown_message":
             raise UnknownMessage(f"there is no dead letter {message_id}", message_id=message_id)

@@ -8,13 +8,14 @@ ever: it waits in the store until the next owner finds it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
 import anyio
-from attrs import define, field
+from attrs import define
 
 from atomic_actors.base._errors import DrainTimeout, NotSupported, UnknownNode
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
@@ -54,9 +55,7 @@ class Handover:
     volatile: VolatileKinds
     exchange: Exchange | None
     drain_timeout_s: float
-    clock: Callable[[], float]
-    #: Partitions that are being released: nothing without a journal begins there any more.
-    releasing: set[int] = field(factory=set[int], init=False)
+    backend: Backend
 
     @property
     def _directory(self) -> Directory | None:
@@ -68,7 +67,7 @@ class Handover:
         """Give one partition up in good order; what does not end within `drain_timeout_s` is interrupted."""
         with anyio.CancelScope() as scope:
             if self.drain_timeout_s:
-                scope.deadline = self.clock() + self.drain_timeout_s
+                scope.deadline = self.backend.clock() + self.drain_timeout_s
             await self._drain(partition)
         if scope.cancelled_caught:
             logger.warning(
@@ -91,16 +90,16 @@ class Handover:
         await self._give_up(partition)
 
     async def _drain(self, partition: int) -> None:
-        self.supervisor.leaving[partition] = True
+        self.supervisor.stop_taking_in(partition)
         await self.volatile.drain(partition)
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
-        self.releasing.add(partition)
+        self.volatile.releasing.add(partition)
         try:
             await self._release(partition)
         finally:
-            self.releasing.discard(partition)
+            self.volatile.releasing.discard(partition)
 
     async def _release(self, partition: int) -> None:
         with anyio.move_on_after(SETTLE_LIMIT_S) as limit:
@@ -109,12 +108,12 @@ class Handover:
             self.volatile.lost(partition)
             await self.volatile.wait_ended(partition)
             try:
-                if not await self.membership.release(partition, self.supervisor.settle_swept):
+                if not await self.membership.release(partition):
                     self.membership.lose(partition, "it could not be released")
             except JournalUnavailable as error:
                 self.membership.lose(partition, f"it could not be released: {error}")
             else:
-                self.supervisor.unhandled.lost(partition)
+                self.supervisor.node.deferred.lost(partition)
                 self.volatile.lost(partition)
                 await self.tell_next(partition)
         if limit.cancelled_caught:

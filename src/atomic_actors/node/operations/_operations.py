@@ -26,7 +26,7 @@ from atomic_actors.journal._protocol import (
 )
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node._sender import Sender
-from atomic_actors.node._switchboard import Node
+from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.operations._reports import (
@@ -53,7 +53,7 @@ class Operations:
     supervisor: Supervisor
     volatile: VolatileKinds
     membership: Membership
-    node: Node
+    events: Events
     sender: Sender
     handover: Handover
 
@@ -91,9 +91,9 @@ class Operations:
 
     def statistics(self) -> SystemStatistics:
         """See `ActorSystem.statistics`."""
-        counts = self.node.counts
+        counts = self.events.counts
         return SystemStatistics(
-            accepted=self.sender.accepted,
+            accepted=self.sender.router.accepted,
             turns=counts.turns,
             completed=counts.completed,
             refused=counts.refused,
@@ -103,10 +103,10 @@ class Operations:
             dead_lettered=counts.dead_lettered,
             relayed=self.supervisor.relay.moved,
             histories_lost=counts.histories_lost,
-            activations=self.supervisor.count(),
+            activations=self.supervisor.catalog.count(),
             volatile_activations=self.volatile.count(),
             owned_partitions=len(self.membership.owned()),
-            unhandled=self.supervisor.unhandled.count(),
+            unhandled=self.supervisor.node.deferred.count(),
             store=self.journal.statistics(),
         )
 
@@ -152,7 +152,7 @@ class Operations:
             partition,
             NodeIdentity.id_in(lease.node) if lease.claim else "",
             is_ours and bool(self.membership.claims[partition]),
-            is_ours and (self.supervisor.find(entity) is not None or self.volatile.find(ref)),
+            is_ours and (self.supervisor.catalog.find(entity) is not None or self.volatile.find(ref)),
             status.waiting,
             status.dispatched,
             status.parked,
@@ -172,7 +172,7 @@ class Operations:
         found = [result for result in answer.results if isinstance(result, KindCount)]
         return KindCounts(
             kind,
-            self.supervisor.count(kind) + self.volatile.count(kind),
+            self.supervisor.catalog.count(kind) + self.volatile.count(kind),
             sum(count.dispatched for count in found),
             sum(count.ready for count in found),
             sum(count.dead_letters for count in found),
@@ -181,13 +181,13 @@ class Operations:
     async def passivate(self, ref: EntityRef) -> bool:
         """See `ActorSystem.passivate`."""
         entity, _, _, _ = await self._address(ref)
-        activation = self.supervisor.find(entity)
+        activation = self.supervisor.catalog.find(entity)
         if activation is None:
             await anyio.lowlevel.checkpoint()
             return self.volatile.passivate(ref)
-        self.supervisor.close(activation)
-        while self.supervisor.find(entity) is activation:
-            await self.supervisor.wait_for_room(1.0)
+        self.supervisor.catalog.close(activation)
+        while self.supervisor.catalog.find(entity) is activation:
+            await self.supervisor.catalog.wait_for_room(1.0)
         return True
 
     async def pause(self, ref: EntityRef) -> bool:

@@ -23,7 +23,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.contracts._contracts import KnownKind
 from atomic_actors.contracts._remote_kinds import KnownKinds
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
-from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._commit_queue import CommitQueue, CrashSink
 from atomic_actors.journal.commit._commit_queues import CommitQueues
 
 __all__ = ("Outlets",)
@@ -51,7 +51,7 @@ class _Outlet:
         self.scope.cancel()
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Outlets:
     """Opens and keeps the journals of other services.
 
@@ -61,7 +61,7 @@ class Outlets:
         open_journal: makes a journal with other settings in the same store; None where there can be none.
         queues: puts a commit queue around a journal.
         known: finds out which service a kind belongs to.
-        on_crash: told when an outlet ends by its own fault.
+        crashes: told when an outlet ends by its own fault.
     """
 
     namespace: str
@@ -69,7 +69,7 @@ class Outlets:
     open_journal: Callable[[JournalSettings], Journal] | None
     queues: CommitQueues
     known: KnownKinds
-    on_crash: Callable[[BaseException], None]
+    crashes: CrashSink
     _outlets: dict[str, _Outlet] = field(factory=dict[str, _Outlet], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
 
@@ -127,7 +127,7 @@ class Outlets:
             outlet.error = error
         except Exception as error:
             outlet.error = error
-            self.on_crash(error)
+            self.crashes.crashed(error)
         finally:
             outlet.is_open = False
             # The next one who needs it tries again.

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 
 from attrs import define, field
 
+from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._errors import (
     AcceptanceUnknown,
     AtomicActorsError,
@@ -67,15 +68,32 @@ __all__ = ("Admission", "Pending", "Router", "SentMessage", "append_of")
 WAY_CLOSED: Final = "the way to its service was closed"
 
 
-class Admission(Protocol):
-    """The owner's side of an append: what a step needs to take the message at once."""
+class _Claimed(Protocol):
+    @property
+    def claim(self) -> str: ...
 
-    claim: str
-    policy: str
+
+class _Versioned(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+class Admission(Protocol):
+    """The owner's side of an append: what a step needs to take the message at once, and who gets it."""
 
     @property
-    def version(self) -> int:
-        """The version of the state in the owner's memory; -1 for none."""
+    def partition(self) -> _Claimed:
+        """With the claim under which the message is taken."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Says by which rules."""
+        ...
+
+    @property
+    def state(self) -> _Versioned:
+        """With the version of what the owner has in memory; -1 for nothing."""
         ...
 
     def offered(self, offer: Offer) -> None:
@@ -568,7 +586,7 @@ def append_of(call: Call, pending: Pending, deadline_ms: int, envelope: bytes) -
         key=key,
         digest=digest_of(call.name, call.payload) if key else "",
         depth_limit=call.max_depth,
-        claim=admission.claim if admission is not None else "",
-        policy=admission.policy if admission is not None else "",
-        held_version=admission.version if admission is not None else -1,
+        claim=admission.partition.claim if admission is not None else "",
+        policy=admission.kind.policy if admission is not None else "",
+        held_version=admission.state.version if admission is not None else -1,
     )

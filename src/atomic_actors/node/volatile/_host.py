@@ -132,6 +132,10 @@ class VolatileHost:
         factory=OrderedDict[tuple[str, int], tuple[int, int]], init=False
     )
 
+    def close(self) -> None:
+        """Take nothing more: the node is about to leave."""
+        self.closed = True
+
     def on_ask(
         self,
         partition: int,
