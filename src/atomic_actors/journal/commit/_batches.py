@@ -21,6 +21,7 @@ from atomic_actors.journal._protocol import (
     Finish,
     JournalUnavailable,
     RelayIn,
+    Replay,
     Result,
     Step,
     Target,
@@ -105,7 +106,7 @@ def belongs_to_owner(step: Step, partition: Target) -> bool:
     """
     if isinstance(step, RelayIn):
         return step.source == partition
-    if isinstance(step, Append | ClaimPartition):
+    if isinstance(step, Append | ClaimPartition | Replay):
         return False
     return step.partition == partition and bool(getattr(step, "claim", ""))
 

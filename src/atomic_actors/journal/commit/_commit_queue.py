@@ -171,8 +171,12 @@ class CommitQueue(Protocol):
         """
         ...
 
-    async def request(self, step: Step) -> Result:
+    async def request(self, step: Step, on_result: OnResult | None = None) -> Result:
         """Queue one step and wait for its result.
+
+        Args:
+            step: what is to happen.
+            on_result: gets the result, or why there is none, exactly once: also where it is not waited for any more.
 
         Raises:
             JournalUnavailable: as `submit`; no answer came within `answer_limit_s`; or the queue was left
@@ -222,10 +226,21 @@ class CommitQueue(Protocol):
     ) -> None: ...
 
 
-async def request(queue: CommitQueue, step: Step, limit_s: float) -> Result:
+async def request(queue: CommitQueue, step: Step, limit_s: float, on_result: OnResult | None) -> Result:
     """See `CommitQueue.request`."""
     cell: Cell[Result | JournalUnavailable] = cell_factory()()
-    queue.submit(step, cell.set)
+
+    def answered(result: Result | JournalUnavailable) -> None:
+        if on_result is not None:
+            on_result(result)
+        cell.set(result)
+
+    try:
+        queue.submit(step, answered)
+    except JournalUnavailable as error:
+        if on_result is not None:
+            on_result(error)
+        raise
     result: Result | JournalUnavailable | None = None
     with anyio.move_on_after(limit_s):
         result = await cell

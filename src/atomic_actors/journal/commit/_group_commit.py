@@ -31,6 +31,8 @@ from atomic_actors.journal._protocol import (
     JournalSettings,
     JournalUnavailable,
     Rejected,
+    Replay,
+    Replayed,
     Result,
     Stale,
     Step,
@@ -69,7 +71,7 @@ __all__ = ("GroupCommit",)
 RETRY_DELAY_FIRST_S: Final = 0.02
 
 #: The answers that may begin a turn.
-_OFFERING: Final = (Appended, Finished)
+_OFFERING: Final = (Appended, Finished, Replayed)
 
 
 def _ignore(_: object) -> None:
@@ -181,13 +183,13 @@ class GroupCommit:
         else:
             self._flushers.wake()
 
-    async def request(self, step: Step) -> Result:
+    async def request(self, step: Step, on_result: OnResult | None = None) -> Result:
         """See `CommitQueue`.
 
         Raises:
             JournalUnavailable: as `submit`; no answer came in time; or the queue was left before one came.
         """
-        return await request(self, step, self.limits.answer_limit_s)
+        return await request(self, step, self.limits.answer_limit_s, on_result)
 
     async def execute(self, steps: Sequence[Step]) -> BatchResult:
         """See `CommitQueue`.
@@ -216,7 +218,7 @@ class GroupCommit:
         in_flight = [entry for batch in flying for entry in batch.entries]
         for entry in (*pending, *in_flight):
             step = entry.step
-            if isinstance(step, Append) and step.partition == partition and step.claim:
+            if isinstance(step, Append | Replay) and step.partition == partition and step.claim:
                 entry.step = replace(step, claim="")
         for entry in in_flight:
             entry.forsaken = entry.forsaken or belongs_to_owner(entry.step, partition)

@@ -179,13 +179,13 @@ class PartitionedCommit:
             lane.begin(self._task_group)
         return lane
 
-    async def request(self, step: Step) -> Result:
+    async def request(self, step: Step, on_result: OnResult | None = None) -> Result:
         """See `CommitQueue`.
 
         Raises:
             JournalUnavailable: as `submit`; no answer came in time; or the queue was left before one came.
         """
-        return await request(self, step, self.limits.answer_limit_s)
+        return await request(self, step, self.limits.answer_limit_s, on_result)
 
     async def execute(self, steps: Sequence[Step]) -> BatchResult:
         """See `CommitQueue`.
