@@ -24,6 +24,7 @@ from atomic_actors.journal._protocol import (
     RelayIn,
     Renew,
     Renewed,
+    Replay,
     Result,
     Stale,
     Step,
@@ -98,11 +99,16 @@ OTHERS: list[Step] = [
 ]
 
 
+#: Stays, as an append does, but takes nothing for a claim that is gone.
+REPLAY = Replay(1, "account/a", "0" * 32, "1" * 32, at_head=False, claim="claim")
+
+
 async def test_what_was_relayed_to_another_service_belongs_to_its_source() -> None:
     assert belongs_to_owner(RelayIn(2, "shop/1", 7, ()), "shop/1")
     others = [*OWNERS, *OTHERS, RelayIn(1, "shop/2", 7, ()), RelayIn(1, "shop/1", 7, ())]
     assert [step for step in others if belongs_to_owner(step, "shop/1")] == others[-1:]
     assert [step for step in others if belongs_to_owner(step, 1)] == OWNERS
+    assert not belongs_to_owner(REPLAY, 1)
 
 
 @pytest.mark.parametrize("in_flight", [True, False])
@@ -136,6 +142,19 @@ async def test_steps_of_a_lost_history_are_not_sent_again(in_flight: bool) -> No
         append(1, ""), append(2, "claim", "account/b")
     ]  # fmt: skip
     assert {position for position, answer in answers.items() if answer == GONE} == set(range(len(OWNERS)))
+
+
+async def test_a_replay_stays_where_a_history_is_lost() -> None:
+    store, answers = Held(is_away=False), list[Result | JournalUnavailable]()
+    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
+        journal.enqueue(Audit(3), lambda _: None)
+        await store.asked()
+        journal.enqueue(REPLAY, answers.append)
+        journal.forsake(1)
+        store.answer()
+        await journal.wait_drained()
+    assert store.batches[-1] == [replace(REPLAY, claim="")]
+    assert answers == [Renewed(1)]
 
 
 async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
