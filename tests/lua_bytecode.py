@@ -52,10 +52,10 @@ class Function:
         begins = {one.begin for one in self.locals}
         return max((sum(one.is_there(at) for one in self.locals) for at in begins), default=0)
 
-    def count_last_locals(self) -> int:
-        """How many locals are still there at the end: of a text, those that stand outside of each block."""
+    def last_names(self) -> frozenset[str]:
+        """The locals that are still there at the end: of a text, those that stand outside of each block."""
         end = max((one.end for one in self.locals), default=0)
-        return sum(one.end == end for one in self.locals)
+        return frozenset(one.name for one in self.locals if one.end == end)
 
     def walk(self) -> Iterator[Function]:
         """This function and all within it."""

@@ -6,7 +6,6 @@ is the third. Every run loads this module, so it imports nothing that only a tes
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -77,7 +76,7 @@ def find_programs() -> Programs:
 
 def _from_wheel(module: str, function: str) -> str:
     carrier: Any = import_module(module)
-    return os.fspath(getattr(carrier, function)())
+    return str(getattr(carrier, function)())
 
 
 def _version_of(path: str) -> tuple[str, tuple[int, ...]]:

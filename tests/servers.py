@@ -10,7 +10,9 @@ from __future__ import annotations
 import secrets
 import socket
 import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,13 +49,27 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 #: Another process may take a free port before the server does.
 PORT_ATTEMPTS = 5
+#: So many of the latest free ports are kept: more than a test needs, and few enough for the limit of open files.
+PORTS_KEPT = 64
+
+_keepers: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on which nothing listens, kept for the caller.
+
+    A port that is only looked up may be taken by any connection before the server listens on it. Linux gives a port
+    that a socket is bound to to no other caller, and still lets a server listen on it if both allow the reuse of
+    addresses, as servers do.
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    port: int = keeper.getsockname()[1]
+    _keepers.append(keeper)
+    if sys.platform != "linux" or len(_keepers) > PORTS_KEPT:
+        _keepers.popleft().close()
+    return port
 
 
 @define(eq=False)

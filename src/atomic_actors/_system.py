@@ -104,7 +104,6 @@ class ActorSystem:
         self._refusals = RefusalReader(self._codec)
         self._parts: Parts | None = None
         self._entered = False
-        self._body = Body()
 
     def __repr__(self) -> str:
         state = "running" if self._parts is not None else "not running"
@@ -368,6 +367,8 @@ class ActorSystem:
         if self._entered:
             raise SystemNotRunning("an ActorSystem is entered once; make a new one")
         self._entered = True
+        # Here and not in `__init__`: the simulation copies systems, and each copy has a body of its own.
+        self._body = Body()
         stack = AsyncExitStack()
         try:
             parts = await self._open(stack)

@@ -9,8 +9,19 @@ import pytest
 from attrs import evolve
 
 from atomic_actors.testing import JournalSuite
+from tests.lua_bytecode import Function, compile_lua
 from tests.mutation.__main__ import describe, main
-from tests.mutation.mutant import DoesNotApply, Guard, Mutant, Suite, find_function, lua, lua_part, mutate
+from tests.mutation.mutant import (
+    LUA_FOLDER,
+    DoesNotApply,
+    Guard,
+    Mutant,
+    Suite,
+    find_function,
+    lua,
+    lua_part,
+    mutate,
+)
 from tests.mutation.report import write_report
 from tests.mutation.run import Outcome, Verdict, try_all, unbroken_tree
 from tests.mutation.stage import Selection
@@ -41,6 +52,25 @@ def test_every_mutant_applies_once() -> None:
         assert broken != read(mutant.file), mutant.name
         if mutant.file.endswith(".py"):
             compile(broken, mutant.file, "exec")
+
+
+def test_lua_mutants_use_names_that_there_are() -> None:
+    """A name that there is none of fails as soon as it runs, which says nothing about the guard."""
+    names = sorted(f"{LUA_FOLDER}/{path.name}" for path in (ROOT / LUA_FOLDER).glob("*.lua"))
+    library = compile_part("\n".join(map(read, names)))
+    there = library.last_names() | globals_of(library)
+    for mutant in MUTANTS:
+        if mutant.file in names:
+            assert globals_of(compile_part(mutate(read(mutant.file), mutant))) <= there, mutant.name
+
+
+def compile_part(text: str) -> Function:
+    # Only the store knows what to make of the first line.
+    return compile_lua(text.replace("#!", "--", 1))
+
+
+def globals_of(text: Function) -> frozenset[str]:
+    return frozenset[str]().union(*(function.globals for function in text.walk()))
 
 
 def test_every_kind_of_guard_has_a_mutant() -> None:

@@ -47,6 +47,7 @@ from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
 from atomic_actors.journal.redis.cluster._slots import slot_of
 from tests.cluster_servers import Cluster, start_cluster
+from tests.journals import Losses
 from tests.redis.test_channels import Heard
 from tests.sentinel_servers import paused
 from tests.servers import Kind, Server
@@ -220,8 +221,8 @@ async def test_a_slot_moves_in_the_middle_of_everything(
     slot = slot_in(namespace, partition)
     journal = journal_at(store_cluster, namespace, timeout_s=0.3)
     client = ClusterLeaseClient(parse_store_url(store_cluster.url)[0], journal.lease_key, timeout_s=2)
-    losses: list[object] = []
-    journal.history.on_loss = losses.append
+    losses = Losses()
+    journal.history.watch(losses)
     async with journal:
         (claimed,) = (await journal.execute([ClaimPartition(partition, "c", b"node")])).results
         assert isinstance(claimed, Claimed)

@@ -24,6 +24,7 @@ from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._lease_client import RedisLeaseClient
 from atomic_actors.journal.redis._link import connector
 from atomic_actors.journal.redis._sentinel import Primary
+from tests.journals import Losses
 from tests.redis.test_wire import CLAIM, own, send, take_one
 from tests.sentinel_servers import (
     FAILOVER_LIMIT_S,
@@ -318,8 +319,8 @@ async def test_channels_follow(watched: Watched, namespace: str) -> None:
 
 
 def losses_of(journal: RedisJournal) -> list[HistoryLoss]:
-    losses: list[HistoryLoss] = []
-    journal.history.on_loss = losses.append
+    losses = Losses()
+    journal.history.watch(losses)
     return losses
 
 

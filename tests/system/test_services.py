@@ -262,12 +262,12 @@ async def test_who_waits_is_told_that_the_way_is_closed(town: Town) -> None:
             told.append(error.value.message_id)
 
         async def is_accepted() -> bool:
-            return any(pending.accepted for (pending,) in running.router._pending.values())
+            return any(pending.accepted for (pending,) in running.sender.router._pending.values())
 
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(ask)
             await until(is_accepted)
-            running.outlets._outlets["billing"].scope.cancel()
+            running.sender.calls.outlets._outlets["billing"].scope.cancel()
         async with town.billing():
             assert await sender.result(told[0]) == 6
 

@@ -25,6 +25,7 @@ from atomic_actors.journal.commit._commit_queue import CommitLimits, CommitQueue
 from atomic_actors.journal.commit._commit_queues import CommitQueues
 from atomic_actors.journal.commit._health import HealthWatch
 from atomic_actors.journal.commit._store_clock import StoreClock
+from atomic_actors.node._inbox import NodeInbox
 from atomic_actors.node._leaving import SETTLE_LIMIT_S, Leaving
 from atomic_actors.node._partition_events import PartitionEvents
 from atomic_actors.node._registration import KindRegistration
@@ -125,22 +126,11 @@ class Parts:
         if exchange is None or host is None or routes is None:
             return
         router, membership = self.sender.router, self.membership
-        handlers: dict[str, Callable[..., object]] = {
-            "reply": router.pushed,
-            "claim": self._may_claim,
-            "ask": host.on_ask,
-            "tell": host.on_tell,
-            "forget": host.on_forget,
-            "told": routes.on_told,
-        }
+        inbox = NodeInbox(router, membership, host, routes)
         tasks.run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
-        tasks.run(partial(exchange.listen, router.node_id, handlers, routes.heard))
+        tasks.run(partial(exchange.listen, router.node_id, inbox))
         if self.supervisor.kinds:
             tasks.run(partial(exchange.listen_bells, self.supervisor.rung, membership.owns))
-
-    def _may_claim(self, partition: int) -> None:
-        """Another node says that a partition is free, or that something else has changed."""
-        self.membership.look_soon()
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -263,7 +253,7 @@ def _finish(
     )
     if store.history is not None:
         # The one late link downwards: the store is there first, and reports to those above.
-        store.history.on_loss = partition_events.history_lost
+        store.history.watch(partition_events)
     ticking: list[Ticking] = [router, supervisor, volatile]
     if sender.routes is not None:
         ticking.append(sender.routes)

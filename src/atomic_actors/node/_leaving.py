@@ -15,7 +15,7 @@ from atomic_actors.node._sender import Sender
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.ownership._membership import Membership
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._host import VolatileHost
 
@@ -40,7 +40,7 @@ class Leaving:
     handover: Handover
     sender: Sender
     host: VolatileHost | None
-    exchange: Exchange | None
+    exchange: NodeMessenger | None
     #: Around what waits for running turns: `hurry` cancels it.
     _patience: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
 

@@ -10,7 +10,7 @@ from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node._registration import KindRegistration
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.routing._other_services import Outlets
 from atomic_actors.node.volatile._activations import VolatileKinds
 
@@ -27,7 +27,7 @@ class PartitionEvents:
     """
 
     journal: CommitQueue
-    exchange: Exchange | None
+    exchange: NodeMessenger | None
     outlets: Outlets
     supervisor: Supervisor
     volatile: VolatileKinds

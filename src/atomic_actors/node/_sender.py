@@ -35,7 +35,7 @@ from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import derive_unique, encode_envelope
+from atomic_actors.codec._envelope import Headers, derive_unique, encode_envelope
 from atomic_actors.contracts._call_checks import (
     OnCancel,
     check_on_cancel,
@@ -85,10 +85,10 @@ class Sender:
     running: bool = field(default=True, init=False)
     #: Asks that wait for their replies now.
     inflight_asks: int = field(default=0, init=False)
-    _headers: dict[str, Any] = field(init=False)
+    _headers: Headers = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._headers = {"s": self.router.node_id}
+        self._headers = Headers(sender=self.router.node_id)
 
     def _check_running(self) -> None:
         if self.running:
@@ -174,7 +174,7 @@ class Sender:
         finally:
             self.supervisor.let_go(call.partition, call.entity)
 
-    def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[dict[str, Any], float]:
+    def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[Headers, float]:
         """Path and deadline of an ask inside a turn."""
         path = (*context.path, str(context.entity))
         if call.entity in path:
@@ -193,7 +193,7 @@ class Sender:
             raise AskTimeout(f"no time is left to ask {call.entity}: the turn's deadline has passed")
         if left_s != float("inf"):
             timeout_s = min(timeout_s, left_s) if timeout_s else left_s
-        return {**self._headers, "p": list(path)}, timeout_s
+        return Headers(sender=self._headers.sender, path=path), timeout_s
 
     def _count_ask(self, call: Call) -> None:
         """Count an ask that begins; it is sent right after.
@@ -209,13 +209,11 @@ class Sender:
             )
         self.inflight_asks += 1
 
-    async def _ask_volatile(
-        self, call: Call, message: object, timeout_s: float, headers: dict[str, Any]
-    ) -> Any:
+    async def _ask_volatile(self, call: Call, message: object, timeout_s: float, headers: Headers) -> Any:
         """Hand a message over where its partition is ours, or send it to whoever owns it."""
         self._count_ask(call)
         try:
-            kind, path = call.kind, tuple(headers.get("p", ()))
+            kind, path = call.kind, headers.path
             if kind is not None and self.routes is None:
                 return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
             if kind is not None and self._is_here(call):
@@ -227,7 +225,13 @@ class Sender:
                     logger.debug("%s goes to the next owner: %s", call.name, error)
                 timeout_s = max(deadline_s - self.store_clock.clock(), 0.001) if timeout_s else 0
             reply = await self._routes_to(call).ask(
-                journal_of(call), call.partition, call.entity, call.name, call.payload, timeout_s, path
+                journal_of(call),
+                call.partition,
+                entity=call.entity,
+                name=call.name,
+                payload=call.payload,
+                timeout_s=timeout_s,
+                path=path,
             )
             return call.decode_reply(reply)
         finally:
@@ -259,7 +263,7 @@ class Sender:
         timeout_s: float,
         key: str | None,
         on_cancel: OnCancel,
-        headers: dict[str, Any],
+        headers: Headers,
         unique: str,
     ) -> Any:
         self._count_ask(call)

@@ -36,7 +36,7 @@ from atomic_actors.journal.redis.cluster._channels import ClusterChannels
 from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
 from atomic_actors.node.ownership._lease_keeper import Keeper, LeaseClient
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("Store", "WithStore", "open_store", "store_around")
 
@@ -49,7 +49,7 @@ class Store:
     #: Renews leases from a thread; None where the store lives in this process.
     lease_client: LeaseClient | None = None
     #: None where no other process can share the store.
-    exchange: Exchange | None = None
+    exchange: NodeMessenger | None = None
     #: Notices that the store went back in time; None where it cannot.
     history: CommitHistory | None = None
     #: The nodes that use it; None where a node is alone.
@@ -161,7 +161,7 @@ async def _redis_store(
         yield Store(
             journal,
             lease_client,
-            Exchange(channels, commits_publish=replication is None),
+            NodeMessenger(channels, commits_publish=replication is None),
             journal.history,
             journal.directory,
             RedisKindRegistry(journal.call, config.namespace),
@@ -206,7 +206,7 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         yield Store(
             journal,
             lease_client,
-            Exchange(channels),
+            NodeMessenger(channels),
             journal.history,
             journal.directory,
             RedisKindRegistry(journal.call, config.namespace),

@@ -62,12 +62,12 @@ class Kind(Enum):
 
 
 class Argument(Struct, frozen=True):
-    """An argument that is no field of the step's record.
+    """One argument of a form.
 
     Args:
-        name: what its reader calls it.
+        name: what its reader calls it; most are fields of the step's record.
         kind: how it is written.
-        source: the expression of the encoder; "" where the encoder is written by hand.
+        source: the expression that its encoder writes; "" for the field of its name.
     """
 
     name: str

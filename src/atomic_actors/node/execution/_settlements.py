@@ -151,8 +151,7 @@ class Settlements:
         sender = ""
         if body is not None:
             try:
-                found = decode_envelope(unpack_body(body).envelope).headers.get("s", "")
-                sender = found if isinstance(found, str) else ""
+                sender = decode_envelope(unpack_body(body).envelope).headers.sender
             except (ValueError, msgspec.DecodeError) as error:
                 logger.warning("the envelope of %s/%s does not decode: %s", entity, unique, error)
         self.replies.reply(sender, entity, unique, outcome)

@@ -109,8 +109,7 @@ class Member:
     @property
     def sender(self) -> str:
         """The node that waits for the answer, or "": nobody is told how a tell ended."""
-        sender = self.envelope.headers.get("s", "") if self.body.waited_for else ""
-        return sender if isinstance(sender, str) else ""
+        return self.envelope.headers.sender if self.body.waited_for else ""
 
 
 @define(eq=False)

@@ -195,7 +195,7 @@ class TurnRunner:
 
     def _read(self, item: Dispatched) -> Member:
         body = unpack_body(item.body)
-        handler = self.kind.handler_for(body.name)
+        handler = self.kind.by_name.get(body.name, self.kind.fallback)
         if handler is None:
             raise Unhandled(body.name)
         envelope = decode_envelope(body.envelope)
@@ -216,7 +216,7 @@ class TurnRunner:
             f"{self.entity}/{member.item.unique}",
             member.item.attempt,
             deadline_s,
-            _path_of(member),
+            member.envelope.headers.path,
             transactional=spec.transactional,
         )
         if deadline_s != float("inf"):
@@ -236,14 +236,16 @@ class TurnRunner:
             reply = await spec.function(self._instance, member.message)
         if self.children.count:
             await self.children.wait()
-        if len(self.outbox):
+        added = len(self.outbox)
+        if added:
             looking_up = self.node.destinations.look_up_outbox(self.outbox)
             if looking_up is not None:
                 await looking_up
         self.turn_scope.deadline_s = 0.0
-        return self._stage(turn, member, before, reply)
+        return self._stage(turn, member, before, reply, added)
 
-    def _stage(self, turn: Turn, member: Member, before: bytes, reply: Any) -> Verdict:
+    def _stage(self, turn: Turn, member: Member, before: bytes, reply: Any, added: int) -> Verdict:
+        """Encode what a handler did; `added` is the number of its outbox messages."""
         handler, limit = member.handler, self.node.config.max_payload_bytes
         try:
             told = handler.encode_reply(reply)
@@ -256,12 +258,12 @@ class TurnRunner:
                 f"{handler.spec.location}: the reply has {len(told)} bytes (max_payload_bytes)"
             )
         after = self.state.encode(handler.spec.location)
-        if handler.spec.query and (after != before or len(self.outbox)):
+        if handler.spec.query and (after != before or added):
             raise QueryChangedState(
                 f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
                 "make its message a Command"
             )
-        if len(self.outbox):
+        if added:
             # All of them or none: a bad entry fails the turn, and the good ones before it must not leave.
             first = len(turn.outbox) + 1
             turn.outbox += [
@@ -320,12 +322,3 @@ class TurnRunner:
                 logger.exception("on_passivate of %s raised", self.entity)
         if scope.cancelled_caught:
             logger.error("on_passivate of %s took longer than %.0f s", self.entity, PASSIVATE_LIMIT_S)
-
-
-def _path_of(member: Member) -> tuple[str, ...]:
-    """The entities that wait for a turn; none where the header is damaged: only a circle would be found later."""
-    match member.envelope.headers.get("p"):
-        case [*path] if all(isinstance(each, str) for each in path):
-            return tuple(path)
-        case _:
-            return ()

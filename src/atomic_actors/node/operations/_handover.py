@@ -17,6 +17,7 @@ from attrs import define
 from atomic_actors.base._errors import DrainTimeout, NotSupported, UnknownNode
 from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import logger
+from atomic_actors.codec._frames import ClaimFrame
 from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
 from atomic_actors.journal.commit._commit_queue import CommitQueue
@@ -25,7 +26,7 @@ from atomic_actors.node.operations._reports import ALL, NodeInfo, PartitionInfo
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.volatile._activations import VolatileKinds
 
 __all__ = ("Handover",)
@@ -53,7 +54,7 @@ class Handover:
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds
-    exchange: Exchange | None
+    exchange: NodeMessenger | None
     drain_timeout_s: float
     backend: Backend
 
@@ -124,7 +125,7 @@ class Handover:
         nodes = self.membership.nodes
         owner = (await nodes.placement(self.membership.partitions))[partition]
         if self.exchange is not None and owner and owner != nodes.node_id:
-            self.exchange.push(owner, ["claim", partition])
+            self.exchange.push(owner, ClaimFrame(partition))
         elif owner == nodes.node_id:
             self.membership.look_soon()  # the table has changed back meanwhile
 
@@ -156,7 +157,7 @@ class Handover:
             if node_id == self.membership.nodes.node_id:
                 self.membership.look_soon()
             elif self.exchange is not None:
-                self.exchange.push(node_id, ["claim", -1])
+                self.exchange.push(node_id, ClaimFrame(-1))
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
         # What a dead node has, it gives to nobody; and while all drain, nobody takes it either.

@@ -20,7 +20,7 @@ from atomic_actors.base._errors import NotSupported, StoreUnavailable, UnknownKi
 from atomic_actors.base._records import EntityRef, partition_of
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import encode_envelope
+from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope
 from atomic_actors.contracts._call_checks import ForeignClass, ForeignMessages, check_size, resolve_target
 from atomic_actors.contracts._contracts import KnownKind
 from atomic_actors.contracts._remote_kinds import KnownKinds
@@ -104,7 +104,7 @@ class Calls:
         if call.is_volatile:
             raise NotSupported(f"outbox: kind {call.ref.kind!r} is volatile; an outbox is for durable kinds")
         return Encoded(
-            call.service, call.partition, call.entity, call.name, encode_envelope({}, call.payload)
+            call.service, call.partition, call.entity, call.name, encode_envelope(NO_HEADERS, call.payload)
         )
 
     def look_up_outbox(

@@ -12,7 +12,7 @@ whose time is up and looks after those whose answer is late.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Any, Final, Literal, Protocol
 
@@ -30,6 +30,7 @@ from atomic_actors.base._random_ids import _RandomPool
 from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._envelope import digest_of, make_unique
+from atomic_actors.codec._frames import ReplyFrame
 from atomic_actors.contracts._outcomes import (
     RefusalDecoder,
     Waiting,
@@ -60,6 +61,7 @@ from atomic_actors.journal._protocol import (
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node.routing._destinations import Call
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.routing._withdrawals import withdraw_cancelled, withdraw_soon
 
 __all__ = ("Admission", "Pending", "Router", "SentMessage", "append_of")
@@ -98,23 +100,6 @@ class Admission(Protocol):
 
     def offered(self, offer: Offer) -> None:
         """The append is answered; called exactly once for each admission."""
-        ...
-
-
-class Remote(Protocol):
-    """Pushes answers to other nodes; a lost push costs the asker a poll."""
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether what others push to this node arrives now."""
-        ...
-
-    def packed(self, node_id: str, entity: str, unique: str, outcome: bytes) -> tuple[bytes, bytes] | None:
-        """An answer for a node as channel and payload, for the commit to publish; None where it may not."""
-        ...
-
-    def push(self, node_id: str, frame: Sequence[Any]) -> None:
-        """Queue a frame for a node."""
         ...
 
 
@@ -257,7 +242,7 @@ class Router:
     store_clock: StoreClock
     decode_refusal: RefusalDecoder
     listeners: Listeners
-    remote: Remote | None = None
+    remote: NodeMessenger | None = None
     #: How many asks have an outcome, and how many tells a receipt.
     accepted: int = field(default=0, init=False)
     _pending: dict[str, list[Pending]] = field(factory=dict[str, list[Pending]], init=False)
@@ -434,23 +419,21 @@ class Router:
             pending.resolve(outcome)
         return bool(meant)
 
-    def pushed(self, entity: object, unique: object, outcome: object, *_: object) -> None:
-        """A frame `reply`: hand an outcome that another node tells of to whoever waits for it.
+    def pushed(self, frame: ReplyFrame) -> None:
+        """Hand the outcome that another node tells of to whoever waits for it.
 
         Raises:
             ValueError: it is none. Whoever waits asks the store, which has the true one.
         """
-        if not (isinstance(entity, str) and isinstance(unique, str) and isinstance(outcome, bytes)):
-            raise ValueError("not a pushed outcome")
-        split_outcome(outcome)
-        self.answered(entity, unique, outcome)
+        split_outcome(frame.outcome)
+        self.answered(frame.entity_key, frame.uid, frame.outcome)
 
     def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
         """Tell a message's sender how it ended: here, or over the sender's reply channel."""
         if self.answered(entity, unique, outcome) or not sender or sender == self.node_id:
             return
         if self.remote is not None:
-            self.remote.push(sender, ("reply", entity, unique, outcome))
+            self.remote.push(sender, ReplyFrame(entity, unique, outcome))
 
     def packed_reply(
         self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
