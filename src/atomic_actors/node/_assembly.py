@@ -21,10 +21,10 @@ from atomic_actors.base._telemetry import Listeners, logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.contracts._remote_kinds import KnownKinds
-from atomic_actors.journal._protocol import Journal
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitLimits, CommitQueue, StoreEvents
+from atomic_actors.journal.commit._commit_queues import CommitQueues
 from atomic_actors.journal.commit._health import HealthWatch
-from atomic_actors.journal.commit._partitioned_commit import commit_class
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node._inbox import NodeInbox
 from atomic_actors.node._leaving import SETTLE_LIMIT_S, Leaving
 from atomic_actors.node._partition_events import PartitionEvents
@@ -82,7 +82,7 @@ class Parts:
     config: Config
     store: Store
     body: Body
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     supervisor: Supervisor
     sender: Sender
@@ -179,24 +179,27 @@ def assemble(
         body: ends the system if a part of it fails.
     """
     backend = Backend.current()
-    journal = _group_commit(config, store.journal)
+    store_clock = StoreClock(backend.clock)
+    queues = CommitQueues(limits=_commit_limits(config), store_clock=store_clock)
+    journal = queues.around(store.journal, body, StoreEvents(listeners))
     membership = _membership(config, store, kinds, journal)
     router = Router(
-        journal,
-        membership.nodes.node_id,
-        backend.new_cell,
-        backend.clock,
+        node_id=membership.nodes.node_id,
+        new_cell=backend.new_cell,
+        store_clock=store_clock,
         decode_refusal=refusals.read,
+        listeners=listeners,
         remote=store.exchange,
     )
     events = Events(listeners)
-    destinations = _destinations(config, store, kinds, codec, router=router, body=body)
+    destinations = _destinations(config, store, kinds, codec, journal=journal, queues=queues, body=body)
     node = NodeParts(
         config=config,
         backend=backend,
         codec=codec,
         commits=journal,
         replies=router,
+        store_clock=store_clock,
         destinations=destinations,
         events=events,
         schedule=Schedule(),
@@ -211,9 +214,9 @@ def assemble(
         config=config,
         codec=codec,
         router=router,
+        store_clock=store_clock,
         supervisor=supervisor,
         volatile=volatile,
-        events=events,
         calls=destinations,
         routes=routes,
     )
@@ -225,7 +228,8 @@ def _finish(
 ) -> Parts:
     """The parts above the sender: operators' calls, coming and going, the clock."""
     config, supervisor, volatile, router = sender.config, sender.supervisor, sender.volatile, sender.router
-    journal, node, exchange = router.journal, sender.supervisor.node, store.exchange
+    node, exchange = supervisor.node, store.exchange
+    journal = node.commits
     handover = Handover(
         journal=journal,
         membership=membership,
@@ -247,7 +251,9 @@ def _finish(
         handover=handover,
         registration=registration,
     )
-    _observe_store(store, router, node.events, partition_events, body)
+    if store.history is not None:
+        # The one late link downwards: the store is there first, and reports to those above.
+        store.history.watch(partition_events)
     ticking: list[Ticking] = [router, supervisor, volatile]
     if sender.routes is not None:
         ticking.append(sender.routes)
@@ -269,7 +275,7 @@ def _finish(
             sender=sender,
             handover=handover,
         ),
-        dead_letters=DeadLetters(journal, router, supervisor),
+        dead_letters=DeadLetters(journal, node.store_clock, supervisor),
         registration=registration,
         sweeper=Sweeper(node.backend, config.tick_interval_s, ticking),
         partition_events=partition_events,
@@ -286,31 +292,18 @@ def _finish(
     )
 
 
-def _observe_store(
-    store: Store, router: Router, events: Events, partition_events: PartitionEvents, body: Body
-) -> None:
-    """The one late link downwards: the store's own parts are there first, and report to those above."""
-    journal = router.journal
-    journal.on_answer = router.on_answer
-    journal.on_availability = events.store_health
-    journal.on_crash = body.crashed
-    if store.history is not None:
-        store.history.watch(partition_events)
-
-
-def _group_commit(config: Config, journal: Journal) -> GroupCommit:
-    return commit_class(journal)(
-        journal,
-        config.max_batch_steps,
-        config.max_batch_bytes,
-        config.max_pending_steps,
-        config.store_failure_threshold,
+def _commit_limits(config: Config) -> CommitLimits:
+    return CommitLimits(
+        max_batch_steps=config.max_batch_steps,
+        max_batch_bytes=config.max_batch_bytes,
+        max_pending_steps=config.max_pending_steps,
+        failure_threshold=config.store_failure_threshold,
         answer_limit_s=config.accept_timeout_s,
         retry_delay_max_s=config.store_ping_interval_s,
     )
 
 
-def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: GroupCommit) -> Membership:
+def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: CommitQueue) -> Membership:
     keeper = store.keeper
     if store.lease_client is not None:
         keeper = LeaseKeeper(
@@ -337,19 +330,25 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: G
 
 
 def _destinations(
-    config: Config, store: Store, kinds: dict[str, Kind], codec: Codec, *, router: Router, body: Body
+    config: Config,
+    store: Store,
+    kinds: dict[str, Kind],
+    codec: Codec,
+    *,
+    journal: CommitQueue,
+    queues: CommitQueues,
+    body: Body,
 ) -> Calls:
-    known = KnownKinds(store.kinds, config.namespace, tuple(kinds), router.clock)
+    known = KnownKinds(store.kinds, config.namespace, tuple(kinds), queues.store_clock.clock)
     outlets = Outlets(
-        config.namespace,
-        config.service,
-        store.open_journal,
-        partial(_group_commit, config),
-        known,
-        on_answer=router.on_answer,
-        on_crash=body.crashed,
+        namespace=config.namespace,
+        service=config.service,
+        open_journal=store.open_journal,
+        queues=queues,
+        known=known,
+        crashes=body,
     )
-    return Calls(config, codec, kinds, router.journal, known=known, outlets=outlets)
+    return Calls(config, codec, kinds, journal, known=known, outlets=outlets)
 
 
 def _volatile_ends(

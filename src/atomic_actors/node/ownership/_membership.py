@@ -46,7 +46,7 @@ from atomic_actors.journal._protocol import (
     Sweep,
     Swept,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import NEVER, Instant, elapsed_s, instant_now
 from atomic_actors.node.ownership._lease_keeper import Keeper
@@ -133,7 +133,7 @@ class Membership:
         lease_margin_s: how much earlier this node believes its leases to end.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     nodes: Nodes
     partitions: int
     keeper: Keeper | None
