@@ -1,5 +1,8 @@
 """Every check of the project. `pip install nox && nox` runs those that have to pass before a change lands.
 
+`nox -s lint types` is the quick part. `nox -s tests -- tests/unit/test_placement.py` runs that file alone, and with
+`--hypothesis-profile=fast` behind it Hypothesis tries ten examples of each property instead of a hundred.
+
 All sessions but `tests_all` share one virtual environment, `.nox/shared`: it is made on first use and brought
 up to date when `pyproject.toml` changes. One installation instead of one per session saves minutes.
 """
@@ -8,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests", "sim", "chaos"]
+nox.options.sessions = ["plan", "lint", "types", "tests", "sim", "chaos"]
 # The cheap checks come first; one that fails should not hide what the others have to say.
 nox.options.stop_on_first_error = False
 # For `tests_all`, which takes the versions that are there.
@@ -27,11 +33,20 @@ BIN = SHARED / ("Scripts" if os.name == "nt" else "bin")
 PYTHON_VERSIONS = ["3.11", "3.12", "3.13"]
 EXTRAS = ".[testing,dev,uvloop]"
 # How often each thing happens in `chaos_long`.
-LONG_CHAOS = {"CHAOS_CLUSTER_KILLS": "200", "CHAOS_FAILOVERS": "30", "CHAOS_MIGRATIONS": "20"}
+LONG_CHAOS = {
+    "AA_TESTS_CHAOS_CLUSTER_KILLS": "200",
+    "AA_TESTS_CHAOS_FAILOVERS": "30",
+    "AA_TESTS_CHAOS_MIGRATIONS": "20",
+}
 #: Most tests wait, for a server or a lease. What a file's tests share is made once.
 SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
 #: Those with servers use less than half of a processor each.
 MOSTLY_WAITING = ["-n", "3", "--dist", "loadfile"]
+#: What a word behind one of these means is no file to run.
+EXPRESSION_FOLLOWS = ("-k", "-m", "--deselect", "--ignore")
+#: What each session takes on two processors, about. The conformance suite and `tests/redis` take a third longer where
+#: there is a third server.
+MINUTES = {"lint": 1, "types": 1, "tests": 11, "sim": 7, "chaos": 4}
 # Run by sessions of their own.
 APART = ["types", "simulation", "cluster", "model", "chaos"]
 
@@ -58,6 +73,47 @@ def without(*folders: str) -> list[str]:
     return [f"--ignore=tests/{folder}" for folder in folders]
 
 
+def named_files(session: nox.Session) -> list[str]:
+    """The files and folders of tests that the command line names."""
+    words = list(session.posargs)
+    return [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if Path(word).parts[:1] == ("tests",) and before not in EXPRESSION_FOLLOWS
+    ]
+
+
+def run_tests(session: nox.Session, *default: str, side_by_side: Sequence[str]) -> None:
+    """Run these tests, or only those that the command line names."""
+    named = named_files(session)
+    chosen = () if named else default
+    # To start other processes takes longer than most files do.
+    is_one_file = len(named) == 1 and ".py" in named[0]
+    run(session, "pytest", *chosen, *(() if is_one_file else side_by_side), *session.posargs)
+
+
+def servers() -> str:
+    """Which servers the tests will run on."""
+    wheels = "Valkey 9 and Redis 8.2, which come as wheels"
+    path = shutil.which("redis-server")
+    if path is None:
+        return f"{wheels}; there is no redis-server on PATH"
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return f"{wheels}; {said.partition(' sha=')[0]} at {path}"
+
+
+@nox.session
+def plan(session: nox.Session) -> None:
+    """Say what `nox` is about to do, on which servers, and for how long."""
+    for name, minutes in MINUTES.items():
+        session.log(f"{name}: {globals()[name].__doc__.partition(chr(10))[0]} About {minutes} min.")
+    session.log(
+        f"In all about {sum(MINUTES.values())} minutes on two processors that have nothing else to do,"
+    )
+    session.log("and some more the first time, when the environment is made. `nox -s lint types` is quick.")
+    session.log(f"Servers: {servers()}.")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, layers, news fragments, and whether generated files are up to date."""
@@ -78,8 +134,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, conformance and integration tests, with real servers: `nox -s tests -- -k commit`."""
-    run(session, "pytest", "tests", *without(*APART), *MOSTLY_WAITING, *session.posargs)
+    """Unit, conformance and integration tests, with real servers.
+
+    `nox -s tests -- -k commit` and `nox -s tests -- tests/unit/test_wal.py` run some of them.
+    """
+    run_tests(session, "tests", *without(*APART), side_by_side=MOSTLY_WAITING)
 
 
 @nox.session(python=PYTHON_VERSIONS, venv_backend="virtualenv", reuse_venv=True)
@@ -87,13 +146,16 @@ def tests_all(session: nox.Session) -> None:
     """The tests on every supported Python that this machine has."""
     session.install("--editable", EXTRAS)
     # Here also those modes of the conformance suite that add little but time.
-    session.run("pytest", "tests", *without(*APART), *session.posargs, env={"ATOMIC_ACTORS_ALL_MODES": "1"})
+    chosen = () if named_files(session) else ("tests", *without(*APART))
+    session.run("pytest", *chosen, *session.posargs, env={"AA_TESTS_ALL_MODES": "1"})
 
 
 @nox.session
 def sim(session: nox.Session) -> None:
     """Simulated clusters by seed, on a clock that jumps, and every state of a model."""
-    run(session, "pytest", "tests/simulation", "tests/model", *SIDE_BY_SIDE, *session.posargs)
+    run_tests(session, "tests/simulation", "tests/model", side_by_side=SIDE_BY_SIDE)
+    if named_files(session):
+        return
     # It uses two processes by itself, takes minutes, and says what it has met.
     run(session, "pytest", "tests/cluster", "-s", "-o", "faulthandler_timeout=0", *session.posargs)
 
@@ -101,13 +163,13 @@ def sim(session: nox.Session) -> None:
 @nox.session
 def chaos(session: nox.Session) -> None:
     """Real servers and processes, killed and paused while they work."""
-    run(session, "pytest", "tests/chaos", *SIDE_BY_SIDE, *session.posargs)
+    run_tests(session, "tests/chaos", side_by_side=SIDE_BY_SIDE)
 
 
 @nox.session
 def chaos_long(session: nox.Session) -> None:
     """Chaos as often as a release needs it: 200 kills of workers, 30 failovers, 20 slot migrations."""
-    # What is set outside wins: `CHAOS_CLUSTER_KILLS=1000 nox -s chaos_long -- -k test_kills`.
+    # What is set outside wins: `AA_TESTS_CHAOS_CLUSTER_KILLS=1000 nox -s chaos_long -- -k test_kills`.
     for name, count in LONG_CHAOS.items():
         os.environ.setdefault(name, count)
     run(session, "pytest", "tests/chaos", *session.posargs)
@@ -115,8 +177,8 @@ def chaos_long(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Simulation, fuzzing and chaos with new seeds, for as long as `ATOMIC_ACTORS_SOAK_S` says (600 s each)."""
-    seconds = os.environ.setdefault("ATOMIC_ACTORS_SOAK_S", "600")
+    """Simulation, fuzzing and chaos with new seeds, for as long as `AA_TESTS_SOAK_S` says (600 s each)."""
+    seconds = os.environ.setdefault("AA_TESTS_SOAK_S", "600")
     run(session, "python", "-m", "tests.cluster", "--for-s", seconds)
     run(session, "python", "-m", "tests.fuzz", "--seconds", seconds)
     run(

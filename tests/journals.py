@@ -9,9 +9,17 @@ from typing import Any, Self
 import anyio
 from attrs import define, field
 
+from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import BatchResult, Finish, Journal, JournalSettings, Step
 
-__all__ = ("BrokenJournal", "WrappedJournal")
+__all__ = ("BrokenJournal", "Losses", "WrappedJournal")
+
+
+class Losses(list[HistoryLoss]):
+    """What a history has told its observer."""
+
+    def history_lost(self, loss: HistoryLoss) -> None:
+        self.append(loss)
 
 
 @define(eq=False)

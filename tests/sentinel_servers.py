@@ -157,15 +157,19 @@ class Watched:
     # Waiting.
 
     def wait_replicated(self) -> None:
-        """Until every server that runs, but the primary, has its link to it and is sent what is written."""
+        """Until every server that runs, but the primary, has what was written so far.
 
-        def is_up() -> bool:
+        A link that is up is no proof. A primary calls a replica online once it has sent it the whole data set, but
+        sends what is written since only after an acknowledgement, and the next one may be a second away.
+        """
+
+        def is_replicated() -> bool:
             port = self.port_of_primary()
-            found = {
-                server.port: self.replication(server) for server in self.servers if server.process is not None
-            }
+            running = [server for server in self.servers if server.process is not None]
+            # The primary first: replicas are compared with what it had then, whatever is written meanwhile.
+            running.sort(key=lambda server: server.port != port)
+            found = {server.port: self.replication(server) for server in running}
             primary = found.pop(port, {})
-            # A link is up before the primary uses it: what is written meanwhile is kept for later.
             states = [
                 primary.get(f"slave{number}", {}).get("state")
                 for number in range(primary.get("connected_slaves", 0))
@@ -174,12 +178,14 @@ class Watched:
                 primary.get("role") == "master"
                 and states == ["online"] * len(found)
                 and all(
-                    replica.get("master_link_status") == "up" and replica.get("master_port") == port
+                    replica.get("master_link_status") == "up"
+                    and replica.get("master_port") == port
+                    and replica.get("slave_repl_offset", -1) >= primary["master_repl_offset"]
                     for replica in found.values()
                 )
             )
 
-        wait_for(is_up, "the replicas", FAILOVER_LIMIT_S)
+        wait_for(is_replicated, "the replicas", FAILOVER_LIMIT_S)
 
     def wait_watched(self) -> None:
         """Until the sentinels know each other, and every replica that runs as one that may be chosen."""

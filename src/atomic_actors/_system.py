@@ -1,23 +1,29 @@
 """The actor system: what users hold. Read this file first.
 
-What it is made of (wired together in `_assembly`), from the bottom up:
+What it is made of (`node/_assembly` makes the parts and starts them), from the bottom up:
 
     ActorSystem
-    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (_open_store)
-    ├─ GroupCommit    gathers steps into batches; outlives an unreachable store          (journal/)
-    ├─ Membership     which partitions are ours, and until when; the lease keeper        (_membership)
-    ├─ Router         who waits for which message; replies, timeouts, late answers       (_router)
-    ├─ Supervisor     partitions and activations: start, wake, passivate                 (_supervisor)
-    │  └─ Activation  one entity: its state and its turns                                (_activation)
-    ├─ VolatileKinds  entities without a journal                                         (_volatile)
-    │  ├─ Host        their messages from other nodes                                    (volatile/_host)
-    │  └─ Routes      their messages to other nodes                                      (volatile/_routes)
-    ├─ Sender         the verbs: checks a call and sends it                              (_sender)
-    ├─ DeadLetters    list, show, replay, purge                                          (_dead_letters)
-    └─ Sweeper        the one task that watches the clock                                (execution/_ticker)
+    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (node/_open_store)
+    ├─ GroupCommit    gathers steps into batches; outlives an unreachable store          (journal/commit)
+    ├─ Membership     which partitions are ours, and until when; the lease keeper        (node/ownership)
+    ├─ Router         who waits for which message; replies, timeouts, late answers       (node/routing)
+    ├─ Supervisor     partitions and the work in them: sweep, wake, drain                (node/execution)
+    │  ├─ Catalog     which entities are alive, and which may go
+    │  └─ Activation  one entity: its turns
+    │     ├─ OwnedPartition  the lease, the claim and the scope it lives in
+    │     ├─ TurnRunner      its actor: message in, verdict out
+    │     └─ NodeParts       what all of them share: Schedule, Events, Settlements, Parking, ...
+    ├─ VolatileKinds  entities without a journal                                         (node/volatile)
+    │  ├─ Host        their messages from other nodes
+    │  └─ Routes      their messages to other nodes
+    ├─ Sender         the verbs: checks a call and sends it                              (node/_sender)
+    ├─ Operations     what operators call; Handover, DeadLetters                         (node/operations)
+    ├─ Sweeper        the one task that watches the clock                                (node/execution/_ticker)
+    └─ Leaving        the way out                                                        (node/_leaving)
 
-A change to what users call belongs in `_sender` or here; to when an entity lives, in `_supervisor`; to
-what happens in a turn, in `_activation` and `_turn`; to what the store does, in `journal/`.
+A change to what users call belongs in `_sender` or here; to when an entity lives, in `_catalog` and
+`_supervisor`; to what happens in a turn, in `_activation` and `_turn_runner`; to what follows when a partition
+comes or goes, in `_partition_events`; to what the store does, in `journal/`.
 """
 
 from __future__ import annotations
@@ -42,12 +48,12 @@ from atomic_actors.base._telemetry import (
     Listener,
     Listeners,
     StoreHealth,
-    logger,
 )
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._call_checks import OnCancel
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.journal._protocol import Journal, JournalUnavailable
+from atomic_actors.node.execution._body import Body
 from atomic_actors.node.operations._reports import (
     AuditReport,
     KindCounts,
@@ -105,8 +111,6 @@ class ActorSystem:
         self._refusals = RefusalReader(self._codec)
         self._parts: Parts | None = None
         self._entered = False
-        self._crash: BaseException | None = None
-        self._body_scope: anyio.CancelScope | None = None
 
     def __repr__(self) -> str:
         state = "running" if self._parts is not None else "not running"
@@ -370,27 +374,25 @@ class ActorSystem:
         if self._entered:
             raise SystemNotRunning("an ActorSystem is entered once; make a new one")
         self._entered = True
+        # Here and not in `__init__`: the simulation copies systems, and each copy has a body of its own.
+        self._body = Body()
         stack = AsyncExitStack()
         try:
             parts = await self._open(stack)
         except BaseException as error:
             # The stack is left as if nothing had happened: the error leaves as itself, in no group.
             await stack.__aexit__(None, None, None)
-            if self._crash is not None:
-                raise SystemFailed(f"the actor system crashed: {self._crash!r}") from self._crash
+            self._raise_crash()
             if isinstance(error, JournalUnavailable):
                 raise StoreUnavailable(f"the store cannot be reached: {error}") from error
             raise
-        self._body_scope = anyio.CancelScope()
-        self._body_scope.__enter__()
+        self._body.enter()
         self._parts, self._stack = parts, stack
-        if self._crash is not None:
-            self._body_scope.cancel()
         return self
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
         # What runs a node is most of the package, and who only declares actors, or is a client, needs none of it.
-        from atomic_actors.node._assembly import Parts  # noqa: PLC0415
+        from atomic_actors.node._assembly import assemble  # noqa: PLC0415
         from atomic_actors.node._open_store import open_store  # noqa: PLC0415
         from atomic_actors.node._store import store_around  # noqa: PLC0415
 
@@ -398,17 +400,16 @@ class ActorSystem:
             store = store_around(self._journal)
         else:
             store = await stack.enter_async_context(open_store(self.config))
-        parts = Parts(
+        parts = assemble(
             self.config,
             store,
             self._kinds,
-            self._codec,
-            self._listeners,
-            decode_refusal=self._refusals.read,
-            on_crash=self._crashed,
-            on_signal=self._stop_body,
+            codec=self._codec,
+            listeners=self._listeners,
+            refusals=self._refusals,
+            body=self._body,
         )
-        stack.callback(parts.identity.retire)
+        stack.callback(parts.membership.nodes.record.identity.retire)
         await stack.enter_async_context(parts.journal)
         stack.push_async_callback(parts.stop_keeper)
         await parts.start(await stack.enter_async_context(_background()))
@@ -420,34 +421,27 @@ class ActorSystem:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        parts = self._running
-        assert self._body_scope is not None
+        parts, body = self._running, self._body
         was_cancelled = exc_value is not None and isinstance(exc_value, anyio.get_cancelled_exc_class())
-        swallowed = bool(self._body_scope.__exit__(exc_type, exc_value, traceback))
+        swallowed = body.exit(exc_type, exc_value, traceback)
         leaving: BaseException | None = None
         try:
-            await parts.leave(wait=self._crash is None and (swallowed or not was_cancelled))
+            await parts.leaving.leave(wait=body.crash is None and (swallowed or not was_cancelled))
         except BaseException as error:
             leaving = error
         self._parts = None
         # Not shielded as a whole: a scope of ours must not be open while older ones are left. Each part
         # that has to wait on its way out bounds and shields that itself.
         await self._stack.__aexit__(None, None, None)
-        if self._crash is not None:
-            raise SystemFailed(f"the actor system crashed: {self._crash!r}") from self._crash
+        self._raise_crash()
         if leaving is not None and exc_value is None:
             raise leaving
         return swallowed
 
-    def _crashed(self, error: BaseException) -> None:
-        if self._crash is None:
-            self._crash = error
-            logger.error("the actor system crashed", exc_info=error)
-        self._stop_body()
-
-    def _stop_body(self) -> None:
-        if self._body_scope is not None:
-            self._body_scope.cancel()
+    def _raise_crash(self) -> None:
+        crash = self._body.crash
+        if crash is not None:
+            raise SystemFailed(f"the actor system crashed: {crash!r}") from crash
 
 
 class EntityHandle:

@@ -134,5 +134,5 @@ def read_store(plan: Plan, url: str) -> AuditReport:
     return anyio.run(read)
 
 
-def replay_command(test: str, seed: int, kills: int, name: str = "CHAOS_KILLS") -> str:
-    return f"CHAOS_SEED={seed} {name}={kills} pytest -s {test}"
+def replay_command(test: str, seed: int, kills: int, name: str = "AA_TESTS_CHAOS_KILLS") -> str:
+    return f"AA_TESTS_CHAOS_SEED={seed} {name}={kills} pytest -s {test}"

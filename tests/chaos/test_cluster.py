@@ -23,8 +23,8 @@ from tests.cluster_servers import Cluster, start_cluster
 from tests.servers import Kind, Server
 
 #: Of each kind; a long run has 20.
-ROUNDS = max(int(os.environ.get("CHAOS_MIGRATIONS", "4")), 2)
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+ROUNDS = max(int(os.environ.get("AA_TESTS_CHAOS_MIGRATIONS", "4")), 2)
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 PARTITIONS = 16
 #: From an event until every client has sent something more.
 RECOVERY_LIMIT_S = 30.0
@@ -77,7 +77,7 @@ def _end(plan: Plan, took_s: list[float], what: str) -> None:
 
 
 def _tell_replay(test: str) -> None:
-    print(f"\n{replay_command(f'{__file__}::{test}', SEED, ROUNDS, 'CHAOS_MIGRATIONS')}")
+    print(f"\n{replay_command(f'{__file__}::{test}', SEED, ROUNDS, 'AA_TESTS_CHAOS_MIGRATIONS')}")
 
 
 def _take_over(cluster: Cluster, heir: Server) -> None:

@@ -20,7 +20,7 @@ from tests.chaos.worker import Job
 from tests.chaos.workload import Plan
 from tests.servers import Server, start_server
 
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 CALLS = 60
 #: Sweeps are in the way of nothing: a worker is at its work long before this call.
 FIRST_CALLS = 3
@@ -76,5 +76,5 @@ def _finish(plan: Plan, call: int, where: str) -> Verdict:
     try:
         return anyio.run(lambda: finish(plan), backend=plan.backend)
     except BaseException as error:
-        error.add_note(f"after a crash {where} call {call} of the journal; CHAOS_SEED={plan.seed}")
+        error.add_note(f"after a crash {where} call {call} of the journal; AA_TESTS_CHAOS_SEED={plan.seed}")
         raise

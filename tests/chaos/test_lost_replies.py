@@ -31,7 +31,7 @@ from tests.servers import Server, start_server
 
 pytestmark = pytest.mark.anyio
 
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 CALLS = 40
 STORE_TIMEOUT_S = 0.3
 STORE: dict[str, Any] = {"allow_no_persistence": True, "store_timeout_s": STORE_TIMEOUT_S}
@@ -65,7 +65,7 @@ async def _run(plan: Plan, proxy: Proxy) -> Verdict:
         try:
             return await finish(evolve(plan, url=proxy.url))
         except BaseException as error:
-            error.add_note(f"{proxy.fault} at call {proxy.at}; CHAOS_SEED={SEED}")
+            error.add_note(f"{proxy.fault} at call {proxy.at}; AA_TESTS_CHAOS_SEED={SEED}")
             raise
 
 

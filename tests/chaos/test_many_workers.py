@@ -1,7 +1,7 @@
 """Several workers on one store: they are killed, paused and cut off, and the store is; the books balance.
 
-`CHAOS_CLUSTER_KILLS` says how often a worker is killed in all (10), and how often other things happen in
-proportion to it; `CHAOS_SEED` begins the seeds (1).
+`AA_TESTS_CHAOS_CLUSTER_KILLS` says how often a worker is killed in all (10), and how often other things happen in
+proportion to it; `AA_TESTS_CHAOS_SEED` begins the seeds (1).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.chaos.network import Weather, run_network
 from tests.chaos.processes import Template, wait_until
 from tests.servers import Server, start_server
 
-KILLS = int(os.environ.get("CHAOS_CLUSTER_KILLS", "10"))
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+KILLS = int(os.environ.get("AA_TESTS_CHAOS_CLUSTER_KILLS", "10"))
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 #: How often everything else happens in one test.
 ROUNDS = max(KILLS // 10, 1)
 LEASE_TTL_S = 2.0

@@ -20,8 +20,8 @@ from tests.chaos.processes import Template, Worker, replay_command, wait_until
 from tests.chaos.worker import Job, read_events
 from tests.chaos.workload import Plan, done
 
-KILLS = max(int(os.environ.get("CHAOS_KILLS", "200")) // 20, 2)
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+KILLS = max(int(os.environ.get("AA_TESTS_CHAOS_KILLS", "200")) // 20, 2)
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 #: The survivor looks four times in a lease of two seconds whether the owner still lives.
 TAKEOVER_LIMIT_S = 2.0
 PROGRESS_LIMIT_S = 20.0

@@ -1,4 +1,4 @@
-"""`kill -9` of the primary under load, with sentinels that appoint another: `CHAOS_FAILOVERS` says how often (2).
+"""`kill -9` of the primary under load, with sentinels that appoint another: `AA_TESTS_CHAOS_FAILOVERS` says how often (2).
 
 With `replication="acknowledged"`, a failover loses nothing that anybody was told of: the books are balanced, the
 order is kept, and nothing that has other effects ran twice.
@@ -25,8 +25,8 @@ from tests.servers import Kind
 
 pytestmark = pytest.mark.redis
 
-FAILOVERS = max(int(os.environ.get("CHAOS_FAILOVERS", "2")), 1)
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+FAILOVERS = max(int(os.environ.get("AA_TESTS_CHAOS_FAILOVERS", "2")), 1)
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 #: From the kill until every client has sent something more: noticing, electing, leases that end, settling.
 RECOVERY_LIMIT_S = 40.0
 
@@ -40,7 +40,7 @@ def _places(plan: Plan) -> list[int]:
 def test_primary_kills(kind: Kind, backend: str, template: Template, tmp_path: Path) -> None:
     moments = random.Random(f"{SEED}/{kind}")
     print(
-        f"\nCHAOS_SEED={SEED} CHAOS_FAILOVERS={FAILOVERS} pytest -s '{__file__}::test_primary_kills[{kind}-{backend}]'"
+        f"\nAA_TESTS_CHAOS_SEED={SEED} AA_TESTS_CHAOS_FAILOVERS={FAILOVERS} pytest -s '{__file__}::test_primary_kills[{kind}-{backend}]'"
     )
     recoveries: list[float] = []
     # Two replicas: with one of them gone, the other still acknowledges.

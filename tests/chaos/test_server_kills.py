@@ -22,8 +22,8 @@ from tests.chaos.worker import Job, read_events
 from tests.chaos.workload import Plan, done
 from tests.servers import Server, start_server
 
-KILLS = max(int(os.environ.get("CHAOS_KILLS", "200")) // 10, 1)
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+KILLS = max(int(os.environ.get("AA_TESTS_CHAOS_KILLS", "200")) // 10, 1)
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 #: From the kill until every client has sent something more.
 RECOVERY_LIMIT_S = 20.0
 

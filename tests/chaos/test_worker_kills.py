@@ -1,6 +1,6 @@
 """`kill -9` of a worker again and again, at random moments, most of them in the middle of a turn.
 
-`CHAOS_KILLS` says how often in all (200), `CHAOS_SEED` begins the seeds (1): it fixes what is sent and when
+`AA_TESTS_CHAOS_KILLS` says how often in all (200), `AA_TESTS_CHAOS_SEED` begins the seeds (1): it fixes what is sent and when
 a worker is killed, though not how far the worker has come by then.
 """
 
@@ -23,8 +23,8 @@ from tests.chaos.processes import Template, read_store, replay_command, wait_unt
 from tests.chaos.worker import Job, read_events
 from tests.chaos.workload import Plan
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "200"))
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
+KILLS = int(os.environ.get("AA_TESTS_CHAOS_KILLS", "200"))
+SEED = int(os.environ.get("AA_TESTS_CHAOS_SEED", "1"))
 #: The kills are done in so many parts, each with accounts and a store of its own.
 PARTS = 4
 #: From the fork of the next worker until it owns every partition of the one that was killed.

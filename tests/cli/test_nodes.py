@@ -13,8 +13,9 @@ import pytest
 from attrs import frozen
 
 from tests.cli.conftest import Command, Run
-from tests.cli.running import PARTITIONS, Running, running
+from tests.cli.running import PARTITIONS, PATIENCE_S, Running, running
 from tests.cli.workers_application import BEGUN, Add, Counter, Nap
+from tests.sentinel_servers import wait_for
 from tests.servers import Server
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -83,7 +84,12 @@ def test_a_drained_node_owns_nothing_and_the_others_everything(workers: Workers)
     workers.ask()
     nodes = {node["node_id"]: node for node in workers.json("nodes")}
     assert (nodes[drained]["partitions"], nodes[drained]["is_draining"]) == (0, True)
-    assert Count(owner["node_id"] for owner in workers.json("partitions")) == {other: PARTITIONS}
+
+    def are_all_at_the_other() -> bool:
+        return Count(owner["node_id"] for owner in workers.json("partitions")) == {other: PARTITIONS}
+
+    # The asks prove it of their own partitions only: the rest is claimed soon after it was given up.
+    wait_for(are_all_at_the_other, "the other node to own everything", PATIENCE_S)
 
 
 def test_when_all_are_drained_nobody_owns_anything(workers: Workers) -> None:

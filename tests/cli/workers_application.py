@@ -97,7 +97,7 @@ def hang() -> Config:
 
 def serve_once() -> Config:
     """The first process serves; every later one dies before it is ready."""
-    with Path(os.environ["TEST_STARTS"]).open("a") as starts:
+    with Path(os.environ["AA_TESTS_STARTS"]).open("a") as starts:
         starts.write(f"{os.getpid()}\n")
         if starts.tell() > len(f"{os.getpid()}\n"):
             os._exit(3)

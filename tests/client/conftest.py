@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,6 +60,18 @@ class Worker:
 
 
 NewWorker: TypeAlias = Callable[[], Worker]
+
+
+def wait_accepted(client: Client) -> None:
+    """Return once a thread waits for the outcome of a message that the store has."""
+    deadline_s = time.monotonic() + 10
+    while True:
+        session = client._slot.session
+        waiters = tuple(session._waiters._by_unique.values()) if session is not None else ()
+        if any(waiter.accepted for some in waiters for waiter in some):
+            return
+        assert time.monotonic() < deadline_s, "the store has not accepted it"
+        time.sleep(0.002)
 
 
 @pytest.fixture(scope="session")

@@ -88,8 +88,8 @@ def test_an_answer_that_is_lost(worker: object, new_client: NewClient, store_ser
     """The same message is sent again, and runs once."""
     client = new_client(store_timeout_s=0.2)
     client.ask(till("a"), Add(1))
-    store_server.call("CLIENT", "PAUSE", 700, "WRITE")
     begun_s = time.monotonic()
+    store_server.call("CLIENT", "PAUSE", 700, "WRITE")
     client.tell(till("a"), Add(1))
     assert time.monotonic() - begun_s > 0.4, "the store was not silent"
     store_server.call("CLIENT", "PAUSE", 700, "WRITE")

@@ -84,12 +84,20 @@ def test_no_connection_is_free(worker: object, new_client: NewClient, store_serv
     """What the program does to itself is said so, and does not make the store count as away."""
     client = new_client(max_connections=1, accept_timeout_s=0.3)
     client.tell(till("a"), Add(1))
-    store_server.call("CLIENT", "PAUSE", 800, "WRITE")
+    assert client._slot.session is not None
+    pool = client._slot.session._pool
+    store_server.call("CLIENT", "PAUSE", 10_000, "WRITE")
     with ThreadPoolExecutor(2) as executor:
         first = executor.submit(client.ask, till("a"), Add(1), timeout_s=10)
-        time.sleep(0.1)
-        with pytest.raises(StoreUnavailable, match="max_connections"):
-            client.tell(till("a"), Add(100))
+        try:
+            deadline_s = time.monotonic() + 10
+            while any(pool._idle.values()):
+                assert time.monotonic() < deadline_s, "the connection is not used"
+                time.sleep(0.002)
+            with pytest.raises(StoreUnavailable, match="max_connections"):
+                client.tell(till("a"), Add(100))
+        finally:
+            store_server.call("CLIENT", "UNPAUSE")
         assert first.result(10) == 2
 
 

@@ -33,7 +33,7 @@ from atomic_actors import (
 )
 from atomic_actors.client import Client
 from atomic_actors.codec._envelope import make_unique
-from tests.client.conftest import NewClient, NewWorker
+from tests.client.conftest import NewClient, NewWorker, wait_accepted
 from tests.client.till import (
     Add,
     AddTo,
@@ -194,17 +194,24 @@ def test_an_interrupted_wait_withdraws(client: Client, on_cancel: str) -> None:
 
 def test_what_an_interrupted_wait_leaves(client: Client, worker: object) -> None:
     """Detached, the message runs; withdrawn, it does not."""
-    client.tell(till("a"), Sleep(0.6))
+    client.tell(till("a"), Sleep(1.5))
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    def interrupt_once_accepted() -> None:
+        wait_accepted(client)
+        # To the thread that waits: its lock notices no signal that another thread gets.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for on_cancel, amount in (("withdraw", 1), ("detach", 10)):
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            thread = threading.Thread(target=interrupt_once_accepted)
+            thread.start()
             with pytest.raises(KeyboardInterrupt):
                 client.ask(till("a"), Add(amount), timeout_s=20, on_cancel=on_cancel)  # type: ignore[call-overload]
+            thread.join()
     finally:
         signal.signal(signal.SIGALRM, before)
     assert client.ask(till("a"), Total()) == 10
@@ -255,9 +262,7 @@ def test_closing(client: Client) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while threading.active_count() < 3:  # the asker and the listener
-        time.sleep(0.01)
-    time.sleep(0.2)
+    wait_accepted(client)
     client.close()
     client.close()
     thread.join(10)

@@ -1,4 +1,4 @@
-"""A thousand simulated clusters. `ATOMIC_ACTORS_SOAK_S=600` goes on with new seeds for so many seconds."""
+"""A thousand simulated clusters. `AA_TESTS_SOAK_S=600` goes on with new seeds for so many seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cluster.runs import Totals, run_seeds
 SEEDS = 1_000
 JOBS = 2
 #: A slow machine plays fewer seeds in so many seconds, but no fewer than this.
-LIMIT_S = float(os.environ.get("ATOMIC_ACTORS_CLUSTERS_S", "240"))
+LIMIT_S = float(os.environ.get("AA_TESTS_CLUSTERS_S", "240"))
 SEEDS_MIN = 150
 
 
@@ -44,10 +44,10 @@ def test_a_thousand_clusters() -> None:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.skipif("ATOMIC_ACTORS_SOAK_S" not in os.environ, reason="set ATOMIC_ACTORS_SOAK_S to seconds")
+@pytest.mark.skipif("AA_TESTS_SOAK_S" not in os.environ, reason="set AA_TESTS_SOAK_S to seconds")
 def test_new_clusters() -> None:
     first = int.from_bytes(os.urandom(4), "big")
-    end_s = time.monotonic() + float(os.environ["ATOMIC_ACTORS_SOAK_S"])
+    end_s = time.monotonic() + float(os.environ["AA_TESTS_SOAK_S"])
     check(run_seeds(range(first, first + 10**9), JOBS, lambda _: time.monotonic() < end_s))
 
 

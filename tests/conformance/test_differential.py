@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from atomic_actors.journal._protocol import Audited, ClaimPartition, Journal, JournalSettings, Result, Step
+from atomic_actors.journal.commit._commit_queue import CommitLimits
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.memory._journal import MemoryJournal
 from atomic_actors.journal.redis._journal import RedisJournal
@@ -24,7 +25,7 @@ from tests.conformance.differential import (
     normalised,
     walk,
 )
-from tests.servers import Server
+from tests.servers import KINDS, Server
 
 
 def new_settings() -> JournalSettings:
@@ -68,7 +69,7 @@ def test_group_commit_answers_as_what_it_wraps(batches: list[list[Drawn]]) -> No
     clock, config = Clock(), new_settings()
 
     async def main() -> None:
-        journal = GroupCommit(MemoryJournal(config, now_ms=clock.read_ms), max_batch_steps=2)
+        journal = GroupCommit(MemoryJournal(config, now_ms=clock.read_ms), CommitLimits(max_batch_steps=2))
         await compare(journal, MemoryJournal(config, now_ms=clock.read_ms), clock, batches)
 
     anyio.run(main)
@@ -85,7 +86,7 @@ def run_against(server: Server, batches: list[list[Drawn]]) -> None:
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
+@pytest.mark.parametrize("server_name", [f"{kind}_server" for kind in KINDS])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=BATCHES)
 def test_redis_answers_as_the_model(
@@ -95,7 +96,7 @@ def test_redis_answers_as_the_model(
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("server_name", ["valkey_server", "redis_server"])
+@pytest.mark.parametrize("server_name", [f"{kind}_server" for kind in KINDS])
 @pytest.mark.parametrize("seed", range(15))
 def test_redis_answers_as_the_model_on_a_long_walk(
     request: pytest.FixtureRequest, server_name: str, seed: int

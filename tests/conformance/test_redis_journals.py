@@ -10,7 +10,7 @@ from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.testing import JournalSuite, Subject
 from atomic_actors.testing.journal_suite._probe import OpenProbe, probe_opener
 from tests.conformance.modes import SLOW_STORE_MODES
-from tests.servers import Server
+from tests.servers import KINDS, Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -26,9 +26,10 @@ class TestOverValkey(JournalSuite):
 
 
 class TestOverRedis(JournalSuite):
-    @pytest.fixture
-    def subject(self, redis_server: Server) -> Subject:
-        return Subject(lambda settings: open_redis(redis_server, settings))
+    @pytest.fixture(params=[kind for kind in KINDS if kind != "valkey"])
+    def subject(self, request: pytest.FixtureRequest) -> Subject:
+        server: Server = request.getfixturevalue(f"{request.param}_server")
+        return Subject(lambda settings: open_redis(server, settings))
 
     @pytest.fixture(params=SLOW_STORE_MODES)
     def open_probe(self, request: pytest.FixtureRequest, subject: Subject) -> OpenProbe:

@@ -114,7 +114,7 @@ def run_page(page: Path, backend: str, url: str) -> None:
 
 def commands() -> Iterator[tuple[Block, str]]:
     """Every line of every block of shell commands, one command of a chain at a time."""
-    for page in pages():
+    for page in [*pages(), ROOT / "CONTRIBUTING.md"]:
         for block in blocks_of(page, "console"):
             for line in block.text.splitlines():
                 code = line.partition(" #")[0].strip()

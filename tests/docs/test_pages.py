@@ -84,7 +84,7 @@ def unknown(command: str) -> str:
     words = shlex.split(command)
     match words:
         case ["pip", "install", *what] if all(
-            word == "." or re.fullmatch(r"[\w\[\]-]+", word) for word in what
+            word in (".", "-e", ".[dev]") or re.fullmatch(r"[\w\[\]-]+", word) for word in what
         ):
             return "" if what else "nothing to install"
         case ["nox", *options]:
@@ -99,8 +99,10 @@ def unknown(command: str) -> str:
             return "" if saved or (ROOT / path).is_file() else f"no file {path}"
         case [script, *_] if script in SCRIPTS:
             return ""
-        case ["pytest"] | ["pytest", "--atomic-actors-server", _]:
+        case ["pytest"] | ["pytest", "--atomic-actors-server", _] | [".", ".venv/bin/activate"]:
             return ""
+        case ["pytest", path, *_]:
+            return "" if (ROOT / path).exists() else f"no tests at {path}"
         case ["redis-cli", "--cluster", "call", _, "CONFIG", "SET", *_]:
             return ""
         case ["redis-cli", "CONFIG", "SET", *_] | ["kill", "-HUP", _]:
@@ -111,7 +113,16 @@ def unknown(command: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["nox -s nothing", "python -m atomic_actors.nothing", "python nothing.py", "frobnicate", "pip install"],
+    [
+        *(
+            "nox -s nothing",
+            "python -m atomic_actors.nothing",
+            "python nothing.py",
+            "frobnicate",
+            "pip install",
+        ),
+        "pytest tests/nothing",
+    ],
 )
 def test_commands_that_do_not_exist_are_seen(command: str) -> None:
     assert unknown(command)

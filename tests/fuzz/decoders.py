@@ -31,12 +31,25 @@ from atomic_actors.base._store_url import parse_store_url, url_for_display
 from atomic_actors.client._replies import read_reply
 from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import (
+    NO_HEADERS,
     Failure,
+    Headers,
+    NewerHeaders,
     Refusal,
     decode_envelope,
     encode_envelope,
     encode_plain,
     plain_of,
+)
+from atomic_actors.codec._frames import (
+    AskFrame,
+    ClaimFrame,
+    ForgetFrame,
+    ReplyFrame,
+    ReportFrame,
+    TellFrame,
+    decode_frame,
+    encode_frame,
 )
 from atomic_actors.contracts._contracts import read_record
 from atomic_actors.contracts._outcomes import RefusalReader, error_of_outcome, read_outcome
@@ -175,9 +188,11 @@ def codec_types() -> list[Decoder]:
 
 
 ENVELOPES: Final = (
-    encode_envelope({"s": "0123456789abcdef", "p": ["account/a", "account/b"]}, b"\x81\xa6amount\x05"),
-    encode_envelope({}, b"\xc0"),
-    encode_envelope({"s": "n", "new": {"a": [1]}}, b"\x93\x01\x02\x03"),
+    encode_envelope(
+        Headers(sender="0123456789abcdef", path=("account/a", "account/b")), b"\x81\xa6amount\x05"
+    ),
+    encode_envelope(NO_HEADERS, b"\xc0"),
+    encode_envelope(NewerHeaders(sender="n", unknown={"new": {"a": [1]}}), b"\x93\x01\x02\x03"),
 )
 BODIES: Final = tuple(
     pack_body(name=name, deadline_ms=deadline_ms, waited_for=waited_for, key=key, envelope=envelope)
@@ -195,6 +210,40 @@ OUTCOMES: Final = (
     b"failed\n" + encode_plain({"error_type": "ValueError", "text": "no"}),
     *(b"interrupted\n", b"withdrawn\n", b"expired\n"),
 )
+FRAMES: Final = tuple(
+    encode_frame(frame)
+    for frame in (
+        ReplyFrame("a/b", UNIQUE, OUTCOMES[0]),
+        ReplyFrame("a/b", UNIQUE, OUTCOMES[1]),
+        ClaimFrame(-1),
+        AskFrame(
+            partition=3,
+            claim="3:12",
+            entity_key="ear/e",
+            name="Hear",
+            payload=b"\xc0",
+            sender="0123456789abcdef",
+            stream=7,
+            number=1,
+            left_ms=3_000,
+            path=("a/b", "c/d"),
+        ),
+        TellFrame(
+            partition=3,
+            claim="3:12",
+            entity_key="ear/e",
+            name="Hear",
+            payload=b"\xc0",
+            sender="0123456789abcdef",
+            stream=7,
+            number=2,
+        ),
+        ForgetFrame("0123456789abcdef", 7, 1),
+        ReportFrame(7, 1, "completed", b"\xc0"),
+        ReportFrame(7, 1, "failed", ["ValueError", "no"]),
+        ReportFrame(7, 1, "moved", None),
+    )
+)
 IDENTITY: Final = NodeIdentity("0123456789abcdef", "boot", "pid:[4026531836]", 4_000_000, "123456", 2.0)
 NODE: Final = NodeRecord(IDENTITY, "host", "default", frozenset({"account", "order"}), 1.5)
 CONTRACT: Final = (
@@ -206,6 +255,21 @@ CONTRACT: Final = (
 _codec: Final = Codec()
 _refusals: Final = RefusalReader(_codec)
 _decode_int: Final = _codec.decoder(int)
+
+
+def _envelope(data: bytes) -> None:
+    """What could be read is passed on whole, and its known headers are what they say they are."""
+    found = decode_envelope(data)
+    assert isinstance(found.headers.sender, str)
+    assert all(isinstance(entity, str) for entity in found.headers.path)
+    stored = encode_envelope(found.headers, bytes(found.payload))
+    again = decode_envelope(stored)
+    assert encode_envelope(again.headers, bytes(again.payload)) == stored
+
+
+def _frame(data: bytes) -> None:
+    sent = encode_frame(decode_frame(data))
+    assert encode_frame(decode_frame(sent)) == sent
 
 
 def _read_refusal(data: bytes) -> None:
@@ -290,15 +354,14 @@ _ERRORS_OF_BYTES: Final = (msgspec.DecodeError,)
 
 BYTE_DECODERS: Final = (
     Decoder("plain", plain_of, (*ENVELOPES, FAILURE, REFUSAL), _ERRORS_OF_BYTES),
-    Decoder("envelope", decode_envelope, ENVELOPES, _ERRORS_OF_BYTES),
+    Decoder("envelope", _envelope, ENVELOPES, _ERRORS_OF_BYTES),
+    Decoder("frame", _frame, FRAMES, _ERRORS_OF_BYTES),
     Decoder("body", unpack_body, BODIES, (ValueError,)),
     Decoder("outcome", split_outcome, OUTCOMES, (ValueError,)),
     Decoder("outcome-value", _read_outcome, OUTCOMES, (AtomicActorsError,)),
     Decoder("outcome-error", _error_of_outcome, (REFUSAL, FAILURE, b"")),
     Decoder("refusal", _read_refusal, (REFUSAL, encode_plain(Refusal("Other", {"a": 1}, "no")))),
-    Decoder(
-        "pushed-reply", read_reply, (encode_plain(["reply", "a/b", UNIQUE, OUTCOMES[0]]),), (ValueError,)
-    ),
+    Decoder("pushed-reply", read_reply, FRAMES[:2], (ValueError,)),
     Decoder("node-identity", _node_identity, (IDENTITY.encode(),)),
     Decoder("node-record", _node_record, (NODE.encode(),)),
     Decoder("contract", _contract, (CONTRACT,), (ValueError,)),

@@ -1,7 +1,7 @@
 """How long fuzzing goes on, and what a failure says.
 
 Each target takes one input from one seed. By default a test tries a fixed number of seeds, the same ones in every
-run. With `ATOMIC_ACTORS_FUZZ_S=600` each test goes on for so many seconds with new seeds, and says how many it tried.
+run. With `AA_TESTS_FUZZ_S=600` each test goes on for so many seconds with new seeds, and says how many it tried.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = (
     "soak_s",
 )
 
-VARIABLE: Final = "ATOMIC_ACTORS_FUZZ_S"
+VARIABLE: Final = "AA_TESTS_FUZZ_S"
 #: What one input may take of this thread's time, and may add to the memory of this process.
 INPUT_LIMIT_S: Final = 2.0
 MEMORY_LIMIT_BYTES: Final = 300_000_000

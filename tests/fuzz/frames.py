@@ -6,9 +6,14 @@ import logging
 from random import Random
 from typing import Any, Final, cast
 
+from attrs import Factory, define
+
 from atomic_actors.base._errors import AtomicActorsError
 from atomic_actors.codec._envelope import encode_plain
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.codec._frames import Frame, ReplyFrame
+from atomic_actors.journal._protocol import split_outcome
+from atomic_actors.node._inbox import NodeInbox
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from tests.fuzz.corrupter import corrupt, plain_value
 from tests.fuzz.effort import Broken, Target
 from tests.unit.node.volatile.test_routes import World
@@ -18,15 +23,31 @@ __all__ = ("FRAMES",)
 FRAMES_EACH: Final = 12
 
 
-class _Router:
-    """Takes pushed outcomes as the router does; whether they are any is the router's to know."""
+class _Rest:
+    """What else of a node gets frames."""
 
-    def pushed(self, entity: object, unique: object, outcome: object, *_: object) -> None:
-        if not isinstance(outcome, bytes):
-            raise TypeError("no outcome")
+    def pushed(self, frame: ReplyFrame) -> None:
+        """As the router does; whether anyone waits for it is the router's to know."""
+        split_outcome(frame.outcome)
 
-    def claim(self, partition: int) -> None:
-        """Somebody says that a partition is free."""
+    def look_soon(self) -> None:
+        """Another node says that a partition is free."""
+
+
+@define(eq=False)
+class _Inbox(NodeInbox):
+    """Notices errors that the messenger would only log."""
+
+    errors: list[Exception] = Factory(list)
+
+    def receive(self, frame: Frame) -> None:
+        try:
+            super().receive(frame)
+        except ValueError:
+            raise  # an outcome that is none
+        except Exception as error:
+            self.errors.append(error)
+            raise
 
 
 def _good_frames(world: World) -> list[list[Any]]:
@@ -66,16 +87,9 @@ def _damage(random: Random, frame: list[Any]) -> bytes:
 def _attempt(random: Random) -> None:
     world = World()
     host = world.hosts[world.owner]
-    router = _Router()
-    exchange = Exchange(cast("Any", None))
-    exchange._handlers = {  # pyright: ignore[reportPrivateUsage]
-        "reply": router.pushed,
-        "claim": router.claim,
-        "ask": host.on_ask,
-        "tell": host.on_tell,
-        "forget": host.on_forget,
-        "told": world.routes.on_told,
-    }
+    rest = cast("Any", _Rest())
+    messenger = NodeMessenger(cast("Any", None))
+    messenger._receiver = inbox = _Inbox(rest, rest, host, world.routes)  # pyright: ignore[reportPrivateUsage]
     # The answers that a damaged frame asks for go to anybody: nobody is there.
     world.carry = lambda to, data, on_sent: None  # type: ignore[method-assign]
     names = [world.send(ask=True), world.send(ask=True), world.send(ask=False)]
@@ -84,10 +98,12 @@ def _attempt(random: Random) -> None:
         data = _damage(random, random.choice(_good_frames(world)))
         sent.append(data)
         try:
-            exchange._on_payload(data)  # pyright: ignore[reportPrivateUsage]
+            messenger._on_payload(data)  # pyright: ignore[reportPrivateUsage]
             world.wait(0.02)
         except Exception as error:
             raise Broken("a frame ended the listener, or the sweeper", sent, error) from error
+        if inbox.errors:
+            raise Broken("a checked frame broke its handler", sent, inbox.errors[0]) from inbox.errors[0]
     world.wait(9)
     for name in names:
         values = world.boxes[name].values

@@ -11,10 +11,11 @@ import msgspec
 import redis
 from attrs import define, field
 
-from atomic_actors.codec._envelope import encode_envelope, encode_plain
+from atomic_actors.codec._envelope import encode_plain
 from atomic_actors.journal._protocol import StoredLetter, pack_body, unpack_body
 from atomic_actors.journal.memory._counters import Partition
 from atomic_actors.journal.memory._journal import MemoryJournal
+from tests.envelopes import envelope_of
 from tests.fuzz.corrupter import EXTREME_NUMBERS, corrupt, plain_value
 
 __all__ = ("MemoryDamage", "ServerDamage", "StoreDamage")
@@ -54,7 +55,7 @@ def _made_up(random: Random, body: bytes) -> bytes:
         deadline_ms=deadline_ms,
         waited_for=random.random() < 0.5,
         key=head.key,
-        envelope=encode_envelope(headers, payload),
+        envelope=envelope_of(headers, payload),
     )
 
 

@@ -15,7 +15,7 @@ from atomic_actors.base._lifecycle import Stamp
 from atomic_actors.base._records import EntityRef, partition_of
 from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import decode_envelope, encode_envelope, plain_of
+from atomic_actors.codec._envelope import decode_envelope, plain_of
 from atomic_actors.contracts._contracts import read_record
 from atomic_actors.contracts._outcomes import RefusalReader, error_of_outcome, read_outcome
 from atomic_actors.journal._kind_registry import KindRecord
@@ -39,6 +39,7 @@ from atomic_actors.journal.memory._journal import MemoryJournal
 from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._peers import NodeRecord
+from tests.envelopes import envelope_of
 from tests.servers import Server
 from tests.system.support import (
     Break,
@@ -136,7 +137,7 @@ async def test_a_damaged_path_header_ends_no_node(path: object) -> None:
         entity = journal._partitions[partition_of(str(ONE), 4)].entities[str(ONE)]  # pyright: ignore[reportPrivateUsage]
         (message,) = entity.messages.values()
         head = unpack_body(message.body)
-        envelope = encode_envelope({"p": path}, bytes(decode_envelope(head.envelope).payload))
+        envelope = envelope_of({"p": path}, bytes(decode_envelope(head.envelope).payload))
         message.body = pack_body(name="Write", deadline_ms=0, waited_for=False, key="", envelope=envelope)
         await system.resume(ONE)
         assert await system.result(receipt) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -119,8 +118,6 @@ def test_memory(actor_system, backend):
     ],
 )
 def test_systems_with_other_plugins(run: Run, plugin: str, marker: str, options: tuple[str, ...]) -> None:
-    if importlib.util.find_spec(plugin) is None:
-        pytest.skip(f"{plugin} is not installed")
     run(
         f"""
 pytestmark = {marker}

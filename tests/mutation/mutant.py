@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
-LUA: Final = "src/atomic_actors/journal/atomic_actors.lua"
+LUA_FOLDER: Final = "src/atomic_actors/journal/redis/lua"
+#: Holds the table of transitions.
+LUA_HEADER: Final = f"{LUA_FOLDER}/00_header.lua"
 TABLE: Final = "src/atomic_actors/base/_lifecycle.py"
 MEMORY: Final = "src/atomic_actors/journal/memory/_journal.py"
 TURNS: Final = "src/atomic_actors/journal/memory/_turns.py"
@@ -84,11 +87,31 @@ class Mutant:
     @property
     def suites(self) -> tuple[Suite, ...]:
         """The suites that have to notice it, each on its own."""
-        if self.file == LUA:
+        if self.file.startswith(LUA_FOLDER):
             return (Suite.STORE,)
         # The rules beside the table are written in Lua once more: there they have mutants of their own.
         is_of_both = self.file == TABLE and self.guard is Guard.TRANSITION
         return (Suite.STORE, Suite.MEMORY) if is_of_both else (Suite.MEMORY,)
+
+
+_ROOT: Final = Path(__file__).parents[2]
+
+
+@cache
+def lua_part(function: str) -> str:
+    """The part of the Lua library that a function stands in.
+
+    Raises:
+        DoesNotApply: it stands in none, or in several.
+    """
+    found = [
+        f"{LUA_FOLDER}/{path.name}"
+        for path in sorted((_ROOT / LUA_FOLDER).glob("*.lua"))
+        if any(line.lstrip().startswith(_heads(function)) for line in path.read_text("utf-8").splitlines())
+    ]
+    if len(found) != 1:
+        raise DoesNotApply(f"function {function} stands in {len(found)} parts of the Lua library")
+    return found[0]
 
 
 def lua(
@@ -102,7 +125,12 @@ def lua(
     equivalent: str = "",
 ) -> Mutant:
     """A mutant of the Lua library."""
-    return Mutant(f"lua.{name}", guard, LUA, function, old, new, protects, tests, equivalent)
+    return Mutant(f"lua.{name}", guard, lua_part(function), function, old, new, protects, tests, equivalent)
+
+
+def _heads(name: str) -> tuple[str, ...]:
+    """What the first line of a function begins with, in Python or Lua."""
+    return (f"def {name}(", f"async def {name}(", f"local function {name}(", f"function {name}(")
 
 
 def find_function(lines: list[str], name: str) -> tuple[int, int]:
@@ -111,8 +139,7 @@ def find_function(lines: list[str], name: str) -> tuple[int, int]:
     Raises:
         DoesNotApply: there is none of this name, or more than one.
     """
-    heads = (f"def {name}(", f"async def {name}(", f"local function {name}(")
-    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith(heads)]
+    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith(_heads(name))]
     if len(starts) != 1:
         raise DoesNotApply(f"there are {len(starts)} functions {name}")
     start = starts[0]
@@ -121,7 +148,7 @@ def find_function(lines: list[str], name: str) -> tuple[int, int]:
         line = lines[number]
         # The closing parenthesis of a long signature stands where its function does.
         if line.strip() and len(line) - len(line.lstrip()) <= depth and not line.lstrip().startswith(")"):
-            return start, number + line.startswith("end")
+            return start, number + line.lstrip().startswith("end")
     return start, len(lines)
 
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from attrs import define, field, frozen
 
-from tests.mutation.mutant import LUA, TABLE, DoesNotApply, Guard, Mutant, Suite, apply
+from tests.mutation.mutant import LUA_FOLDER, TABLE, DoesNotApply, Guard, Mutant, Suite, apply
 from tests.mutation.stage import STAGES, Selection, stages_of
 from tests.mutation.trees import ROOT, CannotTell, copy_tree, make_mutated_tree
 from tests.mutation.warm import Request, TestRun, WarmTests
@@ -161,7 +161,7 @@ class Workshop:
 
     def _try_function(self, mutant: Mutant) -> Outcome:
         module = ""
-        if mutant.file != LUA:
+        if not mutant.file.startswith(LUA_FOLDER):
             module = mutant.file.removeprefix("src/").removesuffix(".py").replace("/", ".")
         warm = self._idle.get()
         path = warm.tree / mutant.file

@@ -9,14 +9,26 @@ import pytest
 from attrs import evolve
 
 from atomic_actors.testing import JournalSuite
+from tests.lua_bytecode import Function, compile_lua
 from tests.mutation.__main__ import describe, main
-from tests.mutation.mutant import LUA, DoesNotApply, Guard, Mutant, Suite, find_function, lua, mutate
+from tests.mutation.mutant import (
+    LUA_FOLDER,
+    DoesNotApply,
+    Guard,
+    Mutant,
+    Suite,
+    find_function,
+    lua,
+    lua_part,
+    mutate,
+)
 from tests.mutation.report import write_report
 from tests.mutation.run import Outcome, Verdict, try_all, unbroken_tree
 from tests.mutation.stage import Selection
 from tests.mutation.table import MUTANTS
 from tests.mutation.trees import ROOT
 
+LEASE = lua_part("release")
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 #: Only the words of a refusal differ.
 HARMLESS = lua(
@@ -40,6 +52,25 @@ def test_every_mutant_applies_once() -> None:
         assert broken != read(mutant.file), mutant.name
         if mutant.file.endswith(".py"):
             compile(broken, mutant.file, "exec")
+
+
+def test_lua_mutants_use_names_that_there_are() -> None:
+    """A name that there is none of fails as soon as it runs, which says nothing about the guard."""
+    names = sorted(f"{LUA_FOLDER}/{path.name}" for path in (ROOT / LUA_FOLDER).glob("*.lua"))
+    library = compile_part("\n".join(map(read, names)))
+    there = library.last_names() | globals_of(library)
+    for mutant in MUTANTS:
+        if mutant.file in names:
+            assert globals_of(compile_part(mutate(read(mutant.file), mutant))) <= there, mutant.name
+
+
+def compile_part(text: str) -> Function:
+    # Only the store knows what to make of the first line.
+    return compile_lua(text.replace("#!", "--", 1))
+
+
+def globals_of(text: Function) -> frozenset[str]:
+    return frozenset[str]().union(*(function.globals for function in text.walk()))
 
 
 def test_every_kind_of_guard_has_a_mutant() -> None:
@@ -70,17 +101,17 @@ def test_the_tests_that_are_likely_to_notice_are_there() -> None:
     [
         ("release", "no such text", "stands 0 times in release"),
         ("release", "call(", "stands 3 times in release"),
-        ("", "local function release(P, _, a)\n", ""),
+        ("", "local function release(P, k, a)\n", ""),
         ("no_such_function", "call", "there are 0 functions no_such_function"),
     ],
 )
 def test_what_does_not_apply_is_refused(function: str, old: str, problem: str) -> None:
-    mutant = Mutant("name", Guard.CLAIM, LUA, function, old, "", "", ())
+    mutant = Mutant("name", Guard.CLAIM, LEASE, function, old, "", "", ())
     if not problem:
-        assert old not in mutate(read(LUA), mutant)
+        assert old not in mutate(read(LEASE), mutant)
         return
     with pytest.raises(DoesNotApply, match=problem):
-        mutate(read(LUA), mutant)
+        mutate(read(LEASE), mutant)
 
 
 def test_a_text_is_looked_for_in_its_function_only() -> None:
@@ -130,7 +161,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.timeout(300)
 def test_mutants_are_noticed() -> None:
     mutants = [BY_NAME["lua.release.dispatches"], HARMLESS, BY_NAME["table.without_fail"]]
-    before = read(LUA)
+    before = read(LEASE)
     shown: list[str] = []
 
     def say(outcome: Outcome | str) -> None:
@@ -146,5 +177,5 @@ def test_mutants_are_noticed() -> None:
     ], shown
     assert "test_release_waits_for_what_runs" in outcomes[0].test
     assert len(shown) == 4
-    assert read(LUA) == before
+    assert read(LEASE) == before
     assert not Path(source).exists()

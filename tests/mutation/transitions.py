@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.mutation.mutant import LUA, TABLE, Guard, Mutant
+from tests.mutation.mutant import LUA_HEADER, TABLE, Guard, Mutant, lua_part
 
 _EVERY: Final = "test_every_event_in_every_state"
 
@@ -27,7 +27,7 @@ def _with_in_lua(event: str, leads_to: str) -> Mutant:
     return Mutant(
         f"lua.with_{event}_of_dispatched",
         Guard.TRANSITION,
-        LUA,
+        LUA_HEADER,
         "",
         f"    {old}",
         f'    {old}    {event} = "{leads_to}",\n',
@@ -40,7 +40,7 @@ def _counted_as(function: str, old: str, new: str, *tests: str) -> Mutant:
     return Mutant(
         f"lua.{function}.counts",
         Guard.TRANSITION,
-        LUA,
+        lua_part(function),
         function,
         old,
         new,

@@ -171,7 +171,7 @@ class Forker:
 def _serve(tree: str, output: str, connection: Connection) -> None:
     """The life of the process."""
     enter_tree(tree, output)
-    command = [*pytest_options(tree), "-k", "asyncio or long_walk", *TARGETS]
+    command = [*pytest_options(tree), "-k", "(asyncio or long_walk) and not installed", *TARGETS]
     pytest.main(command, plugins=[Forker(connection)])
     os._exit(0)
 

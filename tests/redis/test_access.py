@@ -16,10 +16,10 @@ import redis
 from atomic_actors import ActorSystem, Config, HandlerFailed, StoreIncompatible, SystemFailed
 from atomic_actors.journal.redis._link import ACL_RULES
 from tests.chaos.network import run_network
-from tests.servers import Kind, Server, start_server
+from tests.servers import KINDS, Kind, Server, start_server
 from tests.system.support import Break, Desk, Read, Send, Stage, Work, Write, desk, unlike, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.parametrize("kind", ["redis", "valkey"])]
+pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.parametrize("kind", KINDS)]
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 PARTITIONS = 4

@@ -26,8 +26,8 @@ from tests.servers import AppendOnly, Kind, Server, start_server
 
 pytestmark = pytest.mark.redis
 
-#: Each byte of a commit is a restart; `ATOMIC_ACTORS_ALL_MODES=1`, as `nox -s tests_all` sets it, leaves none out.
-STEP_BYTES = 1 if os.environ.get("ATOMIC_ACTORS_ALL_MODES") == "1" else 29
+#: Each byte of a commit is a restart; `AA_TESTS_ALL_MODES=1`, as `nox -s tests_all` sets it, leaves none out.
+STEP_BYTES = 1 if os.environ.get("AA_TESTS_ALL_MODES") == "1" else 29
 KINDS = ("valkey", "redis") if STEP_BYTES == 1 else ("valkey",)
 MULTI, EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 

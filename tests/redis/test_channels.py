@@ -12,7 +12,7 @@ from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.journal._protocol import Append, JournalSettings, Resume, pack_body
 from atomic_actors.journal.redis._channels import RedisChannels
 from atomic_actors.journal.redis._journal import RedisJournal
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from tests.servers import Server, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -129,10 +129,10 @@ async def test_a_doorbell_that_is_not_for_this_node_is_listened_to_no_more(
     settings = JournalSettings(namespace=namespace)
     heard, owned = Heard(), {1, 2}
     async with channels_at(store_server, settings) as channels, anyio.create_task_group() as task_group:
-        exchange = Exchange(channels)
+        messenger = NodeMessenger(channels)
         for partition in owned:
-            exchange.watch(partition)
-        task_group.start_soon(exchange.listen_bells, heard, owned.__contains__)
+            messenger.watch(partition)
+        task_group.start_soon(messenger.listen_bells, heard, owned.__contains__)
         assert {await heard.next(), await heard.next()} == {(1, ""), (2, "")}
         owned.remove(2)
         for _ in range(2):

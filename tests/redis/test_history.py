@@ -20,6 +20,7 @@ from atomic_actors.journal._protocol import (
     Sweep,
 )
 from atomic_actors.journal.redis._journal import RedisJournal
+from tests.journals import Losses
 from tests.redis.test_wire import (
     CLAIM,
     ENTITY,
@@ -44,8 +45,8 @@ def server(tmp_path: Path) -> Generator[Server]:
 
 
 def losses_of(journal: RedisJournal) -> list[HistoryLoss]:
-    losses: list[HistoryLoss] = []
-    journal.history.on_loss = losses.append
+    losses = Losses()
+    journal.history.watch(losses)
     return losses
 
 

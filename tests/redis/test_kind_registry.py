@@ -13,7 +13,7 @@ from atomic_actors.journal.memory._kind_registry import MemoryKindRegistry
 from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._kind_registry import RedisKindRegistry
 from atomic_actors.journal.redis._library import library_source
-from tests.servers import Server
+from tests.servers import KINDS, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -21,9 +21,7 @@ pytestmark = pytest.mark.anyio
 Open = Callable[[str, int], AbstractAsyncContextManager[KindRegistry]]
 
 
-@pytest.fixture(
-    params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in ("valkey", "redis"))]
-)
+@pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in KINDS)])
 def open_registry(request: pytest.FixtureRequest, namespace: str) -> Open:
     memory = MemoryKindRegistry()
 

@@ -27,7 +27,7 @@ from atomic_actors.journal.redis._replication import Replication
 from tests.redis.test_sentinel import FAILOVER_LIMIT_S, Add, Counter
 from tests.redis.test_wire import CLAIM, ENTITY, POLICY, body, now_ms, own, send, unique_at
 from tests.sentinel_servers import paused, wait_for
-from tests.servers import Server, start_server
+from tests.servers import KINDS, Server, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 Pair = tuple[Server, Server]
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
+@pytest.fixture(scope="module", params=KINDS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Pair]:
     path, extra = tmp_path_factory.mktemp("p"), ("--repl-diskless-sync-delay", "0")
     kind = request.param
@@ -139,12 +139,16 @@ async def test_a_new_connection_waits_for_what_others_wrote(
             assert answer.duplicate
 
 
+def has_waitaof(server: Server) -> bool:
+    return bool(server.call("COMMAND LIST", "FILTERBY", "PATTERN", "waitaof"))
+
+
 async def test_the_disks_are_waited_for(pair: Pair, namespace: str) -> None:
     primary, replica = pair
     journal = RedisJournal.from_url(
         primary.url, JournalSettings(namespace=namespace), replication=evolve(PATIENT, on_disk=True)
     )
-    if primary.kind == "redis":
+    if not has_waitaof(primary):
         with pytest.raises(StoreIncompatible, match=r"needs Redis 7\.2"):
             async with journal:
                 pass

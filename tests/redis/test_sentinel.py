@@ -24,6 +24,7 @@ from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._lease_client import RedisLeaseClient
 from atomic_actors.journal.redis._link import connector
 from atomic_actors.journal.redis._sentinel import Primary
+from tests.journals import Losses
 from tests.redis.test_wire import CLAIM, own, send, take_one
 from tests.sentinel_servers import (
     FAILOVER_LIMIT_S,
@@ -33,7 +34,7 @@ from tests.sentinel_servers import (
     start_watched,
     wait_for,
 )
-from tests.servers import Kind, Server, free_port, start_server
+from tests.servers import KINDS, Kind, Server, free_port, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -55,7 +56,7 @@ class Counter(Actor[Count], kind="counter"):
         return self.state.value
 
 
-@pytest.fixture(scope="module", params=["valkey", "redis"])
+@pytest.fixture(scope="module", params=KINDS)
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Watched]:
     with start_watched(request.param, tmp_path=tmp_path_factory.mktemp("w")) as watched:
         yield watched
@@ -271,6 +272,8 @@ async def test_a_demoted_primary_that_lives_on_is_left(watched: Watched, namespa
         client = RedisLeaseClient(primary, journal, timeout_s=1.0)
         assert client.renew([0], [CLAIM]) == [True]
         old = watched.primary
+        # A failover by command does not wait for replicas, and the lease has to be there.
+        await anyio.to_thread.run_sync(watched.wait_replicated)
         await anyio.to_thread.run_sync(watched.fail_over)
         await until(lambda: primary.address != ("127.0.0.1", old.port))
         # Never answered by the old one, whatever it still believes itself to be.
@@ -327,8 +330,8 @@ async def test_channels_follow(watched: Watched, namespace: str) -> None:
 
 
 def losses_of(journal: RedisJournal) -> list[HistoryLoss]:
-    losses: list[HistoryLoss] = []
-    journal.history.on_loss = losses.append
+    losses = Losses()
+    journal.history.watch(losses)
     return losses
 
 
@@ -337,6 +340,8 @@ async def test_failover_that_loses_nothing_is_no_lost_history(watched: Watched, 
         losses = losses_of(journal)
         await own(journal)
         await take_one(journal)
+        # A failover by command does not wait for replicas.
+        await anyio.to_thread.run_sync(watched.wait_replicated)
         await anyio.to_thread.run_sync(watched.fail_over)
         await until(lambda: primary.address == ("127.0.0.1", watched.primary.port))
         await execute_until_answered(journal)
@@ -352,7 +357,7 @@ def cut_replica_off(primary: Server) -> None:
         client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_failover_that_loses_commits_is_reported(kind: Kind, namespace: str, tmp_path: Path) -> None:
     with start_watched(kind, tmp_path=tmp_path) as watched:
         async with opened(watched, namespace) as (_, journal):
@@ -360,7 +365,7 @@ async def test_failover_that_loses_commits_is_reported(kind: Kind, namespace: st
             await own(journal)
             await take_one(journal)
             old = watched.primary
-            watched.wait_replicated()
+            await anyio.to_thread.run_sync(watched.wait_replicated)
             known = journal.commits[0]
             cut_replica_off(old)
             await take_one(journal, entity="account/lost")

@@ -49,7 +49,7 @@ from atomic_actors.journal._protocol import (
 from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._library import LIBRARY, RENEW, library_source
 from atomic_actors.journal.redis._wire import Wire
-from tests.servers import Kind, Server, start_server
+from tests.servers import KINDS, Kind, Server, start_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
@@ -214,6 +214,7 @@ def all_steps(unique: str) -> list[Step]:
         Expire(0, ENTITY, unique, "k"),
         ReadOutcome(0, ENTITY, unique),
         Replay(0, ENTITY, unique, "c" * 32, at_head=True),
+        Replay(0, ENTITY, unique, "c" * 32, at_head=True, claim=CLAIM, policy=POLICY),
         ListDeadLetters(0),
         Sweep(0, CLAIM),
         Sweep(0, CLAIM, own_from=""),
@@ -430,7 +431,7 @@ async def refuse(server: Server, expected: type[Exception], match: str, **option
             pass
 
 
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_unsafe_stores_are_refused_with_the_remedy(kind: Kind, tmp_path: Path) -> None:
     with start_server(kind, tmp_path=tmp_path, tcp=False, appendonly="no") as server:
         await refuse(server, StoreUnsafe, "CONFIG SET appendonly yes")
@@ -440,7 +441,7 @@ async def test_unsafe_stores_are_refused_with_the_remedy(kind: Kind, tmp_path: P
             await own(journal)
 
 
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_file_that_is_never_forced_to_the_disk_is_refused(kind: Kind, tmp_path: Path) -> None:
     with start_server(kind, tmp_path=tmp_path, tcp=False, appendonly="everysec") as server:
         server.call("CONFIG", "SET", "appendfsync", "no")

@@ -1,7 +1,7 @@
 """Whole schedules: a node, its clients, bad weather, crashes, successors; and every promise checked all the time.
 
 Each seed draws which faults exist, what clients do, what handlers do, and where nodes die. A red seed is replayed
-with `python -m tests.simulation --seed N --backend trio --trace`. `ATOMIC_ACTORS_SOAK_S=600` adds new seeds for
+with `python -m tests.simulation --seed N --backend trio --trace`. `AA_TESTS_SOAK_S=600` adds new seeds for
 so many seconds.
 """
 
@@ -72,9 +72,9 @@ def test_seeds(first: int, backend: str) -> None:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.skipif("ATOMIC_ACTORS_SOAK_S" not in os.environ, reason="set ATOMIC_ACTORS_SOAK_S to seconds")
+@pytest.mark.skipif("AA_TESTS_SOAK_S" not in os.environ, reason="set AA_TESTS_SOAK_S to seconds")
 def test_new_seeds() -> None:
-    end_s = time.monotonic() + float(os.environ["ATOMIC_ACTORS_SOAK_S"])
+    end_s = time.monotonic() + float(os.environ["AA_TESTS_SOAK_S"])
     seed = secrets.randbits(32)
     while time.monotonic() < end_s:
         run_one(draw_schedule(seed, BACKENDS[seed % 2]))

@@ -7,27 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import redis_server, store_server, valkey_server
+from tests.servers import KINDS, installed_server, redis_server, store_server, valkey_server
 from tests.system.support import NewSystem, Stage
 
-__all__ = ("redis_server", "store_server", "valkey_server")
+__all__ = ("installed_server", "redis_server", "store_server", "valkey_server")
 
 #: What `store_url` runs through: one server for all tests of a run, but for `embedded`, which has its own.
 STORES = (
     "memory",
     "embedded",
-    pytest.param("valkey", marks=pytest.mark.redis),
-    pytest.param("redis", marks=pytest.mark.redis),
+    *(pytest.param(kind, marks=pytest.mark.redis) for kind in KINDS),
 )
 
 
 #: What would show little that the other combinations do not: both programs speak one protocol, and the embedded
-#: server is one of them. `ATOMIC_ACTORS_ALL_MODES=1` runs these, too, as `nox -s tests_all` does.
-LEFT_OUT = ({"asyncio", "valkey"}, {"trio", "redis"}, {"trio", "embedded"})
+#: server is one of them. `AA_TESTS_ALL_MODES=1` runs these, too, as `nox -s tests_all` does.
+LEFT_OUT = ({"asyncio", "valkey"}, {"trio", "redis"}, {"trio", "embedded"}, {"asyncio", "installed"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("ATOMIC_ACTORS_ALL_MODES") == "1":
+    if os.environ.get("AA_TESTS_ALL_MODES") == "1":
         return
     left_out = [item for item in items if _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)

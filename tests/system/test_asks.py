@@ -25,6 +25,10 @@ from tests.system.support import Declined, NewSystem, Stage, until
 
 pytestmark = pytest.mark.anyio
 
+#: A node reads a deadline off the store's clock, which it knows as well as the last answer was quick. Still far less
+#: than lies between these deadlines and one of an ask's own, which has `ask_timeout_s` (5 s).
+CLOCK_ERROR_S = 1.0
+
 
 @frozen
 class Chain(Command[list[str]]):
@@ -123,12 +127,12 @@ async def test_a_chain(new_system: NewSystem, stage: Stage, through_system: bool
     holder = Holder()
     async with new_system(Link.using(stage=stage, holder=holder)) as system:
         holder.system = system
-        reply = await system.ask(Link.ref("a"), Chain(["b", "c", "d"], through_system))
+        reply = await system.ask(Link.ref("a"), Chain(["b", "c", "d"], through_system), timeout_s=3)
         assert reply == ["a", "b", "c", "d"]
         assert len(set(stage.seen["message_id"])) == 4
         # The first one's deadline holds for all.
         first = stage.seen["deadline"][0]
-        assert all(deadline <= first + 0.05 for deadline in stage.seen["deadline"])
+        assert all(deadline <= first + CLOCK_ERROR_S for deadline in stage.seen["deadline"])
         assert (await system.audit()).completed == 4
 
 
@@ -250,9 +254,9 @@ async def test_an_ask_has_the_time_of_its_turn(new_system: NewSystem, stage: Sta
     async with new_system(link) as system:
         # All three clocks run out together; whoever is first has the word.
         with pytest.raises((AskTimeout, HandlerFailed)):
-            await system.ask(Link.ref("a"), AskSleeper(), timeout_s=0.1)
+            await system.ask(Link.ref("a"), AskSleeper(), timeout_s=0.5)
         outer, inner = stage.seen["deadline"]
-        assert inner <= outer + 0.02
+        assert inner <= outer + CLOCK_ERROR_S
 
 
 async def test_an_ask_without_a_deadline_has_the_usual_time(

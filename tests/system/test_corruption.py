@@ -12,8 +12,9 @@ from attrs import Factory, define, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, EntityRef, handler
 from atomic_actors.base._records import partition_of
-from atomic_actors.codec._envelope import encode_envelope, encode_plain
+from atomic_actors.codec._envelope import encode_plain
 from atomic_actors.journal._protocol import pack_body
+from tests.envelopes import envelope_of
 from tests.servers import Server
 from tests.system.support import QUICK, NewSystem, until
 
@@ -139,7 +140,7 @@ async def test_headers(new_system: NewSystem, client: redis.Redis, headers: dict
         deadline_ms=0,
         waited_for=True,
         key="",
-        envelope=encode_envelope(headers, encode_plain({"words": ["word"], "amount": 7})),
+        envelope=envelope_of(headers, encode_plain({"words": ["word"], "amount": 7})),
     )
     client.hset(key, cast("Any", name), cast("Any", body))
     async with new_system(Register) as system:

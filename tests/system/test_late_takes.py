@@ -181,7 +181,7 @@ async def test_what_a_late_take_began_is_given_back_when_its_partition_is(repeat
         receipt = await leave_unheard(system, repeating.journal)
         parts = parts_of(system)
         epoch = parts.membership.epochs[0]
-        await parts.handover.hand_over(0)
+        await parts.operations.handover.hand_over(0)
         # It was released, so that it can be claimed at once, and not only after its lease.
         await repeating.stage.wait_for("second")
         with anyio.fail_after(PATIENCE_S):

@@ -234,7 +234,7 @@ async def test_volatile_traffic_of_its_own_does_not_hold_up_a_drain(
 async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, stage: Stage) -> None:
     async with new_system() as sender:
         parts: Any = vars(sender)["_parts"]
-        identity = evolve(parts.identity, node_id="dead", boot_id="elsewhere")
+        identity = evolve(parts.membership.nodes.record.identity, node_id="dead", boot_id="elsewhere")
         directory, record = parts.store.directory, evolve(parts.membership.nodes.record, identity=identity)
         await directory.announce("dead", record.encode())
         await parts.journal.execute([ClaimPartition(0, "claim", identity.encode())])

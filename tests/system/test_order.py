@@ -38,7 +38,7 @@ async def test_many_tellers_each_in_order(new_system: NewSystem, stage: Stage, k
         async with anyio.create_task_group() as task_group:
             for number in range(tellers):
                 task_group.start_soon(teller, number)
-        words = await system.ask(desk(), Read())
+        words = await system.ask(desk(), Read(), timeout_s=30)
         assert len(words) == tellers * each
         for number in range(tellers):
             mine = [word for word in words if word.startswith(f"{number} ")]

@@ -114,7 +114,7 @@ async def test_three_calls_for_an_ask_of_another_node(
     ):
         await until_heard(sender)
         await sender.ask(desk(), Work("warm"))
-        assert parts_of(owner).supervisor.find(str(desk())) is not None
+        assert parts_of(owner).supervisor.catalog.find(str(desk())) is not None
         steps = spy(sender)
         store_server.call("CONFIG", "RESETSTAT")
         for number in range(asks):

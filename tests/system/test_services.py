@@ -196,7 +196,7 @@ def town(request: pytest.FixtureRequest, stage: Stage) -> Town:
 
 def reads_of(system: ActorSystem) -> int:
     """How often the registry was read."""
-    return system._running.known.reads
+    return system._running.sender.calls.known.reads
 
 
 INVOICE = Invoice.ref("i")
@@ -230,7 +230,7 @@ async def test_verbs(town: Town, has_actors: bool) -> None:
 async def test_results_are_kept_as_long_as_their_service_says(town: Town) -> None:
     async with town.billing(result_ttl_s=60.0), town.sender(result_ttl_s=3_600.0) as sender:
         await sender.ask(INVOICE, Charge(5))
-        then_ms = sender._running.router.store_now_ms() - 120_000
+        then_ms = sender._running.sender.store_clock.now_ms() - 120_000
         with pytest.raises(ResultExpired):
             await sender.result(f"{INVOICE}/{make_unique(then_ms, 1)}")
 
@@ -238,7 +238,7 @@ async def test_results_are_kept_as_long_as_their_service_says(town: Town) -> Non
 async def test_a_way_to_volatile_kinds_that_is_opened_again(town: Town) -> None:
     async with town.system("echoes", Echo), town.sender() as sender:
         assert await sender.ask(Echo.ref("x"), Charge(1)) == 1
-        outlets = sender._running.outlets
+        outlets = sender._running.sender.calls.outlets
         outlets._outlets["echoes"].scope.cancel()
 
         async def is_closed() -> bool:
@@ -262,12 +262,12 @@ async def test_who_waits_is_told_that_the_way_is_closed(town: Town) -> None:
             told.append(error.value.message_id)
 
         async def is_accepted() -> bool:
-            return any(pending.accepted for (pending,) in running.router._pending.values())
+            return any(pending.accepted for (pending,) in running.sender.router._pending.values())
 
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(ask)
             await until(is_accepted)
-            running.outlets._outlets["billing"].scope.cancel()
+            running.sender.calls.outlets._outlets["billing"].scope.cancel()
         async with town.billing():
             assert await sender.result(told[0]) == 6
 
@@ -539,7 +539,7 @@ async def test_a_sender_hears_of_the_next_release(town: Town) -> None:
     async with town.sender() as sender:
         async with town.billing():
             assert await sender.ask(INVOICE, Charge(5)) == 10
-        sender._running.known._entries["invoice"].read_s -= 2  # it was read some time ago
+        sender._running.sender.calls.known._entries["invoice"].read_s -= 2  # it was read some time ago
         async with town.billing(actors=[NewInvoice]):
             assert await sender.ask(INVOICE, Refund(1)) == 9
 

@@ -242,7 +242,7 @@ async def test_a_warm_path_asks_the_store_nothing(
 ) -> None:
     async with owner_and_others(new_system, stage, lease_ttl_s=60, lease_renew_interval_s=20) as (_, other):
         await other.ask(EAR, Hear("cold"))
-        looked_up = parts_of(other).routes
+        looked_up = parts_of(other).sender.routes
         assert looked_up is not None
         before = looked_up.looked_up
         store_server.call("CONFIG", "RESETSTAT")
@@ -411,7 +411,7 @@ async def test_nobody_owns_the_partition(new_system: NewSystem, stage: Stage) ->
     async with new_system() as sender:
         with pytest.raises(OwnerUnavailable, match=r"ear/e: nobody owns its partition"):
             await sender.ask(EAR, Hear("a"), timeout_s=0.2)
-        routes = parts_of(sender).routes
+        routes = parts_of(sender).sender.routes
         assert routes is not None
         assert routes.looked_up <= 10
         replies: list[int] = []

@@ -42,7 +42,7 @@ class Counter(Actor[Counted], kind="counter", durable=False):
         await anyio.sleep_forever()
 
 
-def config(url: str, namespace: str) -> Config:
+def config(url: str, namespace: str, weight: float = 1.0) -> Config:
     return Config(
         url=url,
         namespace=namespace,
@@ -50,6 +50,7 @@ def config(url: str, namespace: str) -> Config:
         actors=[Counter],
         allow_no_persistence=True,
         tick_interval_s=0.01,
+        node_weight=weight,
     )
 
 

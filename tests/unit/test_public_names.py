@@ -13,7 +13,7 @@ import pytest
 from attrs import define, frozen
 
 import atomic_actors
-from atomic_actors import AskTimeout, Command, Config, DeadLetter, EntityRef, Refused, StoreUnavailable
+from atomic_actors import AskTimeout, Command, DeadLetter, EntityRef, Refused, StoreUnavailable
 from atomic_actors.base._errors import error_from_code
 from atomic_actors.base._public_names import say_home
 from atomic_actors.codec._codec import Codec
@@ -57,7 +57,6 @@ class Report(Command[int]):
 def test_annotations_of_subclasses_are_readable() -> None:
     assert get_type_hints(Overdrawn) == {"code": ClassVar[str], "balance": int} | get_type_hints(Refused)
     assert attrs.fields(attrs.resolve_types(Overdrawn)).balance.type is int
-    assert attrs.fields(attrs.resolve_types(Config)).url.type is str
 
 
 def test_public_classes_travel_in_messages() -> None:

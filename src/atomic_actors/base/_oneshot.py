@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import sniffio
+from attrs import frozen
 
-__all__ = ("Cell", "cell_factory", "clock_function")
+__all__ = ("Backend", "Cell", "cell_factory", "clock_function")
 
 T = TypeVar("T")
 
@@ -70,3 +71,17 @@ def clock_function() -> Callable[[], float]:
 
         return current_time
     return asyncio.get_running_loop().time
+
+
+@frozen
+class Backend:
+    """What the backend that runs now waits with, and its clock: found out once, then used for every message."""
+
+    new_cell: Callable[[], Cell[Any]]
+    #: Seconds; the same clock as `anyio.current_time()`.
+    clock: Callable[[], float]
+
+    @classmethod
+    def current(cls) -> Self:
+        """The backend that runs now."""
+        return cls(cell_factory(), clock_function())

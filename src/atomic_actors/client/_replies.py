@@ -17,7 +17,7 @@ from redis import exceptions
 from atomic_actors.base._telemetry import logger
 from atomic_actors.client._connections import close_copy
 from atomic_actors.client._servers import Connection, Servers
-from atomic_actors.codec._envelope import plain_of
+from atomic_actors.codec._frames import ReplyFrame, decode_frame
 
 __all__ = ("ReplyListener", "read_reply")
 
@@ -27,17 +27,16 @@ RECONNECT_DELAY_MAX_S: Final = 1.0
 HEARTBEAT_S: Final = 5.0
 
 
-def read_reply(payload: bytes) -> tuple[str, str, bytes]:
-    """The entity, the unique part and the outcome in what an owner pushes; see `_frames`.
+def read_reply(payload: bytes) -> ReplyFrame:
+    """What an owner pushes.
 
     Raises:
-        ValueError: it is nothing of that form.
+        ValueError: it is no reply.
     """
-    match plain_of(payload):
-        case ["reply", str(entity), str(unique), bytes(outcome)]:
-            return entity, unique, outcome
-        case other:
-            raise ValueError(f"not a pushed reply: {other!r}")
+    frame = decode_frame(payload)
+    if not isinstance(frame, ReplyFrame):
+        raise ValueError(f"not a reply, but a {type(frame).__name__}")
+    return frame
 
 
 class ReplyListener:
@@ -152,10 +151,10 @@ class ReplyListener:
                 self.is_listening = True
             case [b"message", _, bytes(payload)]:
                 try:
-                    entity, unique, outcome = read_reply(payload)
+                    reply = read_reply(payload)
                 except ValueError as error:
                     logger.warning("a pushed reply does not decode, the store will be asked: %s", error)
                     return
-                self._on_reply(entity, unique, outcome)
+                self._on_reply(reply.entity_key, reply.uid, reply.outcome)
             case _:
                 pass  # the answer to a PING

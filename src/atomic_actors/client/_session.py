@@ -32,7 +32,7 @@ from atomic_actors.client._servers import SingleServer, servers_at
 from atomic_actors.client._store import BlockingStore
 from atomic_actors.client._waiting import Waiter, Waiters
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import digest_of, encode_envelope, make_unique
+from atomic_actors.codec._envelope import Headers, digest_of, encode_envelope, make_unique
 from atomic_actors.contracts._call_checks import (
     ForeignMessages,
     OnCancel,
@@ -173,7 +173,7 @@ class Session:
             self._waiters.answered,
             config.store_timeout_s,
         )
-        self._headers = {"s": self.node_id}
+        self._headers = Headers(sender=self.node_id)
 
     def close(self) -> None:
         """Close the connections; who still waits gets `OutcomeUnknown`.

@@ -1,6 +1,6 @@
 """What travels with a message and with its outcome: headers, ids, and the plain forms of errors.
 
-The envelope is versioned, and headers it does not know are kept: a newer node's headers pass through an
+The envelope is versioned, and headers that are not known here are kept: a newer node's headers pass through an
 older one. Nothing here reads a clock or makes random numbers; both are arguments.
 """
 
@@ -12,8 +12,11 @@ from typing import Any, Final
 import msgspec
 
 __all__ = (
+    "NO_HEADERS",
     "Envelope",
     "Failure",
+    "Headers",
+    "NewerHeaders",
     "Refusal",
     "decode_envelope",
     "derive_unique",
@@ -26,21 +29,48 @@ __all__ = (
 
 ENVELOPE_VERSION: Final = 1
 
-#: Header names. Short, because every message carries them.
-SENDER: Final = "s"
-PATH: Final = "p"
-
 _UUID7_VERSION: Final = 0x7 << 76
 _UUID7_VARIANT: Final = 0b10 << 62
 _RANDOM_MASK: Final = (0xFFF << 64) | ((1 << 62) - 1)
+
+
+class Headers(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """What travels with a message beside its content. Their stored names are short: every message carries them.
+
+    A known header of another type, as only damage makes it, counts as left out.
+    """
+
+    #: The node, or client, that sent the message.
+    sender: str = msgspec.field(default="", name="s")
+    #: The entities that wait for the message, outermost first.
+    path: tuple[str, ...] = msgspec.field(default=(), name="p")
+
+
+class NewerHeaders(Headers, frozen=True, gc=False, kw_only=True):
+    """Headers among which are some that this release does not know."""
+
+    unknown: dict[str, Any]
+
+
+NO_HEADERS: Final = Headers()
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A message as stored, behind the lines that the store itself reads."""
 
     version: int
-    headers: dict[str, Any]
+    headers: Headers
     #: The message's content, as the codec encoded it.
+    payload: msgspec.Raw
+
+
+class _AnyEnvelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An envelope whose headers may be damaged, or those of a newer release."""
+
+    version: int
+    headers: dict[str, Any]
     payload: msgspec.Raw
 
 
@@ -64,6 +94,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _envelope_decoder: Final = msgspec.msgpack.Decoder(Envelope)
+_any_envelope_decoder: Final = msgspec.msgpack.Decoder(_AnyEnvelope)
 _plain_decoder: Final = msgspec.msgpack.Decoder()
 
 
@@ -88,9 +119,16 @@ def plain_of(data: bytes | msgspec.Raw) -> Any:
         raise msgspec.DecodeError(f"not readable: {error}") from error
 
 
-def encode_envelope(headers: dict[str, Any], payload: bytes) -> bytes:
+def encode_envelope(headers: Headers, payload: bytes) -> bytes:
     """The stored form of headers and an encoded payload."""
-    return _encoder.encode(Envelope(ENVELOPE_VERSION, headers, msgspec.Raw(payload)))
+    wire_headers = headers if type(headers) is Headers else _map_of(headers)
+    return _encoder.encode((ENVELOPE_VERSION, wire_headers, msgspec.Raw(payload)))
+
+
+def _map_of(headers: Headers) -> dict[str, Any]:
+    unknown = headers.unknown if isinstance(headers, NewerHeaders) else {}
+    known = Headers(sender=headers.sender, path=headers.path)
+    return {**msgspec.to_builtins(known), **unknown}
 
 
 def decode_envelope(data: bytes) -> Envelope:
@@ -101,8 +139,33 @@ def decode_envelope(data: bytes) -> Envelope:
     """
     try:
         return _envelope_decoder.decode(data)
+    except msgspec.ValidationError:
+        # Rare, and so not paid for by the others: a damaged header, or one of a newer release.
+        return _decode_any_envelope(data)
     except _UNREADABLE as error:
         raise msgspec.DecodeError(f"not readable: {error}") from error
+
+
+def _decode_any_envelope(data: bytes) -> Envelope:
+    try:
+        found = _any_envelope_decoder.decode(data)
+    except _UNREADABLE as error:
+        raise msgspec.DecodeError(f"not readable: {error}") from error
+    unknown = dict(found.headers)
+    sender, path = unknown.pop("s", None), unknown.pop("p", None)
+    headers = Headers(sender=sender if isinstance(sender, str) else "", path=_path_of(path))
+    if unknown:
+        headers = NewerHeaders(sender=headers.sender, path=headers.path, unknown=unknown)
+    return Envelope(found.version, headers, found.payload)
+
+
+def _path_of(header: Any) -> tuple[str, ...]:
+    """The entities in a path header; none where it is damaged: then only a cycle is found later."""
+    match header:
+        case [*path] if all(isinstance(each, str) for each in path):
+            return tuple(path)
+        case _:
+            return ()
 
 
 def make_unique(now_ms: int, random_bits: int) -> str:

@@ -13,11 +13,12 @@ younger one, or behind the notice of a loss, says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from attrs import define, field, frozen
 
-__all__ = ("CommitHistory", "HistoryLoss", "Question")
+__all__ = ("CommitHistory", "HistoryLoss", "LossObserver", "Question")
 
 #: How many losses had been noticed when it was sent, and its number.
 Question = tuple[int, int]
@@ -34,17 +35,34 @@ class HistoryLoss:
     found: int
 
 
+class LossObserver(Protocol):
+    """Has to know of each loss before anybody sees the answer that gave it away."""
+
+    def history_lost(self, loss: HistoryLoss) -> None:
+        """A partition's store went back in time. Must not raise."""
+        ...
+
+
 @define(eq=False)
 class CommitHistory:
     """The highest commit number that is known of each partition."""
 
-    #: Called with each loss, before anybody sees the answer that gave it away.
-    on_loss: Callable[[HistoryLoss], None] | None = None
+    #: It comes with `watch`, where it can only be made around what has this history.
+    _observer: LossObserver | None = None
     numbers: dict[int, int] = field(factory=dict[int, int], init=False)
     #: How often a loss was noticed; one that hits many partitions at once counts once.
     losses: int = field(default=0, init=False)
     _asked: int = field(default=0, init=False)
     _read: int = field(default=0, init=False)
+
+    def watch(self, observer: LossObserver) -> None:
+        """Tell `observer` of each loss from now on."""
+        self._observer = observer
+
+    def history_lost(self, loss: HistoryLoss) -> None:
+        """Tell the observer of a loss. So the history of a part can have that of the whole as its observer."""
+        if self._observer is not None:
+            self._observer.history_lost(loss)
 
     def ask(self) -> Question:
         """A question is about to be sent."""
@@ -71,5 +89,4 @@ class CommitHistory:
         if lost:
             self.losses += 1
             for loss in lost:
-                if self.on_loss is not None:
-                    self.on_loss(loss)
+                self.history_lost(loss)

@@ -30,7 +30,7 @@ from atomic_actors.journal.redis.cluster._channels import ClusterChannels
 from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
 from atomic_actors.node._store import Store
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("open_redis_store",)
 
@@ -115,7 +115,7 @@ async def _redis_store(
         yield Store(
             journal,
             lease_client=lease_client,
-            exchange=Exchange(channels, commits_publish=replication is None),
+            exchange=NodeMessenger(channels, commits_publish=replication is None),
             history=journal.history,
             directory=journal.directory,
             kinds=RedisKindRegistry(journal, config.namespace),
@@ -160,7 +160,7 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         yield Store(
             journal,
             lease_client=lease_client,
-            exchange=Exchange(channels),
+            exchange=NodeMessenger(channels),
             history=journal.history,
             directory=journal.directory,
             kinds=RedisKindRegistry(journal, config.namespace),

@@ -12,7 +12,7 @@ from atomic_actors.journal._history import CommitHistory
 from atomic_actors.journal._kind_registry import KindRegistry
 from atomic_actors.journal._protocol import Journal, JournalSettings
 from atomic_actors.node.ownership._lease_keeper import Keeper, LeaseClient
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("Store", "WithStore", "store_around")
 
@@ -25,7 +25,7 @@ class Store:
     #: Renews leases from a thread; None where the store lives in this process.
     lease_client: LeaseClient | None = None
     #: None where no other process can share the store.
-    exchange: Exchange | None = None
+    exchange: NodeMessenger | None = None
     #: Notices that the store went back in time; None where it cannot.
     history: CommitHistory | None = None
     #: The nodes that use it; None where a node is alone.

@@ -7,12 +7,13 @@ import random
 import pytest
 
 from atomic_actors.journal._history import CommitHistory, HistoryLoss
+from tests.journals import Losses
 
 
 def history_of(*numbers: int) -> tuple[CommitHistory, list[HistoryLoss]]:
     """Of a partition 0 that answered these commit numbers, one after the other."""
-    losses: list[HistoryLoss] = []
-    history = CommitHistory(losses.append)
+    losses = Losses()
+    history = CommitHistory(losses)
     for number in numbers:
         history.read(history.ask(), [(0, number)])
     return history, losses
@@ -66,8 +67,8 @@ def test_what_was_never_answered_only_makes_it_higher() -> None:
 
 
 def test_each_partition_by_itself_and_one_notice_a_loss() -> None:
-    losses: list[HistoryLoss] = []
-    history = CommitHistory(losses.append)
+    losses = Losses()
+    history = CommitHistory(losses)
     history.read(history.ask(), [(0, 4), (1, 4), (2, 4)])
     history.read(history.ask(), [(0, 3), (1, 4), (2, 0)])
     assert losses == [HistoryLoss(0, 4, 3), HistoryLoss(2, 4, 0)]

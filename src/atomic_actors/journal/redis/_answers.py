@@ -1,6 +1,6 @@
 """The answers of `aa1_commit`, read as results.
 
-An answer is a list: a status, then what the comments of `atomic_actors.lua` say of the step. Texts come as
+An answer is a list: a status, then what the functions of the Lua library return for the step. Texts come as
 bytes, numbers as integers, and "nothing" as None.
 """
 
@@ -323,7 +323,10 @@ def _outcome_read(step: ReadOutcome, reply: Reply) -> Result:
 
 
 def _replayed(step: Replay, reply: Reply) -> Result:
-    return Replayed(reply[1].decode(), reply[2] == 1)
+    unique, again = reply[1].decode(), reply[2] == 1
+    if not step.claim:
+        return Replayed(unique, again)
+    return Replayed(unique, again, _with_entity(_read_offer(reply, 3), step.entity))
 
 
 def _purged(step: Purge, reply: Reply) -> Result:

@@ -1,6 +1,6 @@
 """The journal in a Redis or Valkey server.
 
-The work is done by `atomic_actors.lua` inside the store. This side encodes the steps, keeps one connection
+The work is done by the Lua library in `lua/`, inside the store. This side encodes the steps, keeps one connection
 for them so that they arrive in the order of the calls, and says what a missing answer means. Several
 calls may be in flight at once.
 """

@@ -39,8 +39,10 @@ REGISTER: Final = b"aa%d_register" % PROTOCOL_VERSION
 
 @cache
 def library_source() -> bytes:
-    """The text of the library."""
-    return files("atomic_actors.journal").joinpath("atomic_actors.lua").read_bytes()
+    """The text of the library: its parts in the order of their names."""
+    folder = files("atomic_actors.journal.redis").joinpath("lua")
+    parts = [part for part in folder.iterdir() if part.name.endswith(".lua")]
+    return b"\n".join(part.read_bytes() for part in sorted(parts, key=lambda part: part.name))
 
 
 def is_missing(error: object) -> bool:

@@ -23,15 +23,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, Protocol
 
 import anyio
-from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors.actors._declarations import Outbox
 from atomic_actors.actors._kinds import Kind
-from atomic_actors.actors._messages import Message
 from atomic_actors.base._errors import NotSupported, SystemFailed
 from atomic_actors.base._lifecycle import Event
-from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef
 from atomic_actors.codec._envelope import Failure
 from atomic_actors.journal._protocol import (
@@ -47,22 +44,23 @@ from atomic_actors.journal._protocol import (
     Stale,
     Verdict,
 )
-from atomic_actors.node.execution._children import Children
-from atomic_actors.node.execution._entity_state import Unreadable
+from atomic_actors.journal.commit._batches import OVERTAKEN_MAX
+from atomic_actors.node.execution._entity_state import EntityState, Unreadable
+from atomic_actors.node.execution._mailbox import Mailbox
+from atomic_actors.node.execution._owned_partition import OwnedPartition
 from atomic_actors.node.execution._turn import (
     COMPLETE,
-    Member,
     Turn,
+    TurnCalls,
     TurnContext,
     current_activation,
     failure_of,
     failure_verdict,
 )
-from atomic_actors.node.execution._turn_runner import RunnerServices, Stateless, TurnRunner, Unhandled
+from atomic_actors.node.execution._turn_runner import NodeParts, Stateless, TurnRunner, Unhandled
+from atomic_actors.node.execution._turn_scope import TurnScope
 
-__all__ = ("Activation", "Services")
-
-Cut = Literal["deadline", "child"]
+__all__ = ("Activation", "Host")
 
 #: What the asker is told, by event; the other events leave the message where it can run again.
 _OUTCOME_WORDS: Final = {
@@ -75,118 +73,93 @@ _OUTCOME_WORDS: Final = {
 _CERTAIN: Final = (Event.COMPLETE.value, Event.REFUSE.value)
 
 
-class Services(RunnerServices, Protocol):
-    """What an activation needs of the node around it."""
+class Host(Protocol):
+    """Keeps the activations of a node, and finds work for them; the `Supervisor`."""
 
-    new_cell: Callable[[], Cell[Any]]
-    max_outbox_messages: int
-    #: The turns that are being settled, by entity: an older answer may still offer them.
-    settling: dict[str, int]
+    calls: TurnCalls
+    #: The turns here that wait for each entity.
+    awaited: dict[str, int]
 
-    def is_leaving(self, partition: int, entity: str) -> bool: ...
-    def is_valid(self, partition: int) -> bool: ...
-    def commit(
-        self, step: Finish, on_result: Callable[[Result | JournalUnavailable], None], backlog: int
-    ) -> None: ...
-    def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None: ...
-    def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None: ...
-    def packed_reply(
-        self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
-    ) -> tuple[bytes, bytes] | None: ...
-    def committed(self, activation: Activation, step: Finish, result: Finished) -> None: ...
-    def follow_up(self, activation: Activation, offer: Offer) -> None: ...
-    def ring(self, activation: Activation) -> None: ...
-    def went_idle(self) -> None: ...
-    def lost(self, partition: int, why: str) -> None: ...
-    def park(self, activation: Activation, why: str) -> None: ...
-    def refused(self, activation: Activation, turn: Turn, why: str) -> None: ...
-    def leave_unhandled(self, activation: Activation, name: str) -> None: ...
-    def ended(self, activation: Activation, *, was_closing: bool) -> None: ...
-    def watch_deadline(self, activation: Activation) -> None: ...
-    def emit_ended(self, activation: Activation, member: Member | None, verdict: Verdict) -> None: ...
-    async def ask_from_turn(
-        self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
-    ) -> Any: ...
+    def take(self, activation: Activation) -> None:
+        """Ask the store for an entity's next work."""
+        ...
+
+    def follow_up(self, activation: Activation, offer: Offer) -> None:
+        """Do what an offer asks for, other than running a turn in an active activation."""
+        ...
+
+    def committed(self, activation: Activation, step: Finish) -> None:
+        """A turn is committed: wake whoever got something from its outbox."""
+        ...
+
+    def went_idle(self) -> None:
+        """There may be room for another entity now."""
+        ...
+
+    def ended(self, activation: Activation, *, was_closing: bool) -> None:
+        """An activation is gone."""
+        ...
 
 
 @define(eq=False)
 class Activation:
     """An entity in memory. `status` goes only forward: reserved, active, closing, ended."""
 
-    services: Services
+    host: Host
+    node: NodeParts
     kind: Kind
     ref: EntityRef
     entity: str
-    partition: int
-    claim: str
-    status: Literal["reserved", "active", "closing", "ended"] = "reserved"
-    #: Appends whose answer may bring a dispatch; while there are any it does not go to sleep.
-    admitted: int = 0
+    partition: OwnedPartition
+    status: Literal["reserved", "active", "closing", "ended"] = field(default="reserved", init=False)
     #: When it last began or ended a turn, on the backend's clock.
-    used_at_s: float = 0.0
-    #: The doorbell rang while it was busy: what it said may not be in the next answer.
-    rung: bool = False
-    #: About how many messages of this node wait in the store, for the order in which steps are sent.
-    _backlog: int = field(default=0, init=False)
-    #: When the sweeper looks at its deadline, in the sweeper's count; 0 while it does not.
-    watched_bucket: int = 0
-    policy: str = field(init=False)
+    used_at_s: float = field(init=False)
+    mailbox: Mailbox = field(factory=Mailbox, init=False)
+    state: EntityState = field(init=False)
+    turn_scope: TurnScope = field(factory=TurnScope, init=False)
     _runner: TurnRunner = field(init=False)
-    _offer: Offer | None = field(default=None, init=False)
-    _waiting: Cell[None] | None = field(default=None, init=False)
     _turn: Turn | None = field(default=None, init=False)
-    #: The highest turn that was begun here or before: an answer that comes twice is not begun twice.
-    _last_turn: int = field(default=0, init=False)
     _finished: Result | JournalUnavailable | None = field(default=None, init=False)
-    _context: TurnContext = field(init=False)
-    _outbox: Outbox = field(init=False)
-    _scope: anyio.CancelScope | None = field(default=None, init=False)
-    _cut: Cut | None = field(default=None, init=False)
-    _task_group: TaskGroup | None = field(default=None, init=False)
-    _children: Children = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.policy = self.kind.policy
-        self._outbox = Outbox(self.services.max_outbox_messages)
-        self._context = TurnContext(self, self._outbox)
-        self._children = Children(self.services.new_cell, lambda: self._cut_turn("child"))
+        config = self.node.config
+        self.used_at_s = self.node.backend.clock()
+        self.state = EntityState(self.kind, self.entity, config.max_payload_bytes)
+        outbox = Outbox(config.max_outbox_messages)
         self._runner = TurnRunner(
-            self.services,
-            self.kind,
-            self.entity,
-            self.partition,
-            self._context,
-            self._outbox,
-            self._children,
-            lambda: self.services.watch_deadline(self),
+            node=self.node,
+            kind=self.kind,
+            entity=self.entity,
+            partition=self.partition,
+            context=TurnContext(self, outbox),
+            outbox=outbox,
+            state=self.state,
+            turn_scope=self.turn_scope,
         )
 
     def __repr__(self) -> str:
-        return f"<Activation {self.entity} {self.status}{' busy' if self.is_busy else ''} v{self.version}>"
+        return (
+            f"<Activation {self.entity} {self.status}{' busy' if self.is_busy else ''} v{self.state.version}>"
+        )
 
     # What the node does with it.
 
     @property
-    def deadline_s(self) -> float:
-        """When the handler that runs now is cut off, on the backend's clock; 0 while none runs."""
-        return self._runner.deadline_s
-
-    @property
-    def version(self) -> int:
-        """The version of the state in memory; -1 before it is known."""
-        return self._runner.state.version
+    def calls(self) -> TurnCalls:
+        """The sender of its system (`CurrentActivation`)."""
+        return self.host.calls
 
     @property
     def context(self) -> TurnContext:
         """What the running handler sees."""
-        return self._context
+        return self._runner.context
 
     @property
     def is_busy(self) -> bool:
         """Whether a turn runs, or something waits to become one."""
         # A turn whose commit is answered is over, though the task may not have run since.
         runs = self._turn is not None and self._finished is None
-        return runs or self._offer is not None or self.admitted > 0
+        return runs or self.mailbox.offer is not None or self.mailbox.admitted > 0
 
     @property
     def is_running(self) -> bool:
@@ -201,12 +174,10 @@ class Activation:
 
     def offered(self, offer: Offer) -> None:
         """An append that was admitted here is answered (`Admission`)."""
-        self.admitted -= 1
-        self._backlog += offer.more
+        self.mailbox.admitted -= 1
+        self.mailbox.backlog += offer.more
         self.accept(offer)
-        if not self.admitted and (
-            self._is_closing() or self.services.is_leaving(self.partition, self.entity)
-        ):
+        if not self.mailbox.admitted and (self.status == "closing" or self._is_leaving()):
             self._wake()  # it stayed only for this answer
         self._heed_bell()
 
@@ -214,47 +185,47 @@ class Activation:
         """Take what the store offers; a dispatch that is known already is dropped."""
         dispatch = offer.dispatch
         if dispatch is None:
-            if offer.more and (self._turn is not None or self._offer is not None):
+            if offer.more and (self._turn is not None or self.mailbox.offer is not None):
                 return  # the commit of what runs will take it
-            if offer is not NOTHING and self._offer is None:
-                self.services.follow_up(self, offer)
-            elif self.status == "reserved" and not self.admitted:
+            if offer is not NOTHING and self.mailbox.offer is None:
+                self.host.follow_up(self, offer)
+            elif self.status == "reserved" and not self.mailbox.admitted:
                 self.status = "ended"
-                self.services.ended(self, was_closing=False)
+                self.host.ended(self, was_closing=False)
             return
-        settling = self.services.settling
+        settling = self.node.settlements.under_way
         if self.knows(dispatch.turn) or (settling and dispatch.turn <= settling.get(self.entity, 0)):
             return
-        self._offer = offer
+        self.mailbox.offer = offer
         if self.status != "active":
-            self.services.follow_up(self, offer)
+            self.host.follow_up(self, offer)
         self._wake()
 
     def knows(self, turn: int) -> bool:
         """Whether a turn has begun here, or is about to."""
-        dispatch = self._offer.dispatch if self._offer is not None else None
-        return turn <= self._last_turn or (dispatch is not None and turn <= dispatch.turn)
+        dispatch = self.mailbox.offer.dispatch if self.mailbox.offer is not None else None
+        return turn <= self.mailbox.last_turn or (dispatch is not None and turn <= dispatch.turn)
 
     def _heed_bell(self) -> None:
         """Ask the store once more, if the doorbell rang while an older answer was on its way."""
-        if self.rung and not self.is_busy and self.status in ("active", "closing"):
-            self.services.ring(self)
+        if self.mailbox.rung and not self.is_busy and self.status in ("active", "closing"):
+            self.host.take(self)
 
     def _wake(self) -> None:
-        waiting = self._waiting
+        waiting = self.mailbox.waiter
         if waiting is not None:
-            self._waiting = None
+            self.mailbox.waiter = None
             waiting.set(None)
 
     def inherit(self, other: Activation) -> None:
         """Take over the memory of the activation before, so that its state need not be read again."""
-        self._last_turn = max(self._last_turn, other._last_turn)
-        if self.version < other.version and not self._runner.is_alive:
-            self._runner.state.inherit(other._runner.state)
+        self.mailbox.last_turn = max(self.mailbox.last_turn, other.mailbox.last_turn)
+        if self.state.version < other.state.version and not self._runner.is_alive:
+            self.state.inherit(other.state)
 
     def take_offer(self) -> Offer | None:
         """Give up what it has not begun, for its successor."""
-        offer, self._offer = self._offer, None
+        offer, self.mailbox.offer = self.mailbox.offer, None
         return offer
 
     def close(self) -> None:
@@ -263,35 +234,28 @@ class Activation:
             self.status = "closing"
             self._wake()
 
-    def cut_if_late(self, now_s: float) -> None:
-        """Cut the running handler if its deadline has passed; called by the sweeper."""
-        if 0 < self._runner.deadline_s <= now_s:
-            self._cut_turn("deadline")
-
-    def _cut_turn(self, why: Cut) -> None:
-        if self._cut is None and self._scope is not None:
-            self._cut = why
-            self._runner.deadline_s = 0.0
-            self._scope.cancel()
-
     # Its task.
 
     async def run(self) -> None:
         """Live until passivated or cancelled. The partition's task group runs it."""
         self.status = "active"
-        self.used_at_s = self.services.clock()
+        self.used_at_s = self.node.backend.clock()
         current_activation.set(self)
         try:
-            async with anyio.create_task_group() as self._task_group:
+            async with anyio.create_task_group() as self._runner.children.task_group:
                 await self._serve()
         finally:
             was_closing = self._is_closing()
             self.status = "ended"
             self._leave_turn()
-            self.services.ended(self, was_closing=was_closing)
+            self.host.ended(self, was_closing=was_closing)
 
     def _is_closing(self) -> bool:
         return self.status == "closing"
+
+    def _is_leaving(self) -> bool:
+        """Whether no more is taken for it: its partition is given up, and no turn here waits for it."""
+        return self.partition.is_leaving and self.entity not in self.host.awaited
 
     def _leave_turn(self) -> None:
         """The task ends while a turn is on: if it is not on its way to the store, settle it."""
@@ -303,20 +267,25 @@ class Activation:
                 self._refused(turn, self._finished.text)
             return
         self._turn = None
+        self._settle(turn, began=turn.began)
+
+    def _settle(self, turn: Turn, *, began: bool) -> None:
         uniques = tuple(item.unique for item in turn.dispatch.messages)
-        self.services.settle(
-            Interrupt(self.partition, self.entity, self.claim, turn.dispatch.turn, uniques, turn.began)
+        partition = self.partition
+        step = Interrupt(
+            partition.number, self.entity, partition.claim, turn.dispatch.turn, uniques=uniques, began=began
         )
+        self.node.settlements.settle(step)
 
     async def _serve(self) -> None:
         while True:
             with anyio.CancelScope() as scope:
-                self._scope = scope
+                self.turn_scope.scope = scope
                 await self._work()
                 return
             # Only a cut turn comes here: the partition's own cancel passes through the scope.
-            self._scope = None
-            await self._children.end()
+            self.turn_scope.scope = None
+            await self._runner.children.end()
             self._after_cut()
 
     async def _work(self) -> None:
@@ -334,25 +303,24 @@ class Activation:
             try:
                 while turn.position < len(messages) and not turn.ended:
                     self._conclude(turn, await self._runner.run(turn, messages[turn.position]))
-                    if self._cut is not None:
+                    if self.turn_scope.cut_by is not None:
                         # It came as the handler ended, and must not hit the next one: the commit takes it.
                         turn.ended = True
             except Unhandled as unhandled:
                 turn.ended = True
                 if not turn.position:
                     self._leave_turn()
-                    self.services.leave_unhandled(self, unhandled.name)
+                    partition = self.partition
+                    self.node.deferred.leave(partition.number, self.entity, partition.claim, unhandled.name)
                     continue
             await self._commit(turn)
 
     async def _next_offer(self) -> Offer | None:
-        while self._offer is None:
-            if (
-                self._is_closing() or self.services.is_leaving(self.partition, self.entity)
-            ) and not self.admitted:
+        while self.mailbox.offer is None:
+            if (self._is_closing() or self._is_leaving()) and not self.mailbox.admitted:
                 return None
-            cell = self._waiting = self.services.new_cell()
-            self.services.went_idle()  # may close this very activation, and set the cell
+            cell = self.mailbox.waiter = self.node.backend.new_cell()
+            self.host.went_idle()  # may close this very activation, and set the cell
             await cell
         return self.take_offer()
 
@@ -360,27 +328,27 @@ class Activation:
         """Make an offer the running turn; None if it is not to be run here."""
         dispatch = offer.dispatch
         if dispatch is None:
-            self.services.follow_up(self, offer)
+            self.host.follow_up(self, offer)
             return None
         turn = Turn(dispatch)
         self._turn = turn
-        self._last_turn = dispatch.turn
-        self.used_at_s = self.services.clock()
-        if not self.services.is_valid(self.partition):
+        self.mailbox.last_turn = dispatch.turn
+        self.used_at_s = self.node.backend.clock()
+        if not self.partition.is_valid():
             self._turn = None
-            self.services.lost(self.partition, "its lease had run out before a turn")
+            self.partition.lose("its lease had run out before a turn")
             return None
         try:
             await self._runner.adopt(dispatch)
         except Stateless:
             # The state in memory was taken for granted, and is not there any more: ask again for all of it.
-            self._turn, self._last_turn = None, dispatch.turn - 1
-            self._runner.state.version = -1
-            self.services.ring(self)
+            self._turn, self.mailbox.last_turn = None, dispatch.turn - 1
+            self.state.version = -1
+            self.host.take(self)
             return None
         except Unreadable as error:
             self._leave_turn()
-            self.services.park(self, str(error))
+            self.node.parking.park(self.partition.number, self.entity, str(error))
             return None
         except Exception as error:
             # The constructor or `on_activate` raised: the first message pays for it, as for its handler.
@@ -391,14 +359,6 @@ class Activation:
             self._conclude(turn, failure_verdict(self.kind, item, failure, self.kind.settings.max_attempts))
             turn.ended = True
         return turn
-
-    def get_state(self) -> Any:
-        """The state, wherever the handler's code put it."""
-        return self._runner.state.value
-
-    def set_state(self, state: Any) -> None:
-        """Replace the state."""
-        self._runner.state.value = state
 
     # One message.
 
@@ -416,11 +376,11 @@ class Activation:
 
     def _after_cut(self) -> None:
         """A deadline or a child cut the turn: unless it was past its handler already, it failed."""
-        why, self._cut = self._cut, None
+        why, self.turn_scope.cut_by = self.turn_scope.cut_by, None
         turn = self._turn
         if turn is None or turn.committing or turn.position >= len(turn.dispatch.messages):
             return
-        child_error = self._children.take_error()
+        child_error = self._runner.children.take_error()
         if why == "child" and child_error is not None:
             failure = failure_of(child_error)
         else:
@@ -433,8 +393,8 @@ class Activation:
         if not turn.committing:
             self._submit(turn)
         while self._finished is None:
-            self._waiting = self.services.new_cell()
-            await self._waiting
+            self.mailbox.waiter = self.node.backend.new_cell()
+            await self.mailbox.waiter
             if self._turn is not turn:
                 return  # committed long ago: it was left asleep until there was something to do
         result, self._finished = self._finished, None
@@ -445,7 +405,7 @@ class Activation:
         if isinstance(result, JournalUnavailable):
             return
         if isinstance(result, Stale):
-            self.services.lost(self.partition, f"another owner has it ({result.what} of {self.entity})")
+            self.partition.lose(f"another owner has it ({result.what} of {self.entity})")
             return
         if isinstance(result, Rejected):
             self._refused(turn, result.text)
@@ -456,8 +416,11 @@ class Activation:
         """Nothing of the turn counts, and nothing that it left in memory may be taken for granted."""
         self._turn = None
         self._runner.forget()
-        self._runner.state.version = -1
-        self.services.refused(self, turn, why)
+        self.state.version = -1
+        why = f"the commit of turn {turn.dispatch.turn} was refused: {why}"
+        self.node.parking.park(self.partition.number, self.entity, why)
+        # A handler has run: the store's record of that must not be taken for one that never began.
+        self._settle(turn, began=True)
 
     def _submit(self, turn: Turn) -> None:
         messages = turn.dispatch.messages
@@ -465,32 +428,41 @@ class Activation:
             *turn.verdicts,
             *(Verdict(item.unique, Event.REQUEUE.value) for item in messages[turn.position :]),
         )
-        state = self._runner.state
+        state = self.state
         step = Finish(
-            self.partition,
+            self.partition.number,
             self.entity,
-            self.claim,
+            self.partition.claim,
             turn.dispatch.turn,
             verdicts,
-            state.staged if state.staged != state.committed else None,
-            turn.dispatch.version,
-            tuple(turn.outbox),
-            turn.park,
-            self.policy,
-            0 if self.services.is_leaving(self.partition, self.entity) else self.kind.settings.max_run_length,
-            self._pack_replies(turn),
+            state=state.staged if state.staged != state.committed else None,
+            expected_version=turn.dispatch.version,
+            outbox=tuple(turn.outbox),
+            park=turn.park,
+            policy=self.kind.policy,
+            run_limit=0 if self._is_leaving() else self.kind.settings.max_run_length,
+            pushes=self._pack_replies(turn),
         )
         turn.committing = True
-        self.services.commit(step, lambda result: self._on_committed(turn, step, result), self._backlog)
+        # It must not be refused, and is kept until the store answers.
+        self.node.commits.enqueue(
+            step,
+            lambda result: self._on_committed(turn, step, result),
+            overtakes=self.mailbox.backlog > OVERTAKEN_MAX,
+        )
 
     def _pack_replies(self, turn: Turn) -> tuple[tuple[bytes, bytes], ...]:
         """What the store is to tell askers on other nodes, so that they need not wait for this one to hear."""
         packed: list[tuple[bytes, bytes]] = []
+        replies = self.node.replies
         for verdict, member in zip(turn.verdicts, turn.members, strict=True):
             if member is None or verdict.event not in _CERTAIN:
                 continue
-            push = self.services.packed_reply(
-                member.sender, self.entity, verdict.unique, _OUTCOME_WORDS[verdict.event], verdict.reply
+            sender = member.sender
+            if not sender or sender == replies.node_id:
+                continue
+            push = replies.packed_reply(
+                sender, self.entity, verdict.unique, _OUTCOME_WORDS[verdict.event], verdict.reply
             )
             if push is not None:
                 packed.append(push)
@@ -504,24 +476,26 @@ class Activation:
         the askers send next can be made ready meanwhile.
         """
         if isinstance(result, Finished):
-            self._runner.state.version = result.version
-            self._runner.state.committed = self._runner.state.staged
+            self.state.version = result.version
+            self.state.committed = self.state.staged
             dispatch = result.offer.dispatch
-            self._backlog = max(0, self._backlog - len(dispatch.messages)) if dispatch is not None else 0
+            self.mailbox.backlog = (
+                max(0, self.mailbox.backlog - len(dispatch.messages)) if dispatch is not None else 0
+            )
             if result.offer.more:
                 # Nothing runs that would take it. Who gives the partition up asks for no more.
-                self.rung = self.rung or not self.services.is_leaving(self.partition, self.entity)
+                self.mailbox.rung = self.mailbox.rung or not self._is_leaving()
             elif result.offer is not NOTHING:
                 self.accept(result.offer)
-        self.used_at_s = self.services.clock()
+        self.used_at_s = self.node.backend.clock()
         if isinstance(result, Rejected) and self.status == "ended":
             # Its task is gone and cannot say that the handler has run.
             self._refused(turn, result.text)
             return
         if (
-            self._offer is not None
+            self.mailbox.offer is not None
             or self.status != "active"
-            or self.services.is_leaving(self.partition, self.entity)
+            or self._is_leaving()
             or not isinstance(result, Finished)
         ):
             self._finished = result
@@ -530,16 +504,21 @@ class Activation:
             # Nothing to do: the task sleeps on where it is.
             self._turn = None
             self._heed_bell()
-            self.services.went_idle()
+            self.host.went_idle()
         if isinstance(result, Finished):
-            for verdict, member in zip(turn.verdicts, turn.members, strict=True):
-                word = _OUTCOME_WORDS.get(verdict.event)
-                if word is not None and verdict.unique not in result.not_buried:
-                    sender = "" if member is None or verdict.unique in turn.told else member.sender
-                    self.services.reply(sender, self.entity, verdict.unique, word + verdict.reply)
-                if self.services.listening:
-                    self.services.emit_ended(self, member, verdict)
-            self.services.committed(self, step, result)
+            self._tell_outcomes(turn, step, result)
+
+    def _tell_outcomes(self, turn: Turn, step: Finish, result: Finished) -> None:
+        replies, events = self.node.replies, self.node.events
+        for verdict, member in zip(turn.verdicts, turn.members, strict=True):
+            word = _OUTCOME_WORDS.get(verdict.event)
+            if word is not None and verdict.unique not in result.not_buried:
+                sender = "" if member is None or verdict.unique in turn.told else member.sender
+                replies.reply(sender, self.entity, verdict.unique, word + verdict.reply)
+            if events.listeners.active:
+                events.ended(self.ref, member, verdict)
+        events.committed(step)
+        self.host.committed(self, step)
 
     # Children of a turn, and the end.
 
@@ -549,6 +528,6 @@ class Activation:
         Raises:
             NotSupported: no handler runs now.
         """
-        if self._turn is None or self._task_group is None or self._turn.committing:
+        if self._turn is None or self._turn.committing:
             raise NotSupported("context.start_soon: only while the handler runs")
-        self._children.start(self._task_group, function, args)
+        self._runner.children.start(function, args)

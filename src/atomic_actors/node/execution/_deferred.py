@@ -9,14 +9,14 @@ nothing: sweeps find it only every few seconds, and more rarely the more of them
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
 
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import Defer, JournalUnavailable, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("LOOK_AHEAD_MS", "UnhandledMessages")
 
@@ -37,12 +37,11 @@ class UnhandledMessages:
     """What this node owns and cannot run.
 
     Args:
-        journal: where the entities are put off.
-        clock: seconds that never go back.
+        commits: where the entities are put off.
     """
 
-    journal: GroupCommit
-    clock: Callable[[], float]
+    commits: CommitQueue
+    backend: Backend
     #: The entities that were left, with their partitions and when that was; the longest ago first.
     entities: OrderedDict[str, tuple[int, float]] = field(
         factory=OrderedDict[str, tuple[int, float]], init=False
@@ -62,12 +61,12 @@ class UnhandledMessages:
                 name or "of any name",
                 kind,
             )
-        self.entities[entity] = partition, self.clock()
+        self.entities[entity] = partition, self.backend.clock()
         self.entities.move_to_end(entity)
         if len(self.entities) > REMEMBERED_MAX:
             self.entities.popitem(last=False)
         delay_s = min(max(LOOK_AGAIN_S, len(self.entities) / LOOKS_PER_SECOND), LOOK_AGAIN_MAX_S)
-        self.journal.enqueue(Defer(partition, entity, claim, int(delay_s * 1000)), _ignore)
+        self.commits.enqueue(Defer(partition, entity, claim, int(delay_s * 1000)), _ignore)
 
     def handled(self, entity: str) -> None:
         """A turn of the entity is committed."""
@@ -80,7 +79,7 @@ class UnhandledMessages:
 
     def count(self) -> int:
         """How many entities wait. What was not left again since the last look was withdrawn, or has expired."""
-        oldest_s = self.clock() - 2 * LOOK_AGAIN_MAX_S
+        oldest_s = self.backend.clock() - 2 * LOOK_AGAIN_MAX_S
         while self.entities and next(iter(self.entities.values()))[1] < oldest_s:
             self.entities.popitem(last=False)
         return len(self.entities)

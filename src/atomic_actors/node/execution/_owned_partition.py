@@ -1,4 +1,4 @@
-"""A partition while this node owns it: its scope, and what was cut off in it."""
+"""A partition while this node owns it: its claim, its scope, and when it is swept."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from atomic_actors.journal._protocol import Dispatch, SettleLost, Sweep, Swept
-from atomic_actors.node.execution._activation import Activation
+from atomic_actors.journal._protocol import Sweep, Swept
 from atomic_actors.node.execution._deferred import LOOK_AHEAD_MS
+from atomic_actors.node.ownership._membership import Membership
 
-__all__ = ("OwnedPartition",)
+__all__ = ("OwnedPartition", "SweepPlan")
 
 #: How many sweeps of a new owner find what the one before has put off, as long as each finds more.
 LOOKS_AHEAD: Final = 100
@@ -22,26 +22,56 @@ OWN_INTERVAL_S: Final = 10.0
 
 
 @define(eq=False)
-class OwnedPartition:
-    """An owned partition. `task_group` is there once its task has begun."""
+class SweepPlan:
+    """When a partition is swept, and what each sweep asks for. Pure."""
 
-    number: int
-    claim: str
-    task_group: TaskGroup | None = None
-    #: Its scope has ended: nothing starts in it any more.
-    is_closed: bool = False
-    #: Activations to start as soon as there is a task group.
-    waiting: list[Activation] = field(factory=list[Activation])
-    ended: anyio.Event = field(factory=anyio.Event)
     next_sweep_s: float = 0.0
-    sweeping: bool = False
+    is_sweeping: bool = False
     #: Sweeps that look at what an earlier owner put off.
     looks_ahead: int = LOOKS_AHEAD
     #: Where the look through the dispatches of its own claim goes on; "" while it rests, until `next_own_s`.
     own_from: str = ""
     next_own_s: float = 0.0
-    #: What handlers had begun when it was lost, by entity: the store may not know of it.
-    cut_off: dict[str, tuple[Activation, Dispatch]] = field(factory=dict[str, tuple[Activation, Dispatch]])
+
+    def next_step(self, number: int, claim: str, now_s: float, limit: int) -> Sweep:
+        """The step that finds work; now and then it asks for a page of this claim's own dispatches, too."""
+        own_from = self.own_from if self.own_from or self.next_own_s <= now_s else None
+        ahead_ms = LOOK_AHEAD_MS if self.looks_ahead else 0
+        return Sweep(number, claim, limit, ahead_ms, own_from)
+
+    def answered(self, step: Sweep, swept: Swept, now_s: float) -> None:
+        """A sweep is answered: the next one goes on where its page ends."""
+        if step.own_from is not None:
+            self.own_from = swept.own_next
+            if not swept.own_next:
+                self.next_own_s = now_s + OWN_INTERVAL_S
+
+    def rejected(self, step: Sweep, now_s: float) -> None:
+        """A sweep was rejected: the next ones ask for no page, as the page may be why."""
+        if step.own_from is not None:
+            self.own_from, self.next_own_s = "", now_s + OWN_INTERVAL_S
+
+
+@define(eq=False)
+class OwnedPartition:
+    """One claim of a partition. `task_group` is there once its task has begun.
+
+    Args:
+        epoch: the claim's; it grows with every change of owner, and is the fencing token of its turns.
+        membership: what is known of the lease.
+        is_leaving: nothing more is taken, but for entities that turns of this node wait for.
+    """
+
+    number: int
+    claim: str
+    epoch: int
+    membership: Membership
+    is_leaving: bool = False
+    task_group: TaskGroup | None = field(default=None, init=False)
+    #: Its scope has ended: nothing starts in it any more.
+    is_closed: bool = field(default=False, init=False)
+    ended: anyio.Event = field(factory=anyio.Event, init=False)
+    sweeps: SweepPlan = field(factory=SweepPlan, init=False)
 
     @property
     def is_open(self) -> bool:
@@ -49,37 +79,21 @@ class OwnedPartition:
         group = self.task_group
         return not self.is_closed and (group is None or not group.cancel_scope.cancel_called)
 
-    def in_doubt(self, claim: str) -> list[SettleLost]:
-        """The steps that settle under `claim` what was cut off."""
-        return [
-            SettleLost(
-                self.number,
-                activation.entity,
-                claim,
-                message.unique,
-                activation.policy,
-                message.attempt,
-                message.interruptions,
-                begun.recovering,
-            )
-            for activation, begun in self.cut_off.values()
-            for message in begun.messages
-        ]
+    @property
+    def is_owned(self) -> bool:
+        """Whether this is the claim that the node has, as far as it knows."""
+        return self.membership.claims[self.number] == self.claim
 
-    def new_sweep(self, now_s: float, limit: int) -> Sweep:
-        """The step that finds work; now and then it asks for a page of this claim's own dispatches, too."""
-        own_from = self.own_from if self.own_from or self.next_own_s <= now_s else None
-        ahead_ms = LOOK_AHEAD_MS if self.looks_ahead else 0
-        return Sweep(self.number, self.claim, limit, ahead_ms, own_from)
+    def is_valid(self) -> bool:
+        """Whether the claim's lease certainly still holds. Asked before every turn."""
+        return self.membership.claims[self.number] == self.claim and self.membership.is_valid(self.number)
 
-    def looked(self, step: Sweep, swept: Swept, now_s: float) -> None:
-        """A sweep is answered: the next one goes on where its page ends."""
-        if step.own_from is not None:
-            self.own_from = swept.own_next
-            if not swept.own_next:
-                self.next_own_s = now_s + OWN_INTERVAL_S
+    def lose(self, why: str) -> None:
+        """Stop owning it now: the store, or the clock, says that it is not this node's under this claim."""
+        if self.is_owned:
+            self.membership.lose(self.number, why)
 
-    def refused(self, step: Sweep, now_s: float) -> None:
-        """A sweep was refused: the next ones ask for no page, as the page may be why."""
-        if step.own_from is not None:
-            self.own_from, self.next_own_s = "", now_s + OWN_INTERVAL_S
+    def cancel(self) -> None:
+        """End its scope: turns that are not on their way to the store are interrupted."""
+        if self.task_group is not None:
+            self.task_group.cancel_scope.cancel()

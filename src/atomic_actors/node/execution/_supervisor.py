@@ -1,4 +1,4 @@
-"""Which entities are alive on this node: starts them, wakes them, puts them to sleep.
+"""The partitions of this node: finds the work in them, and starts, wakes and ends the entities that do it.
 
 It owns the tree of scopes below the system: one task group for each owned partition, one task for
 each activation in it. When a partition is lost its scope is cancelled, and with it every turn.
@@ -6,14 +6,14 @@ each activation in it. When a partition is lost its scope is cancelled, and with
     Supervisor
     └─ partition 17 (task group; ends before the lease does)
        └─ account/a-42 (Activation.run)
+
+Who is alive is in the `Catalog`; what becomes due, in the `Schedule`.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,183 +21,139 @@ from attrs import define, field
 
 from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._errors import ActorLimitExceeded, InvalidEntityId
-from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
 from atomic_actors.journal._protocol import (
+    NOTHING,
     Expire,
     Expired,
+    Finish,
     Interrupt,
     JournalUnavailable,
     Offer,
     Rejected,
     Result,
-    SettleLost,
     Sweep,
     Swept,
     Take,
+    Taken,
     Unsettled,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
-from atomic_actors.node.execution._activation import Activation, Services
-from atomic_actors.node.execution._deferred import UnhandledMessages
+from atomic_actors.node.execution._activation import Activation
+from atomic_actors.node.execution._body import Body
+from atomic_actors.node.execution._catalog import Catalog
 from atomic_actors.node.execution._owned_partition import OwnedPartition
+from atomic_actors.node.execution._turn import TurnCalls
+from atomic_actors.node.execution._turn_runner import NodeParts
 from atomic_actors.node.ownership._membership import Membership
+from atomic_actors.node.routing._other_services import Outlets
 from atomic_actors.node.routing._relay import Relay
 
 __all__ = ("Supervisor",)
 
-#: How many of the least recently used activations are looked at for one that may go.
-EVICTION_LOOK: Final = 64
-#: Entities without room that are remembered; the sweeps find the others.
-STARVED_MAX: Final = 10_000
 #: Entities and dispatches that one sweep of a partition asks for.
 SWEEP_LIMIT: Final = 100
 #: How often every owned partition is swept: a lost doorbell costs this at the most.
 SWEEP_INTERVAL_S: Final = 1.0
-#: Width of the buckets that group running turns by deadline.
-BUCKET_S: Final = 0.05
-
-
-class Node(Services, Protocol):
-    """What the supervisor needs of the node, beside what its activations need."""
-
-    def settle(self, step: Interrupt, then: Callable[[], None] | None = None) -> None:
-        """Settle a dispatch that was cut off and tell its asker; then call `then`."""
-        ...
-
-    def expired(self, entity: str, unique: str, body: bytes | None) -> None:
-        """A message expired: tell its asker."""
-        ...
-
-    def taken(self, activation: Activation, result: Result | JournalUnavailable) -> None:
-        """A take is answered: hand over what there is to do."""
-        ...
-
-    def crashed(self, error: BaseException) -> None:
-        """A part of the node failed by its own fault: the system ends, with this as the cause."""
-        ...
 
 
 @define(eq=False)
 class Supervisor:
-    """Starts, wakes and passivates activations.
+    """Opens and ends the scopes of partitions, and brings entities and their work together.
 
     Args:
-        node: what activations need around them.
-        journal: where takes and settlements go.
+        node: what activations work with.
         membership: which partitions are owned.
         kinds: everything this node can run, by name.
-        max_activations: entities in memory at once; 0 means unbounded.
+        outlets: the ways to other services, for the relay.
+        body: ends the system if a part of it fails.
     """
 
-    node: Node
-    journal: GroupCommit
+    node: NodeParts
     membership: Membership
-    kinds: dict[str, Kind]
-    max_activations: int
-    new_cell: Callable[[], Cell[Any]]
-    clock: Callable[[], float]
+    kinds: Mapping[str, Kind]
+    outlets: Outlets
+    body: Body
+    catalog: Catalog = field(init=False)
+    relay: Relay = field(init=False)
+    #: Sends what turns ask. It admits its messages here, so it comes with `start`: no turn runs before.
+    calls: TurnCalls = field(init=False)
+    #: The turns here that wait for each entity.
+    awaited: dict[str, int] = field(factory=dict[str, int], init=False)
     #: The node is about to leave: it takes nothing more.
-    draining: bool = False
-    #: Whether nothing more is taken in a partition. Read on the hot path.
-    leaving: list[bool] = field(init=False)
-    awaited: dict[str, int] = field(factory=dict[str, int], init=False)  #: turns here that wait for each
+    draining: bool = field(default=False, init=False)
     #: No partition's scope opens any more.
     _left: bool = field(default=False, init=False)
-    relay: Relay = field(init=False)
-    _by_entity: dict[str, Activation] = field(factory=dict[str, Activation], init=False)
-    #: The same activations by partition.
-    _population: list[dict[str, Activation]] = field(init=False)
-    #: Those who wait until nobody lives in a partition any more.
-    _emptied: dict[int, anyio.Event] = field(factory=dict[int, anyio.Event], init=False)
-    #: The same activations by kind, least recently used first.
-    _by_use: dict[str, OrderedDict[str, Activation]] = field(
-        factory=dict[str, OrderedDict[str, Activation]], init=False
-    )
-    _closing: int = field(default=0, init=False)
+    #: The last claim of each partition.
     _partitions: dict[int, OwnedPartition] = field(factory=dict[int, OwnedPartition], init=False)
+    #: Activations to start as soon as their partition has a task group.
+    _unstarted: dict[OwnedPartition, list[Activation]] = field(
+        factory=dict[OwnedPartition, list[Activation]], init=False
+    )
     _task_group: TaskGroup | None = field(default=None, init=False)
-    #: Heads that wait for their back-off: (store time, entity, partition).
-    _due: list[tuple[int, str, int]] = field(factory=list[tuple[int, str, int]], init=False)
-    _deadlines: dict[int, list[Activation]] = field(factory=dict[int, list[Activation]], init=False)
-    _next_bucket: int = field(default=0, init=False)
-    #: Entities with work and no room, by entity; the longest waiting first.
-    _starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
-    _idle_waiters: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
-    #: What waits here for a handler that only other nodes have.
-    unhandled: UnhandledMessages = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.relay = Relay(self.journal, self.membership.claims, self.wake)
-        self.unhandled = UnhandledMessages(self.journal, self.clock)
-        self._by_use = {name: OrderedDict() for name in self.kinds}
-        self.leaving = [False] * self.membership.partitions
-        self._population = [{} for _ in self.leaving]
-        self._next_bucket = int(self.clock() / BUCKET_S)
+        node = self.node
+        self.catalog = Catalog(
+            self.kinds, node.config.max_activations, self.membership.partitions, node.backend
+        )
+        self.relay = Relay(node.commits, self.membership.claims, self.outlets, self, node.events)
 
     # Partitions.
 
-    def start(self, task_group: TaskGroup) -> None:
-        """Use `task_group` for the partitions."""
+    def start(self, task_group: TaskGroup, calls: TurnCalls) -> None:
+        """Use `task_group` for the partitions, and `calls` for what turns ask."""
         self._task_group = task_group
+        self.calls = calls
 
     def claimed(self, number: int) -> None:
         """A partition is this node's: open its scope, settle what was left behind, find work."""
         assert self._task_group is not None
         before = self._partitions.get(number)
-        partition = OwnedPartition(number, self.membership.claims[number])
+        membership = self.membership
+        partition = OwnedPartition(
+            number, membership.claims[number], membership.epochs[number], membership, self.draining
+        )
         self._partitions[number] = partition
-        self.leaving[number] = self.draining
+        self.node.settlements.claimed(number)
         self._task_group.start_soon(self._run_partition, partition, before)
 
     def lost(self, number: int, why: str) -> None:
         """A partition is not this node's any more: end everything in it."""
         partition = self._partitions.get(number)
         logger.info("partition %d is not owned any more: %s", number, why)
-        self.unhandled.lost(number)
-        if partition is None:
-            return
-        for activation in self._population[number].values():
-            begun = activation.begun
-            if begun is not None:
-                partition.cut_off[activation.entity] = (activation, begun)
-        if partition.task_group is not None:
-            partition.task_group.cancel_scope.cancel()
-
-    def in_doubt(self, number: int, claim: str) -> list[SettleLost]:
-        """The steps that settle what ran in a partition when it was lost, should the store not know of it."""
-        partition = self._partitions.get(number)
-        return partition.in_doubt(claim) if partition is not None else []
-
-    def settled(self, number: int, entity: str) -> None:
-        """The store has settled what was cut off."""
-        partition = self._partitions.get(number)
+        self.node.deferred.lost(number)
         if partition is not None:
-            partition.cut_off.pop(entity, None)
+            for activation in self.catalog.population(number):
+                begun = activation.begun
+                if begun is not None:
+                    self.node.settlements.cut_off(number, activation.entity, activation.kind.policy, begun)
+            partition.cancel()
+        self.node.settlements.lost(number)
+
+    def partition(self, number: int) -> OwnedPartition | None:
+        """A partition that this node owns now."""
+        partition = self._partitions.get(number)
+        return partition if partition is not None and self.membership.claims[number] else None
 
     async def _run_partition(self, partition: OwnedPartition, before: OwnedPartition | None) -> None:
         if before is not None:
             await before.ended.wait()
         try:
-            is_ours = self.membership.claims[partition.number] == partition.claim
-            if self._left or partition.is_closed or not is_ours:
+            if self._left or partition.is_closed or not partition.is_owned:
                 return
             async with anyio.create_task_group() as task_group:
                 partition.task_group = task_group
-                for activation in partition.waiting:
+                for activation in self._unstarted.pop(partition, ()):
                     task_group.start_soon(activation.run)
-                partition.waiting.clear()
                 self.sweep(partition)
                 await anyio.sleep_forever()
         except Exception as error:
-            self.node.crashed(error)
+            self.body.crashed(error)
         finally:
             partition.is_closed = True
             partition.task_group = None
-            waiting, partition.waiting = partition.waiting, []
-            for activation in waiting:
+            for activation in self._unstarted.pop(partition, ()):
                 self._spawn(activation)  # it is closed: what it was offered is given back
             partition.ended.set()
 
@@ -205,65 +161,72 @@ class Supervisor:
         """End every scope; turns that are not on their way to the store are interrupted."""
         self._left = True
         for partition in self._partitions.values():
-            if partition.task_group is not None:
-                partition.task_group.cancel_scope.cancel()
+            partition.cancel()
 
     def sweep(self, partition: OwnedPartition) -> None:
         """Look for due entities, unsettled dispatches and streams at rest. One sweep at a time."""
-        if partition.sweeping:
+        sweeps = partition.sweeps
+        if sweeps.is_sweeping:
             return
-        partition.sweeping = True
-        now_s = self.clock()
-        partition.next_sweep_s = now_s + SWEEP_INTERVAL_S
-        step = partition.new_sweep(now_s, SWEEP_LIMIT)
-        self.journal.enqueue(step, lambda result: self._swept(partition, step, result))
+        sweeps.is_sweeping = True
+        now_s = self.node.backend.clock()
+        sweeps.next_sweep_s = now_s + SWEEP_INTERVAL_S
+        step = sweeps.next_step(partition.number, partition.claim, now_s, SWEEP_LIMIT)
+        self.node.commits.enqueue(step, lambda result: self._swept(partition, step, result))
 
     def _swept(self, partition: OwnedPartition, step: Sweep, result: Result | JournalUnavailable) -> None:
-        partition.sweeping = False
+        sweeps, number, now_s = partition.sweeps, partition.number, self.node.backend.clock()
+        sweeps.is_sweeping = False
         if isinstance(result, Rejected):
-            self.membership.damaged(partition.number, result.text)
-            partition.refused(step, self.clock())
+            self.membership.damaged(number, result.text)
+            sweeps.rejected(step, now_s)
         if not isinstance(result, Swept):
             return
-        partition.looked(step, result, self.clock())
+        sweeps.answered(step, result, now_s)
         for unsettled in result.unsettled:
-            self.settle_old(partition.number, unsettled)
+            self.settle_old(number, unsettled)
         if len(result.unsettled) >= SWEEP_LIMIT:
             self.sweep(partition)
-        if self.leaving[partition.number]:
+        if self._partitions[number].is_leaving:
             return
         for own in result.own:
             if not self._knows(own):
-                self.wake(partition.number, own.entity)
+                self.wake(number, own.entity)
         for entity in result.due:
-            self.wake(partition.number, entity)
+            self.wake(number, entity)
         if len(result.due) >= SWEEP_LIMIT:
-            partition.next_sweep_s = self.clock()
-            partition.looks_ahead = max(0, partition.looks_ahead - 1)
-        if len(result.due) < SWEEP_LIMIT or self.unhandled.entities:
-            partition.looks_ahead = 0  # all was seen, or nobody here can run it either
+            sweeps.next_sweep_s = now_s
+            sweeps.looks_ahead = max(0, sweeps.looks_ahead - 1)
+        if len(result.due) < SWEEP_LIMIT or self.node.deferred.entities:
+            sweeps.looks_ahead = 0  # all was seen, or nobody here can run it either
         for target in result.outbound:
-            self.relay.kick(partition.number, target)
+            self.relay.kick(number, target)
 
     def _knows(self, own: Unsettled) -> bool:
         """Whether a dispatch of this claim runs here, is about to, or is being settled."""
-        activation = self._by_entity.get(own.entity)
+        activation = self.catalog.by_entity.get(own.entity)
         is_here = activation is not None and activation.knows(own.turn)
-        return is_here or self.node.settling.get(own.entity) == own.turn
+        return is_here or self.node.settlements.is_settling(own.entity, own.turn)
 
     def settle_old(self, number: int, unsettled: Unsettled, *, began: bool = True) -> None:
         """Settle a dispatch that nobody runs, then see what the entity has to do."""
-        claim = self.membership.claims[number]
-        if not claim or self.node.settling.get(unsettled.entity) == unsettled.turn:
+        claim, settlements = self.membership.claims[number], self.node.settlements
+        if not claim or settlements.is_settling(unsettled.entity, unsettled.turn):
             return
-        step = Interrupt(number, unsettled.entity, claim, unsettled.turn, unsettled.uniques, began)
-        self.node.settle(step, then=lambda: self.wake(number, unsettled.entity))
+        step = Interrupt(
+            number, unsettled.entity, claim, unsettled.turn, uniques=unsettled.uniques, began=began
+        )
+        settlements.settle(step, self)
+
+    def settle_swept(self, number: int, swept: Swept) -> None:
+        """Settle what a sweep found, in a partition that is about to be released."""
+        for unsettled in swept.unsettled:
+            self.settle_old(number, unsettled)
+        for own in swept.own:
+            # What began here has ended, and was answered in order: no handler has begun with this one.
+            self.settle_old(number, own, began=False)
 
     # Activations.
-
-    def is_leaving(self, number: int, entity: str) -> bool:
-        """Whether no more is taken for an entity: its partition is given up, and no turn here waits for it."""
-        return self.leaving[number] and entity not in self.awaited
 
     def admit(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
         """The activation that takes a message with its append; None where this node is not to take it.
@@ -271,82 +234,93 @@ class Supervisor:
         Raises:
             ActorLimitExceeded: too many activations are busy, and this entity is not active.
         """
-        if self.is_leaving(number, entity) or not self.membership.claims[number]:
+        partition = self._takes(number, entity)
+        if partition is None:
             return None
-        activation = self._by_entity.get(entity)
+        activation = self.catalog.by_entity.get(entity)
         if activation is None:
-            if not self.membership.is_valid(number):
+            if not partition.is_valid():
                 return None
-            activation = self._reserve(kind, ref, entity, number)
+            activation = self._reserve(kind, ref, entity, partition)
             if activation is None:
+                limit = self.catalog.max_activations
                 raise ActorLimitExceeded(
-                    f"{entity}: {self.max_activations} activations are busy (max_activations); try again later"
+                    f"{entity}: {limit} activations are busy (max_activations); try again later"
                 )
-        activation.admitted += 1
+        activation.mailbox.admitted += 1
         return activation
 
-    def _reserve(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
-        is_full = self.max_activations and len(self._by_entity) - self._closing >= self.max_activations
-        if is_full and not self._evict():
+    def _takes(self, number: int, entity: str) -> OwnedPartition | None:
+        """The partition of an entity, if it is owned and takes something for it."""
+        if not self.membership.claims[number]:
             return None
-        activation = Activation(
-            self.node, kind, ref, entity, number, self.membership.claims[number], used_at_s=self.clock()
-        )
-        self._by_entity[entity] = self._population[number][entity] = activation
-        self._by_use[kind.name][entity] = activation
+        partition = self._partitions[number]
+        return None if partition.is_leaving and entity not in self.awaited else partition
+
+    def _reserve(
+        self, kind: Kind, ref: EntityRef, entity: str, partition: OwnedPartition
+    ) -> Activation | None:
+        if not self.catalog.has_room():
+            return None
+        activation = Activation(self, self.node, kind, ref, entity=entity, partition=partition)
+        self.catalog.add(activation)
         return activation
 
-    def _evict(self) -> bool:
-        """Ask the least recently used idle activation to passivate; False if there is none."""
-        oldest: Activation | None = None
-        for by_use in self._by_use.values():
-            for activation, _ in zip(by_use.values(), range(EVICTION_LOOK), strict=False):
-                if activation.status == "active" and not activation.is_busy:
-                    if oldest is None or activation.used_at_s < oldest.used_at_s:
-                        oldest = activation
-                    break
-        if oldest is None:
-            return False
-        self.close(oldest)
-        return True
-
-    def close(self, activation: Activation) -> None:
-        """Ask an activation to passivate."""
-        if activation.status == "active":
-            self._closing += 1
-            activation.close()
+    def await_entity(self, entity: str) -> None:
+        """A turn waits for an entity: it is taken for, though its partition may be given up."""
+        self.awaited[entity] = self.awaited.get(entity, 0) + 1
 
     def let_go(self, number: int, entity: str) -> None:
-        """No turn waits for an entity any more."""
-        if self.leaving[number] and (activation := self._by_entity.get(entity)) is not None:
-            self.close(activation)
+        """A turn does not wait for an entity any more; where none does, it may go."""
+        self.awaited[entity] -= 1
+        if self.awaited[entity]:
+            return
+        del self.awaited[entity]
+        partition, activation = self._partitions.get(number), self.catalog.by_entity.get(entity)
+        if partition is not None and partition.is_leaving and activation is not None:
+            self.catalog.close(activation)
 
-    def used(self, activation: Activation) -> None:
-        """An activation ended a turn: it is the most recently used one of its kind."""
-        by_use = self._by_use[activation.kind.name]
-        if activation.entity in by_use:
-            by_use.move_to_end(activation.entity)
+    def committed(self, activation: Activation, step: Finish) -> None:
+        """A turn is committed: wake whoever got something from its outbox."""
+        self.catalog.used(activation)
+        if self.node.deferred.entities:
+            self.node.deferred.handled(activation.entity)
+        number = step.partition
+        for message in step.outbox:
+            target = message.target
+            if target == number:
+                self.wake(message.partition, message.entity)
+            else:
+                self.relay.kick(number, target)
 
     def ended(self, activation: Activation, *, was_closing: bool) -> None:
         """An activation is gone; what it was offered and did not begin goes to its successor."""
-        if was_closing:
-            self._closing -= 1
-        if self._by_entity.get(activation.entity) is activation:
-            del self._by_entity[activation.entity]
-            del self._population[activation.partition][activation.entity]
-            del self._by_use[activation.kind.name][activation.entity]
+        self.catalog.remove(activation, was_closing=was_closing)
+        number = activation.partition.number
         offer = activation.take_offer()
         if offer is not None and offer.dispatch is not None:
             self._succeed(activation, offer)
-        elif activation.rung:
-            self.wake(activation.partition, activation.entity)
-        if activation.partition in self._emptied and not self._population[activation.partition]:
-            self._emptied.pop(activation.partition).set()
+        elif activation.mailbox.rung:
+            self.wake(number, activation.entity)
+        self.catalog.emptied(number)
         self.went_idle()
+
+    def _end(self, activation: Activation) -> None:
+        """End an activation whose task has not begun."""
+        activation.status = "ended"
+        self.ended(activation, was_closing=False)
+
+    def went_idle(self) -> None:
+        """There may be room now: whoever waits for it gets a chance."""
+        catalog = self.catalog
+        if catalog.waiting:
+            catalog.wake_senders()
+        if catalog.starved and not self._left:
+            self.wake(*catalog.take_starved())
 
     def follow_up(self, activation: Activation, offer: Offer) -> None:
         """Do what an offer asks for, other than running a turn in an active activation."""
-        number, entity = activation.partition, activation.entity
+        number, entity = activation.partition.number, activation.entity
         if offer.dispatch is not None:
             if activation.status == "reserved":
                 self._spawn(activation)
@@ -357,32 +331,31 @@ class Supervisor:
         if offer.expired is not None:
             unique, key = offer.expired
             step = Expire(number, entity, unique, key)
-            self.journal.enqueue(step, lambda result: self._expired(number, entity, unique, result))
+            self.node.commits.enqueue(step, lambda result: self._expired(step, result))
         elif offer.unsettled is not None:
             self.settle_old(number, offer.unsettled)
         elif offer.more:
             self.take(activation)
             return
         elif offer.not_before_ms:
-            heapq.heappush(self._due, (offer.not_before_ms, entity, number))
-        if activation.status == "reserved" and not activation.admitted:
-            activation.status = "ended"
-            self.ended(activation, was_closing=False)
+            self.node.schedule.retry_at(offer.not_before_ms, number, entity)
+        if activation.status == "reserved" and not activation.mailbox.admitted:
+            self._end(activation)
 
-    def _expired(self, number: int, entity: str, unique: str, result: Result | JournalUnavailable) -> None:
+    def _expired(self, step: Expire, result: Result | JournalUnavailable) -> None:
         if isinstance(result, Expired):
             if result.expired:
-                self.node.expired(entity, unique, result.body)
-            self.wake(number, entity)
+                self.node.settlements.expired(step.entity, step.unique, result.body)
+            self.wake(step.partition, step.entity)
 
     def _succeed(self, activation: Activation, offer: Offer) -> None:
         """Hand an offer to the entity's next activation."""
-        number, entity = activation.partition, activation.entity
-        if self.membership.claims[number] != activation.claim:
+        partition, entity = activation.partition, activation.entity
+        if not partition.is_owned:
             return
-        successor = self._by_entity.get(entity)
+        successor = self.catalog.by_entity.get(entity)
         if successor is None:
-            successor = self._reserve(activation.kind, activation.ref, entity, number)
+            successor = self._reserve(activation.kind, activation.ref, entity, partition)
             if successor is None:
                 self._give_back(activation, offer)
                 return
@@ -390,163 +363,98 @@ class Supervisor:
         successor.accept(offer)
 
     def _give_back(self, activation: Activation, offer: Offer) -> None:
-        assert offer.dispatch is not None
-        uniques = tuple(item.unique for item in offer.dispatch.messages)
-        self.node.settle(
-            Interrupt(
-                activation.partition,
-                activation.entity,
-                activation.claim,
-                offer.dispatch.turn,
-                uniques,
-                began=False,
-            )
+        dispatch, partition = offer.dispatch, activation.partition
+        assert dispatch is not None
+        uniques = tuple(item.unique for item in dispatch.messages)
+        step = Interrupt(
+            partition.number, activation.entity, partition.claim, dispatch.turn, uniques=uniques, began=False
         )
+        self.node.settlements.settle(step)
 
     def _spawn(self, activation: Activation) -> None:
-        partition = self._partitions.get(activation.partition)
-        if partition is None or not partition.is_open or partition.claim != activation.claim:
+        partition = activation.partition
+        if not partition.is_open or self._partitions.get(partition.number) is not partition:
             offer = activation.take_offer()
-            activation.status = "ended"
-            self.ended(activation, was_closing=False)
+            self._end(activation)
             if offer is not None:
                 self._give_back(activation, offer)
             return
         if partition.task_group is None:
-            partition.waiting.append(activation)
+            self._unstarted.setdefault(partition, []).append(activation)
         else:
             partition.task_group.start_soon(activation.run)
 
     def wake(self, number: int, entity: str) -> None:
         """Something waits for an entity: take it, unless a turn is on that will find it anyway."""
-        if self.is_leaving(number, entity) or not self.membership.claims[number]:
+        partition = self._takes(number, entity)
+        if partition is None:
             return
-        activation = self._by_entity.get(entity)
+        activation = self.catalog.by_entity.get(entity)
         if activation is not None and activation.is_busy:
-            activation.rung = True
+            activation.mailbox.rung = True
             return
         if activation is None:
             kind_name, _, entity_id = entity.partition("/")
             kind = self.kinds.get(kind_name)
             if kind is None or not kind.durable:
-                self.unhandled.leave(number, entity, self.membership.claims[number])
+                self.node.deferred.leave(number, entity, partition.claim)
                 return
             try:
                 ref = EntityRef(kind_name, entity_id)
             except InvalidEntityId as error:
                 logger.warning("something in partition %d is nobody's: %s", number, error)
                 return
-            activation = self._reserve(kind, ref, entity, number)
+            activation = self._reserve(kind, ref, entity, partition)
             if activation is None:
-                # No room: it gets the place of the next one that falls idle, or a later sweep finds it.
-                if len(self._starved) < STARVED_MAX:
-                    self._starved[entity] = number
+                self.catalog.starve(number, entity)  # or a later sweep finds it
                 return
         self.take(activation)
 
     def rung(self, number: int, entity: str) -> None:
         """A doorbell: an entity of a partition has work; without an entity, any of them may."""
+        partition = self.partition(number)
         if entity:
             self.wake(number, entity)
-        else:
-            partition = self._partitions.get(number)
-            if partition is not None and self.membership.claims[number]:
-                self.sweep(partition)
+        elif partition is not None:
+            self.sweep(partition)
 
     def take(self, activation: Activation) -> None:
         """Ask the store for an entity's next work."""
-        activation.admitted += 1
-        activation.rung = False
+        activation.mailbox.admitted += 1
+        activation.mailbox.rung = False
         step = Take(
-            activation.partition,
+            activation.partition.number,
             activation.entity,
-            activation.claim,
-            activation.policy,
-            activation.version,
-            activation.kind.settings.max_run_length,
+            activation.partition.claim,
+            activation.kind.policy,
+            activation.state.version,
+            run_limit=activation.kind.settings.max_run_length,
         )
-        self.journal.enqueue(step, lambda result: self.node.taken(activation, result))
+        self.node.commits.enqueue(step, lambda result: self._taken(activation, result))
 
-    # What the sweeper does.
+    def _taken(self, activation: Activation, result: Result | JournalUnavailable) -> None:
+        """A take is answered. Where the store cannot read what is next, the entity waits for a person."""
+        if isinstance(result, Rejected):
+            why = f"the store cannot read what is next: {result.text}"
+            self.node.parking.park(activation.partition.number, activation.entity, why)
+        activation.offered(result.offer if isinstance(result, Taken) else NOTHING)
 
-    def watch_deadline(self, activation: Activation) -> None:
-        """Look at a running turn again when its deadline has passed."""
-        bucket = max(int(activation.deadline_s / BUCKET_S) + 1, self._next_bucket)
-        # One place for each activation and not for each message: an earlier look finds out about this turn.
-        if not 0 < activation.watched_bucket <= bucket:
-            activation.watched_bucket = bucket
-            self._deadlines.setdefault(bucket, []).append(activation)
+    # Time.
 
-    def _look_at_deadline(self, activation: Activation, now_s: float) -> None:
-        activation.watched_bucket = 0
-        activation.cut_if_late(now_s)
-        if activation.deadline_s > 0:
-            self.watch_deadline(activation)
-
-    def tick(self, now_s: float, store_now_ms: int) -> None:
+    def tick(self, now_s: float) -> None:
         """Cut late turns, wake due heads, passivate the idle, sweep what was not swept for long."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for activation in take_due(self._deadlines, first, last):
-            if 0 < activation.watched_bucket <= last:  # else it has a place further ahead since
-                self._look_at_deadline(activation, now_s)
-        while self._due and self._due[0][0] <= store_now_ms:
-            _, entity, number = heapq.heappop(self._due)
+        node = self.node
+        node.schedule.cut_late(now_s)
+        for number, entity in node.schedule.take_retries(node.store_clock.now_ms()):
             self.wake(number, entity)
-        self._passivate_idle(now_s)
-        if self.journal.available:
+        self.catalog.close_idle(now_s)
+        if node.commits.available:
             for partition in self._partitions.values():
-                is_open = partition.task_group is not None and partition.next_sweep_s <= now_s
-                if is_open and self.membership.claims[partition.number] == partition.claim:
+                is_open = partition.task_group is not None and partition.sweeps.next_sweep_s <= now_s
+                if is_open and partition.is_owned:
                     self.sweep(partition)
 
-    def _passivate_idle(self, now_s: float) -> None:
-        for name, by_use in self._by_use.items():
-            limit_s = self.kinds[name].settings.idle_timeout_s
-            if not limit_s:
-                continue
-            late: list[Activation] = []
-            for activation in by_use.values():
-                if activation.used_at_s + limit_s > now_s:
-                    break
-                if activation.status == "active" and not activation.is_busy:
-                    late.append(activation)
-            for activation in late:
-                self.close(activation)
-
-    # What people ask.
-
-    def find(self, entity: str) -> Activation | None:
-        """The activation of an entity, if it is alive here."""
-        return self._by_entity.get(entity)
-
-    def count(self, kind: str | None = None) -> int:
-        """How many entities are alive here."""
-        return len(self._by_entity) if kind is None else len(self._by_use.get(kind, ()))
-
-    def busy(self) -> list[Activation]:
-        """The activations that run a turn."""
-        return [activation for activation in self._by_entity.values() if activation.is_running]
-
-    def _tell_idle(self) -> None:
-        waiting, self._idle_waiters = self._idle_waiters, []
-        for cell in waiting:
-            cell.set(None)
-
-    def went_idle(self) -> None:
-        """There may be room now: whoever waits for it gets a chance."""
-        if self._idle_waiters:
-            self._tell_idle()
-        if self._starved and not self._left:
-            entity, number = self._starved.popitem(last=False)
-            self.wake(number, entity)
-
-    async def wait_for_room(self, limit_s: float) -> None:
-        """Wait until an activation has ended or fallen idle, or `limit_s` has passed."""
-        cell: Cell[None] = self.new_cell()
-        self._idle_waiters.append(cell)
-        with anyio.move_on_after(limit_s):
-            await cell
+    # The end.
 
     async def wait_ended(self) -> None:
         """Return once every partition's scope has ended, and every activation with it."""
@@ -556,40 +464,35 @@ class Supervisor:
     def stop_taking(self) -> None:
         """The node is about to leave: nothing more is taken, in any partition."""
         self.draining = True
-        self.leaving[:] = [True] * len(self.leaving)
+        for partition in self._partitions.values():
+            partition.is_leaving = True
+
+    def stop_taking_in(self, number: int) -> None:
+        """A partition is given up: nothing more is taken in it."""
+        partition = self._partitions.get(number)
+        if partition is not None:
+            partition.is_leaving = True
 
     async def drain(self) -> None:
         """Stop taking, ask everybody to passivate, return once nobody is left."""
         self.stop_taking()
-        for number in range(len(self.leaving)):
+        for number in range(self.membership.partitions):
             await self.drain_partition(number)
 
     async def drain_partition(self, number: int) -> None:
         """Stop taking in a partition, ask everybody in it to passivate, return once nobody is left."""
-        self.leaving[number] = True
-        population = self._population[number]
-        for activation in list(population.values()):
+        self.stop_taking_in(number)
+        for activation in self.catalog.population(number):
             if activation.status == "reserved" and not activation.is_busy:
-                activation.status = "ended"
-                self.ended(activation, was_closing=False)
+                self._end(activation)
             else:
-                self.close(activation)
-        while population:
-            await self._emptied.setdefault(number, anyio.Event()).wait()
+                self.catalog.close(activation)
+        await self.catalog.wait_emptied(number)
 
     async def end_partition(self, number: int) -> None:
         """End a partition's scope; turns that are not on their way to the store are interrupted."""
         partition = self._partitions.get(number)
         if partition is not None:
             partition.is_closed = True
-            if partition.task_group is not None:
-                partition.task_group.cancel_scope.cancel()
+            partition.cancel()
             await partition.ended.wait()
-
-    def settle_swept(self, number: int, swept: Swept) -> None:
-        """Settle what a sweep found, in a partition that is about to be released."""
-        for unsettled in swept.unsettled:
-            self.settle_old(number, unsettled)
-        for own in swept.own:
-            # What began here has ended, and was answered in order: no handler has begun with this one.
-            self.settle_old(number, own, began=False)

@@ -6,32 +6,41 @@ may become due sits in buckets of the part that knows it, and this task turns th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import anyio
 from attrs import define
 
-__all__ = ("Sweeper",)
+from atomic_actors.base._oneshot import Backend
+
+__all__ = ("Sweeper", "Ticking")
+
+
+class Ticking(Protocol):
+    """A part in which something may become due."""
+
+    def tick(self, now_s: float) -> None:
+        """Do what is due. Must be quick, and must not raise."""
+        ...
 
 
 @define(eq=False)
 class Sweeper:
-    """Calls each of `ticks` with the time, again and again.
+    """Tells parts the time, again and again.
 
     Args:
-        clock: the backend's clock.
         interval_s: how long to sleep in between: the granularity of every deadline.
-        ticks: what to call; each must be quick and must not raise.
     """
 
-    clock: Callable[[], float]
+    backend: Backend
     interval_s: float
-    ticks: Sequence[Callable[[float], None]]
+    parts: Sequence[Ticking]
 
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
-            now_s = self.clock()
-            for tick in self.ticks:
-                tick(now_s)
+            now_s = self.backend.clock()
+            for part in self.parts:
+                part.tick(now_s)
             await anyio.sleep(self.interval_s)

@@ -17,28 +17,33 @@ from attrs import define, field
 from atomic_actors.actors._declarations import Context, Outbox
 from atomic_actors.actors._kinds import BoundHandler, Kind
 from atomic_actors.actors._messages import Message
-from atomic_actors.base._errors import NotSupported, Refused
+from atomic_actors.base._errors import AtomicActorsError, NotSupported, Refused
 from atomic_actors.base._lifecycle import Event, decide_failure
 from atomic_actors.base._records import EntityRef
+from atomic_actors.base._telemetry import logger
+from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import Envelope, Failure, Refusal, encode_plain
 from atomic_actors.codec._refusals import home_of
 from atomic_actors.journal._protocol import Body, Dispatch, Dispatched, Outgoing, Verdict
+from atomic_actors.node.execution._entity_state import EntityState
 
 __all__ = (
     "COMPLETE",
+    "CurrentActivation",
     "Member",
     "Turn",
+    "TurnCalls",
     "TurnContext",
-    "TurnHost",
     "current_activation",
+    "encode_refusal",
     "failure_of",
     "failure_verdict",
     "refusal_verdict",
 )
 
 
-class TurnServices(Protocol):
-    """What a turn needs of the node."""
+class TurnCalls(Protocol):
+    """Sends what a turn sends while it runs; the node's `Sender`."""
 
     async def ask_from_turn(
         self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
@@ -46,15 +51,20 @@ class TurnServices(Protocol):
         """Send an ask on behalf of a running turn."""
         ...
 
+    def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
+        """Send without waiting: what the outbox of a volatile turn does."""
+        ...
 
-class TurnHost(Protocol):
-    """What a turn needs of its activation."""
+
+class CurrentActivation(Protocol):
+    """The activation around a handler, of a durable or a volatile kind."""
 
     ref: EntityRef
+    state: EntityState
 
     @property
-    def services(self) -> TurnServices:
-        """The node."""
+    def calls(self) -> TurnCalls:
+        """The sender of the activation's own system."""
         ...
 
     @property
@@ -67,14 +77,6 @@ class TurnHost(Protocol):
         """Whether a turn is in a handler or on its way to the store."""
         ...
 
-    def get_state(self) -> Any:
-        """The entity's state."""
-        ...
-
-    def set_state(self, state: Any) -> None:
-        """Replace it."""
-        ...
-
     def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         """Run a task that ends before the commit."""
         ...
@@ -82,7 +84,7 @@ class TurnHost(Protocol):
 
 #: The activation whose handler the running task belongs to; set once for each activation's task, and
 #: inherited by what the handler starts.
-current_activation: ContextVar[TurnHost | None] = ContextVar("current_activation", default=None)
+current_activation: ContextVar[CurrentActivation | None] = ContextVar("current_activation", default=None)
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -107,8 +109,7 @@ class Member:
     @property
     def sender(self) -> str:
         """The node that waits for the answer, or "": nobody is told how a tell ended."""
-        sender = self.envelope.headers.get("s", "") if self.body.waited_for else ""
-        return sender if isinstance(sender, str) else ""
+        return self.envelope.headers.sender if self.body.waited_for else ""
 
 
 @define(eq=False)
@@ -153,7 +154,7 @@ class TurnContext(Context[Any]):
         "path",
     )
 
-    def __init__(self, activation: TurnHost, outbox: Outbox) -> None:
+    def __init__(self, activation: CurrentActivation, outbox: Outbox) -> None:
         self._activation = activation
         self._ordinal = 0
         self._transactional = False
@@ -182,17 +183,17 @@ class TurnContext(Context[Any]):
     @property
     def state(self) -> Any:
         """The entity's state."""
-        return self._activation.get_state()
+        return self._activation.state.value
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._activation.set_state(value)
+        self._activation.state.value = value
 
     async def ask(self, entity: EntityRef, message: Message[R]) -> R:
         """See `Context.ask`."""
         self.refuse_in_transaction()
         self._ordinal += 1
-        reply: R = await self._activation.services.ask_from_turn(self, entity, message, self._ordinal)
+        reply: R = await self._activation.calls.ask_from_turn(self, entity, message, self._ordinal)
         return reply
 
     def refuse_in_transaction(self) -> None:
@@ -237,8 +238,18 @@ def backoff_ms(kind: Kind, failures: int) -> int:
     return int(delay_s * (1 + settings.backoff_jitter * random.uniform(-1, 1)) * 1000)
 
 
-def refusal_verdict(item: Dispatched, refusal: Refused, name: str, details: Any) -> Verdict:
+def encode_refusal(codec: Codec, refusal: Refused) -> tuple[str, Any]:
+    """The wire name and the plain fields of a refusal; its name alone where they do not encode."""
+    try:
+        return codec.encode_refusal(refusal)
+    except AtomicActorsError as error:
+        logger.error("the fields of %s do not encode: %s", type(refusal).__name__, error)
+        return type(refusal).__name__, None
+
+
+def refusal_verdict(codec: Codec, item: Dispatched, refusal: Refused) -> Verdict:
     """COMPLETED with a refusal as the answer."""
+    name, details = encode_refusal(codec, refusal)
     text = str(refusal) if type(refusal) is Refused else ""
     told = encode_plain(Refusal(name, details, text, home_of(type(refusal))))
     return Verdict(item.unique, Event.REFUSE.value, told)

@@ -6,16 +6,16 @@ talks to the store. What a handler did is *staged*, and counts only when the tur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import anyio
 import msgspec
-from attrs import define, field
+from attrs import define, field, frozen
 
 from atomic_actors.actors._declarations import Outbox
 from atomic_actors.actors._kinds import Kind
 from atomic_actors.actors._messages import Message, RawMessage
+from atomic_actors.base._config import Config
 from atomic_actors.base._errors import (
     InvalidPayload,
     InvalidReply,
@@ -24,12 +24,21 @@ from atomic_actors.base._errors import (
     Refused,
 )
 from atomic_actors.base._lifecycle import Event
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._records import Completed, EntityRef, Park, Retry
 from atomic_actors.base._telemetry import logger
-from atomic_actors.codec._envelope import Failure, decode_envelope, encode_plain
-from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, unpack_body
-from atomic_actors.node.execution._children import Children
+from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import Failure, decode_envelope, derive_unique, encode_plain
+from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, pack_body, unpack_body
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
+from atomic_actors.node.execution._deferred import UnhandledMessages
 from atomic_actors.node.execution._entity_state import EntityState
+from atomic_actors.node.execution._events import Events
+from atomic_actors.node.execution._owned_partition import OwnedPartition
+from atomic_actors.node.execution._parking import Parking
+from atomic_actors.node.execution._schedule import Schedule
+from atomic_actors.node.execution._settlements import Settlements
 from atomic_actors.node.execution._turn import (
     COMPLETE,
     Member,
@@ -39,8 +48,11 @@ from atomic_actors.node.execution._turn import (
     failure_verdict,
     refusal_verdict,
 )
+from atomic_actors.node.execution._turn_scope import Children, TurnScope
+from atomic_actors.node.routing._destinations import Calls
+from atomic_actors.node.routing._router import Router
 
-__all__ = ("RunnerServices", "Stateless", "TurnRunner", "Unhandled")
+__all__ = ("NodeParts", "Stateless", "TurnRunner", "Unhandled")
 
 #: How long an `on_passivate` hook may take.
 PASSIVATE_LIMIT_S: Final = 5.0
@@ -58,42 +70,29 @@ class Stateless(Exception):
     """A dispatch came without the state that is needed: it was taken for granted, and is gone."""
 
 
-class RunnerServices(Protocol):
-    """What running a handler needs of the node."""
+@frozen(eq=False)
+class NodeParts:
+    """The parts of the node that its activations work with; the same for all of them.
 
-    clock: Callable[[], float]
-    max_payload_bytes: int
+    Args:
+        commits: where turns are committed.
+        replies: tells askers.
+        store_clock: the store's time.
+        destinations: where messages of an outbox go.
+    """
 
-    @property
-    def listening(self) -> bool:
-        """Whether anybody listens to lifecycle events."""
-        ...
-
-    def store_now_ms(self) -> int:
-        """The store's time."""
-        ...
-
-    def fencing_token(self, partition: int) -> int:
-        """The epoch of the partition's claim."""
-        ...
-
-    def outgoing(
-        self, origin: TurnContext, ordinal: int, entity: EntityRef, message: Message[Any]
-    ) -> Outgoing:
-        """Make an outbox entry."""
-        ...
-
-    def look_up(self, outbox: Iterable[tuple[EntityRef, Message[Any]]]) -> Coroutine[Any, Any, None] | None:
-        """What has to be awaited before `outgoing`, if anything has to."""
-        ...
-
-    def encode_refusal(self, refusal: Refused) -> tuple[str, Any]:
-        """The wire name and the plain fields of a refusal."""
-        ...
-
-    def emit_begun(self, entity: EntityRef, member: Member) -> None:
-        """Tell listeners that a handler is about to run."""
-        ...
+    config: Config
+    backend: Backend
+    codec: Codec
+    commits: CommitQueue
+    replies: Router
+    store_clock: StoreClock
+    destinations: Calls
+    events: Events
+    schedule: Schedule
+    settlements: Settlements
+    parking: Parking
+    deferred: UnhandledMessages
 
 
 @define(eq=False)
@@ -101,24 +100,22 @@ class TurnRunner:
     """The actor of one entity, while it is in memory.
 
     Args:
-        on_deadline: called when `deadline_s` was set for the message that runs now.
+        turn_scope: gets the deadline of the message that runs.
     """
 
-    services: RunnerServices
+    node: NodeParts
     kind: Kind
     entity: str
-    partition: int
+    partition: OwnedPartition
     context: TurnContext
     outbox: Outbox
-    children: Children
-    on_deadline: Callable[[], None]
-    #: When the handler that runs now is cut off, on the backend's clock; 0 while none runs.
-    deadline_s: float = field(default=0.0, init=False)
-    state: EntityState = field(init=False)
+    state: EntityState
+    turn_scope: TurnScope
+    children: Children = field(init=False)
     _instance: Any = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.state = EntityState(self.kind, self.entity, self.services.max_payload_bytes)
+        self.children = Children(self.node.backend, self.turn_scope)
 
     @property
     def is_alive(self) -> bool:
@@ -150,7 +147,7 @@ class TurnRunner:
                 self._instance.outbox = self.outbox
                 self._instance.context = self.context
                 state.hold_in(self._instance)
-            self.context.fencing_token = self.services.fencing_token(self.partition)
+            self.context.fencing_token = self.partition.epoch
             if kind.spec.on_activate is not None:
                 await kind.spec.on_activate(self._instance)
 
@@ -160,7 +157,7 @@ class TurnRunner:
         Raises:
             Unhandled: there is no handler for it here; nothing was begun.
         """
-        services = self.services
+        events = self.node.events
         before = self.state.staged
         try:
             member = self._read(item)
@@ -169,17 +166,16 @@ class TurnRunner:
             return failure_verdict(self.kind, item, failure_of(error), 1)
         turn.members.append(member)
         self._prepare(member)
-        if services.listening:
-            services.emit_begun(self.context.entity, member)
+        if events.listeners.active:
+            events.begun(self.context.entity, member)
         turn.began = True
         try:
             verdict = await self._call(turn, member, before)
         except Refused as refusal:
-            name, details = services.encode_refusal(refusal)
-            verdict = refusal_verdict(item, refusal, name, details)
+            verdict = refusal_verdict(self.node.codec, item, refusal)
         except Exception as error:
             verdict = self.failed(turn, member, failure_of(error))
-        self.deadline_s = 0.0
+        self.turn_scope.deadline_s = 0.0
         if self.children.count:
             await self.children.end()
         if verdict.event != COMPLETE:
@@ -199,7 +195,7 @@ class TurnRunner:
 
     def _read(self, item: Dispatched) -> Member:
         body = unpack_body(item.body)
-        handler = self.kind.handler_for(body.name)
+        handler = self.kind.by_name.get(body.name, self.kind.fallback)
         if handler is None:
             raise Unhandled(body.name)
         envelope = decode_envelope(body.envelope)
@@ -208,11 +204,11 @@ class TurnRunner:
         return Member(item, body, envelope, handler, message)
 
     def _prepare(self, member: Member) -> None:
-        services, body, spec = self.services, member.body, member.handler.spec
+        node, body, spec = self.node, member.body, member.handler.spec
         deadline_s = float("inf")
-        now_s = services.clock()
+        now_s = node.backend.clock()
         if body.deadline_ms:
-            deadline_s = now_s + (body.deadline_ms - services.store_now_ms()) / 1000
+            deadline_s = now_s + (body.deadline_ms - node.store_clock.now_ms()) / 1000
         limit_s = self.kind.settings.turn_timeout_s
         if limit_s and now_s + limit_s < deadline_s:
             deadline_s = now_s + limit_s
@@ -220,12 +216,12 @@ class TurnRunner:
             f"{self.entity}/{member.item.unique}",
             member.item.attempt,
             deadline_s,
-            _path_of(member),
+            member.envelope.headers.path,
             transactional=spec.transactional,
         )
         if deadline_s != float("inf"):
-            self.deadline_s = deadline_s
-            self.on_deadline()
+            self.turn_scope.deadline_s = deadline_s
+            node.schedule.watch(self.turn_scope)
 
     async def _call(self, turn: Turn, member: Member, before: bytes) -> Verdict:
         """Call the handler, and stage what it did."""
@@ -240,15 +236,17 @@ class TurnRunner:
             reply = await spec.function(self._instance, member.message)
         if self.children.count:
             await self.children.wait()
-        if len(self.outbox):
-            looking_up = self.services.look_up(self.outbox)
+        added = len(self.outbox)
+        if added:
+            looking_up = self.node.destinations.look_up_outbox(self.outbox)
             if looking_up is not None:
                 await looking_up
-        self.deadline_s = 0.0
-        return self._stage(turn, member, before, reply)
+        self.turn_scope.deadline_s = 0.0
+        return self._stage(turn, member, before, reply, added)
 
-    def _stage(self, turn: Turn, member: Member, before: bytes, reply: Any) -> Verdict:
-        handler, limit = member.handler, self.services.max_payload_bytes
+    def _stage(self, turn: Turn, member: Member, before: bytes, reply: Any, added: int) -> Verdict:
+        """Encode what a handler did; `added` is the number of its outbox messages."""
+        handler, limit = member.handler, self.node.config.max_payload_bytes
         try:
             told = handler.encode_reply(reply)
         except InvalidPayload as error:
@@ -260,21 +258,31 @@ class TurnRunner:
                 f"{handler.spec.location}: the reply has {len(told)} bytes (max_payload_bytes)"
             )
         after = self.state.encode(handler.spec.location)
-        if handler.spec.query and (after != before or len(self.outbox)):
+        if handler.spec.query and (after != before or added):
             raise QueryChangedState(
                 f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
                 "make its message a Command"
             )
-        if len(self.outbox):
+        if added:
             # All of them or none: a bad entry fails the turn, and the good ones before it must not leave.
             first = len(turn.outbox) + 1
             turn.outbox += [
-                self.services.outgoing(self.context, ordinal, entity, message)
+                self._outgoing(ordinal, entity, message)
                 for ordinal, (entity, message) in enumerate(self.outbox, first)
             ]
             self.outbox.clear()
         self.state.staged = after
         return Verdict(member.item.unique, COMPLETE, told)
+
+    def _outgoing(self, ordinal: int, entity: EntityRef, message: Message[Any]) -> Outgoing:
+        """An outbox entry: its id derives from the turn's message, attempt and the entry's ordinal."""
+        node, context = self.node, self.context
+        sent = node.destinations.encode(entity, message)
+        unique = derive_unique(
+            node.store_clock.now_ms(), context.message_id, context.attempt, "outbox", ordinal
+        )
+        body = pack_body(name=sent.name, deadline_ms=0, waited_for=False, key="", envelope=sent.envelope)
+        return Outgoing(sent.partition, sent.entity, unique, body, sent.service)
 
     def _recovered(self, turn: Turn, member: Member, answer: object) -> Verdict:
         unique = member.item.unique
@@ -314,12 +322,3 @@ class TurnRunner:
                 logger.exception("on_passivate of %s raised", self.entity)
         if scope.cancelled_caught:
             logger.error("on_passivate of %s took longer than %.0f s", self.entity, PASSIVATE_LIMIT_S)
-
-
-def _path_of(member: Member) -> tuple[str, ...]:
-    """The entities that wait for a turn; none where the header is damaged: only a circle would be found later."""
-    match member.envelope.headers.get("p"):
-        case [*path] if all(isinstance(each, str) for each in path):
-            return tuple(path)
-        case _:
-            return ()

@@ -8,23 +8,25 @@ ever: it waits in the store until the next owner finds it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
 import anyio
-from attrs import define, field
+from attrs import define
 
 from atomic_actors.base._errors import DrainTimeout, NotSupported, UnknownNode
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import logger
+from atomic_actors.codec._frames import ClaimFrame
 from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._reports import ALL, NodeInfo, PartitionInfo
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.volatile._activations import VolatileKinds
 
 __all__ = ("Handover",)
@@ -48,15 +50,13 @@ class Handover:
         drain_timeout_s: how long running turns may take to end; 0 means without end.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds
-    exchange: Exchange | None
+    exchange: NodeMessenger | None
     drain_timeout_s: float
-    clock: Callable[[], float]
-    #: Partitions that are being released: nothing without a journal begins there any more.
-    releasing: set[int] = field(factory=set[int], init=False)
+    backend: Backend
 
     @property
     def _directory(self) -> Directory | None:
@@ -68,7 +68,7 @@ class Handover:
         """Give one partition up in good order; what does not end within `drain_timeout_s` is interrupted."""
         with anyio.CancelScope() as scope:
             if self.drain_timeout_s:
-                scope.deadline = self.clock() + self.drain_timeout_s
+                scope.deadline = self.backend.clock() + self.drain_timeout_s
             await self._drain(partition)
         if scope.cancelled_caught:
             logger.warning(
@@ -91,16 +91,16 @@ class Handover:
         await self._give_up(partition)
 
     async def _drain(self, partition: int) -> None:
-        self.supervisor.leaving[partition] = True
+        self.supervisor.stop_taking_in(partition)
         await self.volatile.drain(partition)
         await self.supervisor.drain_partition(partition)
 
     async def _give_up(self, partition: int) -> None:
-        self.releasing.add(partition)
+        self.volatile.releasing.add(partition)
         try:
             await self._release(partition)
         finally:
-            self.releasing.discard(partition)
+            self.volatile.releasing.discard(partition)
 
     async def _release(self, partition: int) -> None:
         with anyio.move_on_after(SETTLE_LIMIT_S) as limit:
@@ -109,12 +109,12 @@ class Handover:
             self.volatile.lost(partition)
             await self.volatile.wait_ended(partition)
             try:
-                if not await self.membership.release(partition, self.supervisor.settle_swept):
+                if not await self.membership.release(partition):
                     self.membership.lose(partition, "it could not be released")
             except JournalUnavailable as error:
                 self.membership.lose(partition, f"it could not be released: {error}")
             else:
-                self.supervisor.unhandled.lost(partition)
+                self.supervisor.node.deferred.lost(partition)
                 self.volatile.lost(partition)
                 await self.tell_next(partition)
         if limit.cancelled_caught:
@@ -125,7 +125,7 @@ class Handover:
         nodes = self.membership.nodes
         owner = (await nodes.placement(self.membership.partitions))[partition]
         if self.exchange is not None and owner and owner != nodes.node_id:
-            self.exchange.push(owner, ["claim", partition])
+            self.exchange.push(owner, ClaimFrame(partition))
         elif owner == nodes.node_id:
             self.membership.look_soon()  # the table has changed back meanwhile
 
@@ -157,7 +157,7 @@ class Handover:
             if node_id == self.membership.nodes.node_id:
                 self.membership.look_soon()
             elif self.exchange is not None:
-                self.exchange.push(node_id, ["claim", -1])
+                self.exchange.push(node_id, ClaimFrame(-1))
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
         # What a dead node has, it gives to nobody; and while all drain, nobody takes it either.

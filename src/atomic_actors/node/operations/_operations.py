@@ -24,10 +24,9 @@ from atomic_actors.journal._protocol import (
     Resume,
     Step,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
-from atomic_actors.journal.commit._partitioned_commit import LanedCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node._sender import Sender
-from atomic_actors.node._switchboard import Node
+from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.operations._reports import (
@@ -50,15 +49,15 @@ __all__ = ("Operations",)
 class Operations:
     """Implements the operating calls of `ActorSystem`."""
 
-    journal: GroupCommit
+    journal: CommitQueue
     supervisor: Supervisor
     volatile: VolatileKinds
     membership: Membership
-    node: Node
+    events: Events
     sender: Sender
     handover: Handover
 
-    async def _request(self, step: Step, journal: GroupCommit | None = None) -> Result:
+    async def _request(self, step: Step, journal: CommitQueue | None = None) -> Result:
         try:
             result = await (journal or self.journal).request(step)
         except JournalUnavailable as error:
@@ -70,19 +69,13 @@ class Operations:
     async def check_store(self) -> None:
         """One step to and fro: proves that the store answers, and reads its time.
 
-        Of a cluster, a part that answers is enough.
-
         Raises:
             StoreUnavailable: it does not.
         """
-        if not isinstance(self.journal, LanedCommit):
-            await self._request(Audit(0))
-            return
-        steps = [CountKind(partition, "") for partition in range(self.membership.partitions)]
-        results = await self.journal.execute_each(steps)
-        failures = [result for result in results if isinstance(result, JournalUnavailable)]
-        if len(failures) == len(results):
-            raise StoreUnavailable(f"the store gave no answer: {failures[0]}") from failures[0]
+        try:
+            await self.journal.check()
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
 
     async def audit(self) -> AuditReport:
         """See `ActorSystem.audit`."""
@@ -98,9 +91,9 @@ class Operations:
 
     def statistics(self) -> SystemStatistics:
         """See `ActorSystem.statistics`."""
-        counts = self.node.counts
+        counts = self.events.counts
         return SystemStatistics(
-            accepted=self.sender.accepted,
+            accepted=self.sender.router.accepted,
             turns=counts.turns,
             completed=counts.completed,
             refused=counts.refused,
@@ -110,14 +103,14 @@ class Operations:
             dead_lettered=counts.dead_lettered,
             relayed=self.supervisor.relay.moved,
             histories_lost=counts.histories_lost,
-            activations=self.supervisor.count(),
+            activations=self.supervisor.catalog.count(),
             volatile_activations=self.volatile.count(),
             owned_partitions=len(self.membership.owned()),
-            unhandled=self.supervisor.unhandled.count(),
+            unhandled=self.supervisor.node.deferred.count(),
             store=self.journal.statistics(),
         )
 
-    async def _address(self, ref: object) -> tuple[str, int, GroupCommit, bool]:
+    async def _address(self, ref: object) -> tuple[str, int, CommitQueue, bool]:
         """Entity, partition, journal, and whether it is of this node's service."""
         if not isinstance(ref, EntityRef):
             raise InvalidEntityId(f"entity: expected an EntityRef such as Account.ref('a-42'), got {ref!r}")
@@ -159,7 +152,7 @@ class Operations:
             partition,
             NodeIdentity.id_in(lease.node) if lease.claim else "",
             is_ours and bool(self.membership.claims[partition]),
-            is_ours and (self.supervisor.find(entity) is not None or self.volatile.find(ref)),
+            is_ours and (self.supervisor.catalog.find(entity) is not None or self.volatile.find(ref)),
             status.waiting,
             status.dispatched,
             status.parked,
@@ -179,7 +172,7 @@ class Operations:
         found = [result for result in answer.results if isinstance(result, KindCount)]
         return KindCounts(
             kind,
-            self.supervisor.count(kind) + self.volatile.count(kind),
+            self.supervisor.catalog.count(kind) + self.volatile.count(kind),
             sum(count.dispatched for count in found),
             sum(count.ready for count in found),
             sum(count.dead_letters for count in found),
@@ -188,13 +181,13 @@ class Operations:
     async def passivate(self, ref: EntityRef) -> bool:
         """See `ActorSystem.passivate`."""
         entity, _, _, _ = await self._address(ref)
-        activation = self.supervisor.find(entity)
+        activation = self.supervisor.catalog.find(entity)
         if activation is None:
             await anyio.lowlevel.checkpoint()
             return self.volatile.passivate(ref)
-        self.supervisor.close(activation)
-        while self.supervisor.find(entity) is activation:
-            await self.supervisor.wait_for_room(1.0)
+        self.supervisor.catalog.close(activation)
+        while self.supervisor.catalog.find(entity) is activation:
+            await self.supervisor.catalog.wait_for_room(1.0)
         return True
 
     async def pause(self, ref: EntityRef) -> bool:

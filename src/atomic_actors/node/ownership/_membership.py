@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 from attrs import define, field
@@ -47,13 +46,13 @@ from atomic_actors.journal._protocol import (
     Sweep,
     Swept,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import NEVER, Instant, elapsed_s, instant_now
 from atomic_actors.node.ownership._lease_keeper import Keeper
 from atomic_actors.node.ownership._peers import Nodes
 
-__all__ = ("Membership",)
+__all__ = ("Membership", "PartitionHost")
 
 WATCH_INTERVAL_S: Final = 0.05
 #: How often the nodes and the leases are looked at, as a part of a lease.
@@ -90,6 +89,37 @@ class _Loss:
     settled: bool = False
 
 
+class PartitionHost(Protocol):
+    """Runs what is in the partitions that this node owns."""
+
+    def claimed(self, partition: int) -> None:
+        """A partition is this node's now."""
+        ...
+
+    def lost(self, partition: int, why: str) -> None:
+        """A partition is not this node's any more."""
+        ...
+
+    def settle_swept(self, partition: int, swept: Swept) -> None:
+        """Settle what a sweep found, of earlier claims and of this one, in a partition that is about to be released."""
+        ...
+
+    async def settle_lost(self, partition: int, claim: str) -> bool:
+        """Settle what was under way in a partition that has lost history, before anything runs under its new claim.
+
+        Returns:
+            Whether everything is settled.
+
+        Raises:
+            JournalUnavailable: the store gave no answer.
+        """
+        ...
+
+    async def hand_over(self, partition: int) -> None:
+        """Another node should own a partition: end what runs in it, and release it."""
+        ...
+
+
 @define(eq=False)
 class Membership:
     """Claims partitions, watches leases, gives them up.
@@ -101,23 +131,16 @@ class Membership:
         keeper: renews the leases; None for a store that lives in this process, where no lease ends.
         lease_ttl_s: how long others must see no renewal before they take over.
         lease_margin_s: how much earlier this node believes its leases to end.
-        on_claimed: called with a partition that is this node's now.
-        on_lost: called with a partition that is not any more, and why.
-        settle_lost: called with a partition that has lost history and its new claim, before anything runs
-            in it; returns whether everything is settled.
-        hand_over: called with a partition that another node should own: ends what runs in it and releases it.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     nodes: Nodes
     partitions: int
     keeper: Keeper | None
     lease_ttl_s: float
     lease_margin_s: float
-    on_claimed: Callable[[int], None]
-    on_lost: Callable[[int, str], None]
-    settle_lost: Callable[[int, str], Awaitable[bool]]
-    hand_over: Callable[[int], Awaitable[None]]
+    #: What runs in the partitions asks for their leases here, so it comes with `start`: nothing is claimed before.
+    host: PartitionHost = field(init=False)
     #: The claim id for each owned partition; "" where this node is not the owner. Read on the hot path.
     claims: list[str] = field(init=False)
     #: Epochs of the owned partitions: the fencing tokens.
@@ -138,6 +161,10 @@ class Membership:
         self.epochs = [0] * self.partitions
         self._renewed = self.keeper.renewed if self.keeper is not None else [NEVER] * self.partitions
         self._usable_s = self.lease_ttl_s - self.lease_margin_s
+
+    def start(self, host: PartitionHost) -> None:
+        """Use `host` for what is in the partitions; then they may be claimed."""
+        self.host = host
 
     def is_valid(self, partition: int) -> bool:
         """Whether the lease certainly still holds. Asked before every turn."""
@@ -298,7 +325,7 @@ class Membership:
 
     async def _hand_over(self, partition: int) -> None:
         try:
-            await self.hand_over(partition)
+            await self.host.hand_over(partition)
         finally:
             self._handing.discard(partition)
 
@@ -357,7 +384,7 @@ class Membership:
     def _take(self, partition: int, claim: str, epoch: int) -> None:
         self.epochs[partition] = epoch
         self.claims[partition] = claim
-        self.on_claimed(partition)
+        self.host.claimed(partition)
 
     # Lost history.
 
@@ -401,7 +428,7 @@ class Membership:
     async def _try_to_settle(self, partition: int, claim: str) -> bool | None:
         """As `settle_lost`; None where the partition's store gives no answer: the others need not wait for it."""
         try:
-            return await self.settle_lost(partition, claim)
+            return await self.host.settle_lost(partition, claim)
         except JournalUnavailable as error:
             logger.info("cannot settle partition %d now: %s", partition, error)
             return None
@@ -411,7 +438,7 @@ class Membership:
         if not self.claims[partition]:
             return
         self._forget(partition)
-        self.on_lost(partition, why)
+        self.host.lost(partition, why)
 
     def _forget(self, partition: int) -> None:
         self.claims[partition] = ""
@@ -425,12 +452,8 @@ class Membership:
         """This node is about to leave: claim nothing more."""
         self._leaving = True
 
-    async def release(self, partition: int, settle: Callable[[int, Swept], None]) -> bool:
+    async def release(self, partition: int) -> bool:
         """Give a partition up, in which nothing runs any more; returns whether it is free now.
-
-        Args:
-            partition: which one.
-            settle: called with dispatches that are still to be settled, of earlier claims and of this one.
 
         Raises:
             JournalUnavailable: the store gave no answer; the lease runs out by itself.
@@ -447,18 +470,18 @@ class Membership:
                 return isinstance(result, Released)
             left = await self.journal.request(Sweep(partition, claim, own_from=own_from))
             if isinstance(left, Swept):
-                settle(partition, left)
+                self.host.settle_swept(partition, left)
                 own_from = left.own_next
         return False
 
-    async def _try_to_release(self, partition: int, settle: Callable[[int, Swept], None]) -> bool:
+    async def _try_to_release(self, partition: int) -> bool:
         try:
-            return await self.release(partition, settle)
+            return await self.release(partition)
         except JournalUnavailable as error:
             logger.info("partition %d is left to its lease: %s", partition, error)
             return False
 
-    async def release_all(self, settle: Callable[[int, Swept], None]) -> int:
+    async def release_all(self) -> int:
         """Give up every partition, as `release` does; returns how many could not be released.
 
         Raises:
@@ -476,7 +499,7 @@ class Membership:
         for partition, result in zip(owned, results, strict=True):
             is_free = isinstance(result, Released)
             if isinstance(result, Rejected) and self.claims[partition]:
-                is_free = await self._try_to_release(partition, settle)
+                is_free = await self._try_to_release(partition)
             self._forget(partition)
             kept += not is_free
         failures = [result for result in results if isinstance(result, JournalUnavailable)]

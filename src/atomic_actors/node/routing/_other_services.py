@@ -6,7 +6,7 @@ the system is left: a sender that is cancelled takes nothing with it.
 
     Outlets
     └─ billing (task)
-       └─ GroupCommit around a journal with the settings of service "billing"
+       └─ a commit queue around a journal with the settings of service "billing"
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.contracts._contracts import KnownKind
 from atomic_actors.contracts._remote_kinds import KnownKinds
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue, CrashSink
+from atomic_actors.journal.commit._commit_queues import CommitQueues
 
 __all__ = ("Outlets",)
 
@@ -31,19 +32,26 @@ __all__ = ("Outlets",)
 OPEN_LIMIT_S: Final = 10.0
 
 
-@define(eq=False)
 class _Outlet:
     """One other service. `ready` is set when it is open, or will not be."""
 
-    service: str
-    journal: GroupCommit
-    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
-    ready: anyio.Event = field(factory=anyio.Event)
-    is_open: bool = False
-    error: Exception | None = None
+    def __init__(self, service: str, journal: Journal, queues: CommitQueues) -> None:
+        self.service = service
+        self.journal = queues.around(journal, crashes=self)
+        self.scope = anyio.CancelScope()
+        self.ready = anyio.Event()
+        self.is_open = False
+        self.error: Exception | None = None
+
+    def crashed(self, error: BaseException) -> None:
+        """See `CrashSink`. That service's half of the store is wrong, which is no reason to end this one."""
+        logger.error("the way to service %r is closed: %s", self.service, error)
+        self.error = error if isinstance(error, Exception) else None
+        self.is_open = False
+        self.scope.cancel()
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Outlets:
     """Opens and keeps the journals of other services.
 
@@ -51,19 +59,17 @@ class Outlets:
         namespace: whose services they are.
         service: this node's own.
         open_journal: makes a journal with other settings in the same store; None where there can be none.
-        gather: puts a group commit around a journal.
+        queues: puts a commit queue around a journal.
         known: finds out which service a kind belongs to.
-        on_answer: told the store's time with each answer.
-        on_crash: told when an outlet ends by its own fault.
+        crashes: told when an outlet ends by its own fault.
     """
 
     namespace: str
     service: str
     open_journal: Callable[[JournalSettings], Journal] | None
-    gather: Callable[[Journal], GroupCommit]
+    queues: CommitQueues
     known: KnownKinds
-    on_answer: Callable[[int], None]
-    on_crash: Callable[[BaseException], None]
+    crashes: CrashSink
     _outlets: dict[str, _Outlet] = field(factory=dict[str, _Outlet], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
 
@@ -76,12 +82,12 @@ class Outlets:
         if self._task_group is not None:
             self._task_group.start_soon(function)
 
-    def get(self, service: str) -> GroupCommit | None:
+    def get(self, service: str) -> CommitQueue | None:
         """The journal of a service, if it is open."""
         outlet = self._outlets.get(service)
         return outlet.journal if outlet is not None and outlet.is_open else None
 
-    async def open(self, kind: KnownKind) -> GroupCommit:
+    async def open(self, kind: KnownKind) -> CommitQueue:
         """The journal of a kind's service; opened, where it is not.
 
         Raises:
@@ -104,17 +110,8 @@ class Outlets:
     def _begin(self, kind: KnownKind) -> _Outlet:
         if self._task_group is None or self.open_journal is None:
             raise StoreUnavailable(f"nothing was sent: there is no way to service {kind.service!r} from here")
-        outlet = _Outlet(kind.service, self.gather(self.open_journal(kind.journal_settings(self.namespace))))
-
-        def on_crash(error: BaseException) -> None:
-            # That service's half of the store is wrong, which is no reason to end this one.
-            logger.error("the way to service %r is closed: %s", kind.service, error)
-            outlet.error = error if isinstance(error, Exception) else None
-            outlet.is_open = False
-            outlet.scope.cancel()
-
-        outlet.journal.on_answer = self.on_answer
-        outlet.journal.on_crash = on_crash
+        journal = self.open_journal(kind.journal_settings(self.namespace))
+        outlet = _Outlet(kind.service, journal, self.queues)
         self._outlets[kind.service] = outlet
         self._task_group.start_soon(self._keep_open, outlet)
         return outlet
@@ -130,7 +127,7 @@ class Outlets:
             outlet.error = error
         except Exception as error:
             outlet.error = error
-            self.on_crash(error)
+            self.crashes.crashed(error)
         finally:
             outlet.is_open = False
             # The next one who needs it tries again.
@@ -140,7 +137,7 @@ class Outlets:
 
     # What the relay needs: it runs on callbacks.
 
-    def reach(self, service: str, kind: str, then: Callable[[GroupCommit | None], None]) -> None:
+    def reach(self, service: str, kind: str, then: Callable[[CommitQueue | None], None]) -> None:
         """Call `then` with the journal of a service, now if it is open; with None if it cannot be opened.
 
         Args:
@@ -156,8 +153,8 @@ class Outlets:
         else:
             self._task_group.start_soon(self._reach, service, kind, then)
 
-    async def _reach(self, service: str, kind: str, then: Callable[[GroupCommit | None], None]) -> None:
-        journal: GroupCommit | None = None
+    async def _reach(self, service: str, kind: str, then: Callable[[CommitQueue | None], None]) -> None:
+        journal: CommitQueue | None = None
         with anyio.move_on_after(OPEN_LIMIT_S):
             try:
                 known = self.known.get(kind) or await self.known.find(kind)

@@ -10,9 +10,8 @@ lost history, and what lies between is gone: that is reported, and the stream go
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, field
 
@@ -30,15 +29,31 @@ from atomic_actors.journal._protocol import (
     Result,
     Target,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.routing._other_services import Outlets
 
-__all__ = ("Relay",)
+__all__ = ("GapObserver", "Relay", "Waker")
 
 BATCH_MESSAGES: Final = 100
 
 #: Source and target.
 Stream = tuple[int, Target]
+
+
+class Waker(Protocol):
+    """Looks after the entities of this node."""
+
+    def wake(self, number: int, entity: str) -> None:
+        """An entity of a partition got something new."""
+        ...
+
+
+class GapObserver(Protocol):
+    """Reports that outbox messages are gone."""
+
+    def stream_lost(self, loss: HistoryLoss, source: int) -> None:
+        """A target has lost what it had taken from a source partition: the numbers are the stream's."""
+        ...
 
 
 @define(eq=False)
@@ -48,16 +63,16 @@ class Relay:
     Args:
         journal: where the streams are.
         claims: the claim id for each partition, "" where it is not owned.
-        wake: called with a partition and an entity that got something new.
         outlets: the ways to other services; None where there are none.
+        waker: learns which entities got something new.
+        observer: learns what is lost.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     claims: list[str]
-    wake: Callable[[int, str], None]
-    outlets: Outlets | None = None
-    #: Called with what a target had taken and has lost, and the source: the numbers are the stream's.
-    on_gap: Callable[[HistoryLoss, int], None] | None = field(default=None, init=False)
+    outlets: Outlets | None
+    waker: Waker
+    observer: GapObserver
     #: Streams under way; True where more was added in the meantime.
     _moving: dict[Stream, bool] = field(factory=dict[tuple[int, int | str], bool], init=False)
     moved: int = field(default=0, init=False)
@@ -114,7 +129,7 @@ class Relay:
         stream: Stream,
         claim: str,
         page: RelayPage,
-        journal: GroupCommit | None,
+        journal: CommitQueue | None,
         *,
         after_loss: bool = False,
     ) -> None:
@@ -135,7 +150,7 @@ class Relay:
             if isinstance(target, int):
                 # The owner in another service is told by its doorbell.
                 for entity in result.entities:
-                    self.wake(target, entity)
+                    self.waker.wake(target, entity)
 
         def on_acked(result: Result | JournalUnavailable) -> None:
             if not isinstance(result, RelayAcked):
@@ -148,7 +163,7 @@ class Relay:
 
         journal.enqueue(self._step_in(stream, page, after_loss=after_loss), on_relayed)
 
-    def _measure_gap(self, stream: Stream, claim: str, page: RelayPage, journal: GroupCommit) -> None:
+    def _measure_gap(self, stream: Stream, claim: str, page: RelayPage, journal: CommitQueue) -> None:
         """Find out what the target still knows, report what it has lost, and go on behind that."""
         source, target = stream
 
@@ -157,9 +172,9 @@ class Relay:
                 self._stop(stream, result)
                 return
             taken = page.entries[0].number - 1
-            if result.last < taken and self.on_gap is not None:
+            if result.last < taken:
                 number = target if isinstance(target, int) else int(target.rpartition("/")[2])
-                self.on_gap(HistoryLoss(number, taken, result.last), source)
+                self.observer.stream_lost(HistoryLoss(number, taken, result.last), source)
             self._send(stream, claim, page, journal, after_loss=True)
 
         journal.enqueue(self._step_in(stream, page, after_loss=False, empty=True), on_last)

@@ -19,7 +19,8 @@ from attrs import define, field
 
 from atomic_actors.actors._declarations import Outbox
 from atomic_actors.actors._kinds import BoundHandler, Kind
-from atomic_actors.actors._messages import Message, RawMessage, message_name
+from atomic_actors.actors._messages import RawMessage, message_name
+from atomic_actors.base._config import Config
 from atomic_actors.base._errors import (
     ActorLimitExceeded,
     AskTimeout,
@@ -33,17 +34,19 @@ from atomic_actors.base._errors import (
     SystemNotRunning,
     UnknownMessageType,
 )
-from atomic_actors.base._oneshot import Cell
+from atomic_actors.base._oneshot import Backend, Cell
 from atomic_actors.base._records import EntityRef, Receipt
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._envelope import encode_plain
-from atomic_actors.node.execution._children import Children
-from atomic_actors.node.execution._turn import TurnContext, TurnServices, current_activation
+from atomic_actors.node.execution._body import Body
+from atomic_actors.node.execution._entity_state import EntityState
+from atomic_actors.node.execution._turn import TurnCalls, TurnContext, current_activation
+from atomic_actors.node.execution._turn_scope import Children, TurnScope
+from atomic_actors.node.ownership._membership import Membership
 
 __all__ = ("Failed", "VolatileKinds", "Waiting")
 
-BUCKET_S: Final = 0.05
 #: Messages that may wait for one volatile entity where the kind sets no `max_depth`.
 DEFAULT_DEPTH: Final = 10_000
 
@@ -108,70 +111,39 @@ class _VolatileActivation:
     kind: Kind
     ref: EntityRef
     partition: int
-    used_at_s: float
-    state: Any = None
-    #: The state's bytes after the last turn that ended well: what a failed turn goes back to.
-    committed: bytes = b""
-    closing: bool = False
+    #: Asked to passivate.
+    closing: bool
+    used_at_s: float = field(init=False)
+    #: Its `committed` bytes are those after the last turn that ended well: what a failed turn goes back to.
+    state: EntityState = field(init=False)
     #: Its node does not own the partition any more: it is being cancelled, and nothing may begin in it.
-    is_lost: bool = False
-    running: bool = False
-    #: When the handler that runs now is cut off, on the backend's clock; 0 while none runs or nothing limits it.
-    deadline_s: float = field(default=0.0, init=False)
+    is_lost: bool = field(default=False, init=False)
+    is_running: bool = field(default=False, init=False)
     mailbox: deque[Waiting] = field(factory=deque[Waiting], init=False)
     idle: Cell[None] | None = field(default=None, init=False)
+    turn_scope: TurnScope = field(factory=TurnScope, init=False)
+    context: TurnContext = field(init=False)
     _instance: Any = field(default=None, init=False)
-    _context: TurnContext = field(init=False)
     _children: Children = field(init=False)
-    _task_group: TaskGroup | None = field(default=None, init=False)
     _turns: int = field(default=0, init=False)
-    _limit_s: float = field(init=False)
-    _scope: anyio.CancelScope | None = field(default=None, init=False)
-    #: The scope was cancelled for a deadline; whatever becomes of the turn, nothing more may run in it.
-    _is_cut: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._limit_s = self.kind.settings.turn_timeout_s
-        self._context = TurnContext(self, Outbox(self.owner.max_outbox_messages))
-        self._children = Children(self.owner.new_cell, lambda: None)
+        backend, config = self.owner.backend, self.owner.config
+        self.used_at_s = backend.clock()
+        self.state = EntityState(self.kind, str(self.ref), config.max_payload_bytes)
+        self.context = TurnContext(self, Outbox(config.max_outbox_messages))
+        self._children = Children(backend, None)
 
     @property
-    def services(self) -> TurnServices:
-        """The node (`TurnHost`)."""
-        return self.owner.services
-
-    @property
-    def context(self) -> TurnContext:
-        """What the running handler sees (`TurnHost`)."""
-        return self._context
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a handler runs (`TurnHost`)."""
-        return self.running
-
-    def get_state(self) -> Any:
-        """The state, wherever the handler's code put it (`TurnHost`)."""
-        holder = self._instance
-        return (
-            self.state if holder is None or holder is self._context or not self._has_state else holder.state
-        )
-
-    def set_state(self, state: Any) -> None:
-        """Replace the state (`TurnHost`)."""
-        self.state = state
-        if self._instance is not None and self._instance is not self._context:
-            self._instance.state = state
-
-    @property
-    def _has_state(self) -> bool:
-        return self.kind.decode_state is not None
+    def calls(self) -> TurnCalls:
+        """The sender of its system (`CurrentActivation`)."""
+        return self.owner.calls
 
     def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
-        """Run a task that ends before the turn does (`TurnHost`)."""
-        if self._task_group is None or not self.running:
+        """Run a task that ends before the turn does (`CurrentActivation`)."""
+        if not self.is_running:
             raise NotSupported("context.start_soon: only while the handler runs")
-        self._children.start(self._task_group, function, args)
+        self._children.start(function, args)
 
     def put(self, waiting: Waiting) -> None:
         self.mailbox.append(waiting)
@@ -186,69 +158,57 @@ class _VolatileActivation:
             self.idle = None
             idle.set(None)
 
-    def cut_if_late(self, now_s: float) -> None:
-        """Cut the running handler if its time is up; called by the sweeper."""
-        if 0 < self.deadline_s <= now_s and self._scope is not None:
-            self.deadline_s = 0.0
-            self._is_cut = True
-            self._scope.cancel()
-
     def end(self) -> None:
         """Cancel what runs: the partition belongs to nobody here. What has not begun does not run."""
         self.is_lost = True
         lost = Failed(OwnerUnavailable(f"{self.ref}: its partition was lost before the message began"))
         while self.mailbox:
             self.mailbox.popleft().resolve(lost)
-        if self._task_group is not None:
-            self._task_group.cancel_scope.cancel()
+        if self._children.task_group is not None:
+            self._children.task_group.cancel_scope.cancel()
 
     async def run(self) -> None:
         # The task was started by whoever asked first; that asker's turn is none of ours.
         current_activation.set(self)
         ended_well = False
         try:
-            async with anyio.create_task_group() as self._task_group:
+            async with anyio.create_task_group() as self._children.task_group:
                 if not self.is_lost:
                     await self._start()
                     await self._serve()
                     await self._stop()
             ended_well = True
         except Exception as error:
-            self.owner.on_crash(error)
+            self.owner.body.crashed(error)
         finally:
             self.owner.ended(self, ended_well=ended_well)
 
     async def _serve(self) -> None:
         # One scope covers turn after turn; only after a cut there is a new one.
         while True:
-            with anyio.CancelScope() as self._scope:
+            with anyio.CancelScope() as self.turn_scope.scope:
                 await self._work()
-            self.running, self.deadline_s = False, 0.0
-            if not self._is_cut:
+            self.is_running, self.turn_scope.deadline_s = False, 0.0
+            if self.turn_scope.cut_by is None:
                 return
-            self._is_cut = False
+            self.turn_scope.cut_by = None
 
     async def _work(self) -> None:
-        mailbox, new_cell, owns, partition = (
-            self.mailbox,
-            self.owner.new_cell,
-            self.owner.owns,
-            self.partition,
-        )
+        mailbox, owner, partition, turn_scope = self.mailbox, self.owner, self.partition, self.turn_scope
         while True:
             while mailbox:
                 if self.is_lost:
                     return
                 waiting = mailbox.popleft()
-                if not waiting.done and (owns(partition) or self._give_back(waiting)):
-                    self.running = True
+                if not waiting.done and (owner.owns(partition) or self._give_back(waiting)):
+                    self.is_running = True
                     await self._turn(waiting)
-                    self.running, self.deadline_s = False, 0.0
-                    if self._is_cut:
+                    self.is_running, turn_scope.deadline_s = False, 0.0
+                    if turn_scope.cut_by is not None:
                         return
             if self.closing or self.is_lost:
                 return
-            self.idle = new_cell()
+            self.idle = owner.backend.new_cell()
             await self.idle
 
     def _give_back(self, waiting: Waiting) -> bool:
@@ -257,17 +217,18 @@ class _VolatileActivation:
         return False
 
     async def _start(self) -> None:
-        self.state = self.kind.new_state()
+        state = self.state
+        state.value = self.kind.new_state()
         try:
             if self.kind.free:
-                self._instance = self._context
+                self._instance = self.context
             else:
                 self._instance = self.kind.spec.make_instance()
-                self._instance.context = self._context
-                self._instance.outbox = self._context.outbox
-                self._instance.state = self.state
+                self._instance.context = self.context
+                self._instance.outbox = self.context.outbox
+                state.hold_in(self._instance)
             if self.kind.encode_state is not None:
-                self.committed = self.kind.encode_state(self.state)
+                state.committed = self.kind.encode_state(state.value)
             if self.kind.spec.on_activate is not None:
                 await self.kind.spec.on_activate(self._instance)
         except Exception as error:
@@ -290,14 +251,14 @@ class _VolatileActivation:
                 logger.exception("on_passivate of %s raised", self.ref)
 
     async def _turn(self, waiting: Waiting) -> None:
-        spec = waiting.handler.spec
+        spec, limit_s = waiting.handler.spec, self.kind.settings.turn_timeout_s
         self._turns += 1
         message_id = f"{self.ref}/{self._turns:032x}"
         deadline_s = waiting.deadline_s
-        if self._limit_s:
-            self.deadline_s = self.owner.clock() + self._limit_s
-            deadline_s = min(deadline_s, self.deadline_s)
-        self._context.begin(message_id, 1, deadline_s, waiting.path, transactional=False)
+        if limit_s:
+            self.turn_scope.deadline_s = self.owner.backend.clock() + limit_s
+            deadline_s = min(deadline_s, self.turn_scope.deadline_s)
+        self.context.begin(message_id, 1, deadline_s, waiting.path, transactional=False)
         try:
             try:
                 reply = await spec.function(self._instance, waiting.message)
@@ -317,7 +278,7 @@ class _VolatileActivation:
                 logger.exception("%s failed in %s", spec.location, self.ref)
             waiting.resolve(Failed(_handler_failed(error)))
         except BaseException:
-            if self._is_cut:
+            if self.turn_scope.cut_by is not None:
                 await self._after_cut(waiting)
             else:
                 text = (
@@ -327,14 +288,14 @@ class _VolatileActivation:
                 waiting.resolve(Failed(Interrupted(text)))
             raise
         else:
-            outbox = self._context.outbox
+            outbox = self.context.outbox
             if len(outbox):
                 entries = list(outbox)
                 outbox.clear()
                 for entity, message in entries:
-                    self.owner.send_other(entity, message)
+                    self.owner.calls.send_soon(entity, message)
             waiting.resolve(reply)
-        self.used_at_s = self.owner.clock()
+        self.used_at_s = self.owner.backend.clock()
 
     async def _after_cut(self, waiting: Waiting) -> None:
         """The handler was still running at its deadline: undo what it did, then say so."""
@@ -344,7 +305,7 @@ class _VolatileActivation:
         self._children.take_error()
         self._roll_back()
         failed = HandlerFailed(
-            f"DeadlineExceeded: the handler was still running after turn_timeout_s={self._limit_s:g}",
+            f"DeadlineExceeded: the handler was still running after turn_timeout_s={self.kind.settings.turn_timeout_s:g}",
             error_type="DeadlineExceeded",
         )
         if not waiting.is_asked:
@@ -355,19 +316,19 @@ class _VolatileActivation:
         encode = self.kind.encode_state
         if encode is None:
             return
-        after = encode(self.get_state())
-        if handler.spec.query and (after != self.committed or len(self._context.outbox)):
+        after = encode(self.state.value)
+        if handler.spec.query and (after != self.state.committed or len(self.context.outbox)):
             raise QueryChangedState(
                 f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
                 "make its message a Command"
             )
-        self.committed = after
+        self.state.committed = after
 
     def _roll_back(self) -> None:
-        self._context.outbox.clear()
+        self.context.outbox.clear()
         decode = self.kind.decode_state
         if decode is not None:
-            self.set_state(decode(self.committed))
+            self.state.value = decode(self.state.committed)
 
 
 def _handler_failed(error: Exception) -> HandlerFailed:
@@ -381,36 +342,42 @@ class VolatileKinds:
     """Every volatile entity that is alive on this node.
 
     Args:
-        owns: whether this node's lease on a partition certainly holds.
-
-    `services` (the node), `send_other` (an outbox message) and `on_crash` are set by the composition
-    root, since they need the system themselves.
+        membership: which partitions this node owns.
+        body: ends the system if an activation fails by our own fault.
     """
 
-    new_cell: Callable[[], Cell[Any]]
-    clock: Callable[[], float]
-    owns: Callable[[int], bool]
-    max_activations: int
-    max_outbox_messages: int
-    services: TurnServices = field(init=False)
-    send_other: Callable[[EntityRef, Message[Any]], None] = field(init=False)
-    on_crash: Callable[[BaseException], None] = field(init=False)
+    config: Config
+    backend: Backend
+    membership: Membership
+    body: Body
+    #: Sends what turns send. It hands messages over here, so it comes with `start`: no turn runs before.
+    calls: TurnCalls = field(init=False)
+    #: Partitions that are being released: nothing begins there any more.
+    releasing: set[int] = field(factory=set[int], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
     _by_ref: OrderedDict[EntityRef, _VolatileActivation] = field(
         factory=OrderedDict[EntityRef, _VolatileActivation], init=False
     )
-    _ends: dict[int, list[Waiting]] = field(factory=dict[int, list[Waiting]], init=False)
-    _next_bucket: int = field(default=0, init=False)
+    _ends: TimerWheel[Waiting] = field(factory=TimerWheel[Waiting], init=False)
     _told: int = field(default=0, init=False)
     #: Partitions that are being drained; None stands for all of them.
     _closing: list[int | None] = field(factory=list[int | None], init=False)
     #: Those who wait until something has ended.
     _ended: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
 
-    def start(self, task_group: TaskGroup) -> None:
-        """Use `task_group` for the activations."""
+    def start(self, task_group: TaskGroup, calls: TurnCalls) -> None:
+        """Use `task_group` for the activations, and `calls` for what turns send."""
         self._task_group = task_group
-        self._next_bucket = int(self.clock() / BUCKET_S)
+        self.calls = calls
+
+    def owns(self, partition: int) -> bool:
+        """Whether this node's lease on a partition certainly holds, and it is not being released."""
+        return self.membership.is_valid(partition) and partition not in self.releasing
+
+    def claim_of(self, partition: int) -> str:
+        """The claim under which others may send messages here; "" where they are for the next owner."""
+        is_ours = self.owns(partition) and not self.is_draining(partition)
+        return self.membership.claims[partition] if is_ours else ""
 
     async def ask(
         self,
@@ -428,8 +395,8 @@ class VolatileKinds:
             NotExecuted: `QueueDepthExceeded`, `ActorLimitExceeded`; `OwnerUnavailable` where this node does not own
                 the partition, or lost it before the message began.
         """
-        deadline_s = self.clock() + timeout_s if timeout_s else float("inf")
-        cell = self.new_cell()
+        deadline_s = self.backend.clock() + timeout_s if timeout_s else float("inf")
+        cell = self.backend.new_cell()
         waiting = Waiting(*self._handler(kind, message), cell, deadline_s, path)
         self.hand_over(kind, ref, partition, waiting)
         try:
@@ -449,8 +416,7 @@ class VolatileKinds:
         """
         self._activation(kind, ref, partition).put(waiting)
         if waiting.deadline_s != float("inf"):
-            bucket = int(waiting.deadline_s / BUCKET_S) + 1
-            self._ends.setdefault(bucket, []).append(waiting)
+            self._ends.add(waiting.deadline_s, waiting)
 
     def tell(self, kind: Kind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
         """Hand a message over; it is handled at most once."""
@@ -488,8 +454,9 @@ class VolatileKinds:
             raise SystemNotRunning("the actor system is not running")
         if not self.owns(partition):
             raise self._not_owned(ref)
-        if self.max_activations and len(self._by_ref) >= self.max_activations and not self._evict():
-            raise ActorLimitExceeded(f"{ref}: {self.max_activations} activations are busy (max_activations)")
+        limit = self.config.max_activations
+        if limit and len(self._by_ref) >= limit and not self._evict():
+            raise ActorLimitExceeded(f"{ref}: {limit} activations are busy (max_activations)")
         return self._make(kind, ref, partition)
 
     def _not_owned(self, ref: EntityRef) -> OwnerUnavailable:
@@ -497,8 +464,7 @@ class VolatileKinds:
 
     def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
         assert self._task_group is not None
-        activation = _VolatileActivation(self, kind, ref, partition, self.clock())
-        activation.closing = self.is_draining(partition)
+        activation = _VolatileActivation(self, kind, ref, partition, closing=self.is_draining(partition))
         self._by_ref[ref] = activation
         self._task_group.start_soon(activation.run)
         return activation
@@ -509,7 +475,7 @@ class VolatileKinds:
 
     def _evict(self) -> bool:
         for activation in self._by_ref.values():
-            if not activation.running and not activation.mailbox and not activation.closing:
+            if not activation.is_running and not activation.mailbox and not activation.closing:
                 self.close(activation)
                 return True
         return False
@@ -538,15 +504,13 @@ class VolatileKinds:
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, cut handlers that run too long, passivate the idle."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for waiting in take_due(self._ends, first, last):
+        for waiting in self._ends.due(now_s):
             if not waiting.done:
                 waiting.resolve(Failed(AskTimeout("no reply in time; a volatile kind keeps no result")))
         for activation in list(self._by_ref.values()):
-            activation.cut_if_late(now_s)
+            activation.turn_scope.cut_if_late(now_s)
             limit_s = activation.kind.settings.idle_timeout_s
-            idle = not activation.running and not activation.mailbox
+            idle = not activation.is_running and not activation.mailbox
             if limit_s and idle and activation.used_at_s + limit_s <= now_s:
                 self.close(activation)
 
@@ -583,7 +547,7 @@ class VolatileKinds:
     async def wait_ended(self, partition: int | None = None) -> None:
         """Wait until nothing of a partition (of all where left out) is alive here."""
         while self._alive_in(partition):
-            ended = self.new_cell()
+            ended = self.backend.new_cell()
             self._ended.append(ended)
             await ended
 

@@ -5,7 +5,7 @@ taken of a stream is exactly its beginning, in order: a number that is not the n
 everything behind it, until the sender begins a new stream with what is left. So a frame that was lost, or was
 refused because the partition is not ours, changes no order; and one that comes twice runs once.
 
-What became of a message goes back as one frame `told`, with one of these words:
+What became of a message goes back as one `ReportFrame`, with one of these words:
 
     moved        not taken, and nothing behind it either: look the owner up and send it again
     dropped      it was taken, and its partition was lost before it began: send it again
@@ -14,14 +14,14 @@ What became of a message goes back as one frame `told`, with one of these words:
     failed       with the type and the text of the handler's exception
     error        with the code and the text of any other error
 
-A message that nobody waits for is only told of where it did not run.
+A message that nobody waits for is reported only where it did not run.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 from attrs import define, field
 
@@ -42,7 +42,9 @@ from atomic_actors.base._errors import (
 from atomic_actors.base._records import EntityRef
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._envelope import Refusal, encode_plain
+from atomic_actors.codec._frames import AskFrame, ForgetFrame, FrameId, MessageFrame, ReportFrame, TellFrame
 from atomic_actors.codec._refusals import home_of
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.volatile._activations import Failed, VolatileKinds, Waiting
 
 __all__ = ("VolatileHost",)
@@ -51,37 +53,28 @@ __all__ = ("VolatileHost",)
 STREAMS_MAX: Final = 20_000
 MAX_ERROR_CHARACTERS: Final = 2_000
 
-#: A sender's node, its stream, and the number in it: names a message while it is here.
-Frame = tuple[str, int, int]
-
-
-class Pusher(Protocol):
-    """Sends frames to other nodes."""
-
-    def push(self, node_id: str, frame: Sequence[Any]) -> None:
-        """Queue a frame for a node."""
-        ...
-
 
 class _RemoteAnswer:
     """Sends what became of a message to the node that it came from (`Answer`)."""
 
-    __slots__ = ("frame", "handler", "host", "is_asked")
+    __slots__ = ("frame_id", "handler", "host", "is_asked")
 
-    def __init__(self, host: VolatileHost, frame: Frame, handler: BoundHandler, *, is_asked: bool) -> None:
+    def __init__(
+        self, host: VolatileHost, frame_id: FrameId, handler: BoundHandler, *, is_asked: bool
+    ) -> None:
         self.host = host
-        self.frame = frame
+        self.frame_id = frame_id
         self.handler = handler
         self.is_asked = is_asked
 
     def set(self, value: Any) -> None:
         """See `Answer.set`."""
         host = self.host
-        host.asked.pop(self.frame, None)
+        host.asked.pop(self.frame_id, None)
         if type(value) is Failed:
             error = value.error
             if self.is_asked or isinstance(error, NotExecuted):
-                host.tell_error(self.frame, error)
+                host.report_error(self.frame_id, error)
         elif self.is_asked:
             self._send_reply(value)
 
@@ -96,9 +89,9 @@ class _RemoteAnswer:
                 )
         except UsageError as error:
             logger.error("%s ran, and its reply cannot be sent: %s", self.handler.spec.location, error)
-            host.tell_error(self.frame, error)
+            host.report_error(self.frame_id, error)
         else:
-            host.tell(self.frame, "completed", data)
+            host.report(self.frame_id, "completed", data)
 
 
 @define(eq=False)
@@ -108,7 +101,7 @@ class VolatileHost:
     Args:
         volatile: runs them.
         kinds: what there are handlers for.
-        exchange: how answers go back.
+        messenger: how answers go back.
         claim_of: the claim under which this node certainly owns a partition now; "" where it does not, or is
             about to give it up.
         clock: seconds, the backend's clock.
@@ -118,7 +111,7 @@ class VolatileHost:
 
     volatile: VolatileKinds
     kinds: dict[str, Kind]
-    exchange: Pusher
+    messenger: NodeMessenger
     claim_of: Callable[[int], str]
     clock: Callable[[], float]
     encode_refusal: Callable[[Refused], tuple[str, Any]]
@@ -126,66 +119,45 @@ class VolatileHost:
     #: Nothing more is taken: the node is about to leave.
     closed: bool = field(default=False, init=False)
     #: What was taken and is not answered yet, for senders that stop waiting.
-    asked: dict[Frame, Waiting] = field(factory=dict[Frame, Waiting], init=False)
+    asked: dict[FrameId, Waiting] = field(factory=dict[FrameId, Waiting], init=False)
     #: The last frame that was taken, as `(stream, number)`, of each sender and partition.
     _last: OrderedDict[tuple[str, int], tuple[int, int]] = field(
         factory=OrderedDict[tuple[str, int], tuple[int, int]], init=False
     )
 
-    def on_ask(
-        self,
-        partition: int,
-        claim: str,
-        entity: str,
-        name: str,
-        payload: bytes,
-        sender: str,
-        stream: int,
-        number: int,
-        left_ms: int,
-        path: list[str],
-        *_: object,
-    ) -> None:
-        """A frame `ask`: somebody waits `left_ms` milliseconds more for the reply (0: without end)."""
-        if not left_ms >= 0:
-            raise ValueError(f"left_ms: {left_ms!r} is no time")
-        if self._accept(partition, claim, sender, stream, number):
-            deadline_s = self.clock() + left_ms / 1000 if left_ms else float("inf")
-            self._take(partition, entity, name, payload, (sender, stream, number), deadline_s, tuple(path))
+    def close(self) -> None:
+        """Take nothing more: the node is about to leave."""
+        self.closed = True
 
-    def on_tell(
-        self,
-        partition: int,
-        claim: str,
-        entity: str,
-        name: str,
-        payload: bytes,
-        sender: str,
-        stream: int,
-        number: int,
-        *_: object,
-    ) -> None:
-        """A frame `tell`."""
-        if self._accept(partition, claim, sender, stream, number):
-            self._take(partition, entity, name, payload, (sender, stream, number), None, ())
+    def on_ask(self, frame: AskFrame) -> None:
+        """A message whose sender waits for the reply."""
+        if self._accept(frame):
+            deadline_s = self.clock() + frame.left_ms / 1000 if frame.left_ms else float("inf")
+            self._take(frame, deadline_s, frame.path, is_asked=True)
 
-    def on_forget(self, sender: str, stream: int, number: int, *_: object) -> None:
-        """A frame `forget`: nobody waits for that ask any more; what has not begun does not run."""
-        waiting = self.asked.pop((sender, stream, number), None)
+    def on_tell(self, frame: TellFrame) -> None:
+        """A message whose reply nobody waits for."""
+        if self._accept(frame):
+            self._take(frame, float("inf"), (), is_asked=False)
+
+    def on_forget(self, frame: ForgetFrame) -> None:
+        """The sender of an ask does not wait any more; what has not begun does not run."""
+        waiting = self.asked.pop(frame.frame_id, None)
         if waiting is not None:
             waiting.done = True
 
-    def _accept(self, partition: int, claim: str, sender: str, stream: int, number: int) -> bool:
-        place = (sender, partition)
+    def _accept(self, frame: MessageFrame) -> bool:
+        stream, number = frame.stream, frame.number
+        place = (frame.sender, frame.partition)
         last_stream, last_number = self._last.get(place, (0, 0))
         if (stream, number) <= (last_stream, last_number):
-            # Taken before, or overtaken by a newer stream: what became of it is not said twice.
-            logger.debug("frame %d of stream %d from node %s came before", number, stream, sender)
+            # Taken before, or overtaken by a newer stream: what became of it is not reported twice.
+            logger.debug("frame %d of stream %d from node %s came before", number, stream, frame.sender)
             return False
         expected = last_number + 1 if stream == last_stream else 1
-        is_ours = not self.closed and claim == self.claim_of(partition)
-        if not claim or not is_ours or number != expected:
-            self.tell((sender, stream, number), "moved")
+        is_ours = not self.closed and frame.claim == self.claim_of(frame.partition)
+        if not frame.claim or not is_ours or number != expected:
+            self.report(frame.frame_id, "moved")
             return False
         self._last[place] = (stream, number)
         self._last.move_to_end(place)
@@ -193,37 +165,21 @@ class VolatileHost:
             self._last.popitem(last=False)
         return True
 
-    def _take(
-        self,
-        partition: int,
-        entity: str,
-        name: str,
-        payload: bytes,
-        frame: Frame,
-        deadline_s: float | None,
-        path: tuple[str, ...],
-    ) -> None:
-        is_asked = deadline_s is not None
+    def _take(self, frame: MessageFrame, deadline_s: float, path: tuple[str, ...], *, is_asked: bool) -> None:
+        frame_id = frame.frame_id
         try:
-            ref = EntityRef.parse(entity)
-            kind, handler = self._find(ref, name)
-            content = handler.decode_payload(payload)
-            message = RawMessage(name, content) if handler.spec.raw else content
-            answer = _RemoteAnswer(self, frame, handler, is_asked=is_asked)
-            waiting = Waiting(
-                message,
-                handler,
-                answer,
-                deadline_s if deadline_s is not None else float("inf"),
-                path,
-                is_asked=is_asked,
-            )
-            self.volatile.hand_over(kind, ref, partition, waiting)
+            ref = EntityRef.parse(frame.entity_key)
+            kind, handler = self._find(ref, frame.name)
+            content = handler.decode_payload(frame.payload)
+            message = RawMessage(frame.name, content) if handler.spec.raw else content
+            answer = _RemoteAnswer(self, frame_id, handler, is_asked=is_asked)
+            waiting = Waiting(message, handler, answer, deadline_s, path, is_asked=is_asked)
+            self.volatile.hand_over(kind, ref, frame.partition, waiting)
         except AtomicActorsError as error:
-            self.tell_error(frame, error)
+            self.report_error(frame_id, error)
         else:
             if is_asked and not waiting.done:
-                self.asked[frame] = waiting
+                self.asked[frame_id] = waiting
 
     def _find(self, ref: EntityRef, name: str) -> tuple[Kind, BoundHandler]:
         kind = self.kinds.get(ref.kind)
@@ -236,25 +192,25 @@ class VolatileHost:
             )
         return kind, handler
 
-    # Telling.
+    # Reporting.
 
-    def tell(self, frame: Frame, word: str, data: Any = None) -> None:
-        """Say what became of a message."""
-        sender, stream, number = frame
-        self.exchange.push(sender, ("told", stream, number, word, data))
+    def report(self, frame_id: FrameId, word: str, data: Any = None) -> None:
+        """Report what became of a message."""
+        sender, stream, number = frame_id
+        self.messenger.push(sender, ReportFrame(stream, number, word, data))
 
-    def tell_error(self, frame: Frame, error: BaseException) -> None:
-        """Say that a message did not end well."""
+    def report_error(self, frame_id: FrameId, error: BaseException) -> None:
+        """Report that a message did not end well."""
         if isinstance(error, AskTimeout):
             return  # the asker's own clock says so
         if isinstance(error, OwnerUnavailable):
-            self.tell(frame, "dropped")
+            self.report(frame_id, "dropped")
         elif isinstance(error, Refused):
             name, details = self.encode_refusal(error)
             text = str(error) if type(error) is Refused else ""
-            self.tell(frame, "refused", encode_plain(Refusal(name, details, text, home_of(type(error)))))
+            self.report(frame_id, "refused", encode_plain(Refusal(name, details, text, home_of(type(error)))))
         elif isinstance(error, HandlerFailed):
-            self.tell(frame, "failed", [error.error_type, str(error)[:MAX_ERROR_CHARACTERS]])
+            self.report(frame_id, "failed", [error.error_type, str(error)[:MAX_ERROR_CHARACTERS]])
         else:
             code = error.code if isinstance(error, AtomicActorsError) else AtomicActorsError.code
-            self.tell(frame, "error", [code, str(error)[:MAX_ERROR_CHARACTERS]])
+            self.report(frame_id, "error", [code, str(error)[:MAX_ERROR_CHARACTERS]])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from attrs import define, field
 
@@ -35,9 +35,11 @@ from atomic_actors.base._errors import (
 )
 from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._telemetry import logger
-from atomic_actors.base._timer_wheel import take_due
+from atomic_actors.base._timer_wheel import TimerWheel
+from atomic_actors.codec._frames import AskFrame, ForgetFrame, MessageFrame, ReportFrame, TellFrame
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("VolatileRoutes",)
 
@@ -50,22 +52,6 @@ WATCH_S: Final = 0.5
 KEEP_TELLS_S: Final = 2.0
 #: Messages that may wait for the owner of one partition.
 WAITING_MAX: Final = 10_000
-BUCKET_S: Final = 0.05
-
-
-class Channel(Protocol):
-    """Sends frames to other nodes."""
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether what others push to this node arrives now."""
-        ...
-
-    def push(
-        self, node_id: str, frame: Sequence[Any], on_sent: Callable[[int | None], None] | None = None
-    ) -> None:
-        """Queue a frame for a node."""
-        ...
 
 
 class _Outgoing:
@@ -96,6 +82,7 @@ class _Outgoing:
     def __init__(
         self,
         route: _Route,
+        *,
         order: int,
         entity: str,
         name: str,
@@ -103,7 +90,6 @@ class _Outgoing:
         deadline_s: float,
         path: tuple[str, ...],
         cell: Cell[Any],
-        *,
         is_asked: bool,
     ) -> None:
         self.route = route
@@ -132,7 +118,7 @@ class _Outgoing:
 class _Route:
     """The way to the owner of one partition."""
 
-    journal: GroupCommit
+    journal: CommitQueue
     partition: int
     #: The owner, as the last look-up found it; "" while it has to be looked up.
     node_id: str = ""
@@ -160,7 +146,7 @@ class VolatileRoutes:
     """Sends volatile messages to the owners of their partitions.
 
     Args:
-        exchange: how frames go out.
+        messenger: how frames go out.
         node_id: this node.
         node_of: the node id in what a lease says of its owner; "" where that cannot be read.
         new_cell: the backend's one-shot cell.
@@ -169,7 +155,7 @@ class VolatileRoutes:
         accept_timeout_s: how long a message that nobody waits for may wait for an owner.
     """
 
-    exchange: Channel
+    messenger: NodeMessenger
     node_id: str
     node_of: Callable[[bytes], str]
     new_cell: Callable[[], Cell[Any]]
@@ -179,22 +165,19 @@ class VolatileRoutes:
     #: By service and partition.
     _routes: dict[tuple[str, int], _Route] = field(factory=dict[tuple[str, int], _Route], init=False)
     _frames: dict[tuple[int, int], _Outgoing] = field(factory=dict[tuple[int, int], _Outgoing], init=False)
-    _ends: dict[int, list[_Outgoing]] = field(factory=dict[int, list[_Outgoing]], init=False)
-    _next_bucket: int = field(init=False)
+    _ends: TimerWheel[_Outgoing] = field(factory=TimerWheel[_Outgoing], init=False)
     _orders: int = field(default=0, init=False)
     _streams: int = field(default=0, init=False)
     #: How many look-ups there were.
     looked_up: int = field(default=0, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._next_bucket = int(self.clock() / BUCKET_S)
-
     # Sending.
 
     async def ask(
         self,
-        journal: GroupCommit,
+        journal: CommitQueue,
         partition: int,
+        *,
         entity: str,
         name: str,
         payload: bytes,
@@ -218,7 +201,16 @@ class VolatileRoutes:
             Refused, HandlerFailed: it ran.
             UsageError: the owner does not know the kind or the message, or cannot send the reply.
         """
-        outgoing = self._send(journal, partition, entity, name, payload, timeout_s, path, is_asked=True)
+        outgoing = self._send(
+            journal,
+            partition,
+            entity=entity,
+            name=name,
+            payload=payload,
+            timeout_s=timeout_s,
+            path=path,
+            is_asked=True,
+        )
         try:
             value = await outgoing.cell
         except BaseException:
@@ -230,7 +222,7 @@ class VolatileRoutes:
         return value
 
     def tell(
-        self, journal: GroupCommit, partition: int, entity: str, name: str, payload: bytes
+        self, journal: CommitQueue, partition: int, entity: str, name: str, payload: bytes
     ) -> Cell[AtomicActorsError | int]:
         """Send a message that nobody waits for.
 
@@ -241,25 +233,33 @@ class VolatileRoutes:
         Raises:
             QueueDepthExceeded: too many wait for the owner of this partition already.
         """
-        return self._send(
-            journal, partition, entity, name, payload, self.accept_timeout_s, (), is_asked=False
-        ).cell
+        outgoing = self._send(
+            journal,
+            partition,
+            entity=entity,
+            name=name,
+            payload=payload,
+            timeout_s=self.accept_timeout_s,
+            path=(),
+            is_asked=False,
+        )
+        return outgoing.cell
 
-    def waits_for(self, journal: GroupCommit, partition: int) -> bool:
+    def waits_for(self, journal: CommitQueue, partition: int) -> bool:
         """Whether messages wait for the partition's owner: what comes after them must not overtake them."""
         route = self._routes.get((journal.settings.service, partition))
         return route is not None and bool(route.waiting)
 
     def _send(
         self,
-        journal: GroupCommit,
+        journal: CommitQueue,
         partition: int,
+        *,
         entity: str,
         name: str,
         payload: bytes,
         timeout_s: float,
         path: tuple[str, ...],
-        *,
         is_asked: bool,
     ) -> _Outgoing:
         key = (journal.settings.service, partition)
@@ -276,17 +276,25 @@ class VolatileRoutes:
         self._orders += 1
         deadline_s = self.clock() + timeout_s if timeout_s else float("inf")
         outgoing = _Outgoing(
-            route, self._orders, entity, name, payload, deadline_s, path, self.new_cell(), is_asked=is_asked
+            route,
+            order=self._orders,
+            entity=entity,
+            name=name,
+            payload=payload,
+            deadline_s=deadline_s,
+            path=path,
+            cell=self.new_cell(),
+            is_asked=is_asked,
         )
         if timeout_s:
-            self._ends.setdefault(int(deadline_s / BUCKET_S) + 1, []).append(outgoing)
+            self._ends.add(deadline_s, outgoing)
         route.waiting.append(outgoing)
         self._flush(route)
         return outgoing
 
     def _flush(self, route: _Route) -> None:
         """Send what waits, where it is known whereto; else have that looked up."""
-        if not self.exchange.is_heard:
+        if not self.messenger.is_heard:
             route.trouble = "this node's channel is not heard now, so no answer could come"
             return
         waiting = route.waiting
@@ -308,16 +316,35 @@ class VolatileRoutes:
         if not route.frames:
             route.heard_s = outgoing.sent_s
         route.frames[place] = self._frames[place] = outgoing
-        head = (route.partition, route.claim, outgoing.entity, outgoing.name, outgoing.payload, self.node_id)
+        frame: MessageFrame
         if outgoing.is_asked:
             route.asks += 1
             left_s = outgoing.deadline_s - outgoing.sent_s
-            left_ms = 0 if left_s == float("inf") else max(int(left_s * 1000), 1)
-            frame: tuple[Any, ...] = ("ask", *head, *place, left_ms, outgoing.path)
+            frame = AskFrame(
+                partition=route.partition,
+                claim=route.claim,
+                entity_key=outgoing.entity,
+                name=outgoing.name,
+                payload=outgoing.payload,
+                sender=self.node_id,
+                stream=route.stream,
+                number=route.number,
+                left_ms=0 if left_s == float("inf") else max(int(left_s * 1000), 1),
+                path=outgoing.path,
+            )
         else:
             route.tells.append(outgoing)
-            frame = ("tell", *head, *place)
-        self.exchange.push(route.node_id, frame, lambda heard: self._on_sent(outgoing, place, heard))
+            frame = TellFrame(
+                partition=route.partition,
+                claim=route.claim,
+                entity_key=outgoing.entity,
+                name=outgoing.name,
+                payload=outgoing.payload,
+                sender=self.node_id,
+                stream=route.stream,
+                number=route.number,
+            )
+        self.messenger.push(route.node_id, frame, lambda heard: self._on_sent(outgoing, place, heard))
 
     def _forget(self, outgoing: _Outgoing) -> None:
         route, place = outgoing.route, outgoing.place
@@ -340,7 +367,8 @@ class VolatileRoutes:
         outgoing.done = True
         if self._frames.get(outgoing.place) is outgoing:
             self._forget(outgoing)
-            self.exchange.push(outgoing.route.node_id, ("forget", self.node_id, *outgoing.place))
+            frame = ForgetFrame(self.node_id, outgoing.stream, outgoing.number)
+            self.messenger.push(outgoing.route.node_id, frame)
 
     # What becomes of frames.
 
@@ -361,30 +389,31 @@ class VolatileRoutes:
         elif not outgoing.is_asked and not outgoing.cell.is_set():
             outgoing.cell.set(outgoing.order)
 
-    def on_told(self, stream: int, number: int, word: str, data: Any, *_: object) -> None:
-        """A frame `told`: what became of a message that this node sent."""
-        outgoing = self._frames.get((stream, number))
+    def on_report(self, report: ReportFrame) -> None:
+        """What became of a message that this node sent."""
+        place = (report.stream, report.number)
+        outgoing = self._frames.get(place)
         if outgoing is None:
             return
         route = outgoing.route
         route.heard_s = self.clock()
-        if word == "moved":
+        if report.word == "moved":
             route.trouble = f"node {route.node_id or 'unknown'} does not own its partition"
-            self._refused(route, (stream, number))
+            self._refused(route, place)
             return
-        if word == "dropped":
+        if report.word == "dropped":
             self._again(route, [outgoing])
             return
         route.delay_s = LOOK_FIRST_S
-        self._resolve(outgoing, self._read_told(word, data))
+        self._resolve(outgoing, self._read_report(report))
 
-    def _read_told(self, word: object, data: Any) -> bytes | AtomicActorsError:
-        """The encoded reply, or the error that the owner tells of."""
-        match word, data:
-            case "completed", bytes():
-                return data
-            case "refused", bytes():
-                return self.decode_refusal(data)
+    def _read_report(self, report: ReportFrame) -> bytes | AtomicActorsError:
+        """The encoded reply, or the error that the owner reports."""
+        match report.word, report.data:
+            case "completed", bytes(reply):
+                return reply
+            case "refused", bytes(refusal):
+                return self.decode_refusal(refusal)
             case "failed", [str(error_type), str(text)]:
                 return HandlerFailed(text, error_type=error_type)
             case "error", [str(code), str(text)]:
@@ -474,9 +503,7 @@ class VolatileRoutes:
 
     def tick(self, now_s: float) -> None:
         """End messages whose time is up; look up owners that are unknown, or silent for long."""
-        first, last = self._next_bucket, int(now_s / BUCKET_S)
-        self._next_bucket = last + 1
-        for outgoing in take_due(self._ends, first, last):
+        for outgoing in self._ends.due(now_s):
             if not outgoing.done:
                 self._time_out(outgoing)
         for route in self._routes.values():

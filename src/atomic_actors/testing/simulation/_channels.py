@@ -80,7 +80,7 @@ class Network:
 
 @define(eq=False)
 class SimulatedChannels:
-    """One node's end; see `_exchange.Channels`, which it is."""
+    """One node's end; see `_node_messenger.Channels`, which it is."""
 
     network: Network
     node: int
@@ -122,7 +122,7 @@ class SimulatedChannels:
         if self._on_frame is not None:
             self._on_frame(payload)
 
-    # What `Exchange` calls.
+    # What `NodeMessenger` calls.
 
     def watch(self, partition: int) -> None:
         """Listen to one doorbell more."""

@@ -40,7 +40,7 @@ from atomic_actors.node.execution._turn import TurnContext
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import instant_now
 from atomic_actors.node.ownership._lease_keeper import RETRY_INTERVAL_S, Keeper
-from atomic_actors.node.routing._frames import Exchange
+from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.testing.checkers._history import Began, Record, Stopped
 from atomic_actors.testing.simulation._channels import Network, SimulatedChannels
 from atomic_actors.testing.simulation._faults import CrashPoint, Faults
@@ -345,7 +345,7 @@ class NodeJournal:
         node, config = self.node, self.node.world.config
         return Store(
             self,
-            exchange=Exchange(node.channels),
+            exchange=NodeMessenger(node.channels),
             history=self.history,
             directory=_NodeDirectory(self, node.world.store.directory),
             keeper=_TaskKeeper(config.partitions, config.lease_renew_interval_s, node),

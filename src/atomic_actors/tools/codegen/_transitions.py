@@ -6,9 +6,8 @@ from typing import Final
 
 from atomic_actors.base._lifecycle import FINAL_STATES, TRANSITIONS, State
 
-__all__ = ("LUA_MARKERS", "PAGE_MARKERS", "diagram", "lua_table")
+__all__ = ("PAGE_MARKERS", "diagram", "lua_table")
 
-LUA_MARKERS: Final = ("-- <generated: transitions>", "-- </generated>")
 PAGE_MARKERS: Final = ("<!-- generated: transitions -->", "<!-- /generated -->")
 
 _LINE_LENGTH: Final = 100

@@ -78,13 +78,12 @@ def run_demo(
     screen = Screen(console or Console(), len(lines))
     with _workplace(directory) as place:
         store = place / "store"
-        url_used = url or f"embedded://{quote(str(store))}"
         demo = _Demo(
             screen=screen,
             lines=lines,
             limit=limit,
             place=place,
-            url=url_used,
+            url=url or f"embedded://{quote(str(store))}",
             kills=kills,
             seed=seed,
             workers=workers,

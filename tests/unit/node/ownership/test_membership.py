@@ -24,6 +24,7 @@ from atomic_actors.journal._protocol import (
     Result,
     Stale,
     Step,
+    Swept,
 )
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.memory._journal import MemoryJournal
@@ -67,11 +68,19 @@ class Node:
             None,
             LEASE_S,
             LEASE_S / 4,
-            lambda partition: self._note("claimed"),
-            lambda partition, why: self._note(f"lost: {why}"),
-            self._settle,
-            self._hand_over,
         )
+        self.membership.start(self)
+
+    # What the membership asks of its host.
+
+    def claimed(self, partition: int) -> None:
+        self._note("claimed")
+
+    def lost(self, partition: int, why: str) -> None:
+        self._note(f"lost: {why}")
+
+    def settle_swept(self, partition: int, swept: Swept) -> None:
+        raise AssertionError("nothing is left")
 
     def _note(self, text: str) -> None:
         self.log.append(text)
@@ -80,10 +89,10 @@ class Node:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def _hand_over(self, partition: int) -> None:
+    async def hand_over(self, partition: int) -> None:
         raise AssertionError("nobody else is there")
 
-    async def _settle(self, partition: int, claim: str) -> bool:
+    async def settle_lost(self, partition: int, claim: str) -> bool:
         answer = self.answers.pop(0) if self.answers else True
         assert not self.membership.is_valid(partition)
         assert isinstance((await self.store.execute([Renew(0, claim)])).results[0], Renewed)
@@ -171,7 +180,7 @@ async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
         node.membership.lose_history(0, "gone")
         await node.membership.look()
         await node.membership.look()
-        assert await node.membership.release_all(lambda partition, swept: None) == 0
+        assert await node.membership.release_all() == 0
         assert node.log[-1] == "settled: True"
         claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]
         assert isinstance(claimed, Claimed | Released)
@@ -193,14 +202,14 @@ async def test_a_late_release_leaves_a_newer_claim_alone() -> None:
 
         late: Any = Late()
         membership.journal = late
-        await membership.release(0, lambda partition, swept: None)
+        await membership.release(0)
         assert node.log == ["claimed", "lost: late", "claimed"]
         assert membership.claims[0] not in ("", first)
 
 
 async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
     async with owner() as node:
-        await node.membership.release_all(lambda partition, swept: None)
+        await node.membership.release_all()
         identity = NodeIdentity.of_this_process(lease_ttl_s=LEASE_S * 4)
         patient = evolve(identity, boot_id="elsewhere").encode()
         claim = ClaimPartition(0, "other", patient)
@@ -264,7 +273,6 @@ def test_an_owner_ends_before_its_successor_begins(drift: float, monkeypatch: py
 def lone_membership(config: Config, keeper: LeaseKeeper | None) -> Membership:
     """One that only counts the time."""
     record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0)
-    unused: Any = None
     return Membership(
         GroupCommit(MemoryJournal(JournalSettings(partitions=1))),
         Nodes(None, record, config.lease_ttl_s, False),
@@ -272,8 +280,4 @@ def lone_membership(config: Config, keeper: LeaseKeeper | None) -> Membership:
         keeper,
         config.lease_ttl_s,
         config.lease_margin_s,
-        unused,
-        unused,
-        unused,
-        unused,
     )

@@ -8,7 +8,7 @@ run says so.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import pytest
@@ -31,7 +31,9 @@ from atomic_actors.base._errors import (
 )
 from atomic_actors.base._records import EntityRef
 from atomic_actors.codec._envelope import encode_plain, plain_of
+from atomic_actors.codec._frames import Frame, ReportFrame, decode_frame, encode_frame
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable, LeaseState, ReadLease
+from atomic_actors.node._inbox import NodeInbox
 from atomic_actors.node.volatile._activations import Failed, Waiting
 from atomic_actors.node.volatile._host import VolatileHost
 from atomic_actors.node.volatile._routes import WAITING_MAX, VolatileRoutes
@@ -84,15 +86,17 @@ class World:
             lambda data: AtomicActorsError(str(data)),
             5.0,
         )
+        nowhere = cast("Any", None)
+        self.inboxes = {name: NodeInbox(nowhere, nowhere, host, nowhere) for name, host in self.hosts.items()}
+        self.inboxes["sender"] = NodeInbox(nowhere, nowhere, nowhere, self.routes)
         self.boxes: dict[str, Box] = {}
 
     def _host(self, name: str) -> VolatileHost:
         world = self
 
         class Back:
-            def push(self, node_id: str, frame: Sequence[Any]) -> None:
-                assert node_id == "sender"
-                world.carry("sender", encode_plain(list(frame)), None)
+            def push(self, node_id: str, frame: Frame) -> None:
+                world.carry(node_id, encode_frame(frame), None)
 
         class Volatile:
             def hand_over(self, kind: Kind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
@@ -121,7 +125,7 @@ class World:
         return VolatileHost(
             cast("Any", Volatile()),
             cast("Any", {"ear": TestKind}),
-            Back(),
+            cast("Any", Back()),
             lambda partition: self.claim if self.owner == name else "",
             lambda: self.now_s,
             lambda refusal: ("Refused", None),
@@ -135,8 +139,8 @@ class World:
             raise JournalUnavailable("away", sent=False)
         on_result(LeaseState(self.owner.encode(), 1, self.claim, 0))
 
-    def push(self, node_id: str, frame: Sequence[Any], on_sent: Callable[[int | None], None]) -> None:
-        self.carry(node_id, encode_plain(list(frame)), on_sent)
+    def push(self, node_id: str, frame: Frame, on_sent: Callable[[int | None], None] | None = None) -> None:
+        self.carry(node_id, encode_frame(frame), on_sent)
 
     def carry(self, to: str, data: bytes, on_sent: Callable[[int | None], None] | None) -> None:
         fate = self.fates.popleft() if self.fates else "arrives"
@@ -158,13 +162,9 @@ class World:
             on_sent(heard)
 
     def deliver(self, to: str, data: bytes) -> None:
-        what, *arguments = plain_of(data)
-        if to == "sender":
-            assert what == "told"
-            self.routes.on_told(*arguments)
-        else:
-            host = self.hosts[to]
-            {"ask": host.on_ask, "tell": host.on_tell, "forget": host.on_forget}[what](*arguments)
+        frame = decode_frame(data)
+        assert isinstance(frame, ReportFrame) == (to == "sender")
+        self.inboxes[to].receive(frame)
 
     # What happens.
 
@@ -172,7 +172,14 @@ class World:
         name = str(self.sent)
         self.sent += 1
         outgoing = self.routes._send(  # pyright: ignore[reportPrivateUsage]
-            cast("Any", self), 0, "ear/e", name, encode_plain(name), 3.0, (), is_asked=ask
+            cast("Any", self),
+            0,
+            entity="ear/e",
+            name=name,
+            payload=encode_plain(name),
+            timeout_s=3.0,
+            path=(),
+            is_asked=ask,
         )
         self.boxes[name] = cast("Any", outgoing.cell)
         return name

@@ -13,27 +13,42 @@ from atomic_actors.base._errors import UsageError
 from atomic_actors.base._lifecycle import TRANSITIONS
 from atomic_actors.tools.codegen import _transitions, find_root, generated_files, stale_files
 from atomic_actors.tools.codegen.__main__ import main
-from atomic_actors.tools.codegen._files import LUA_PATH, replace_block
+from atomic_actors.tools.codegen._files import ENCODERS_PATH, LUA_FOLDER, replace_block, replace_lua_blocks
 
 MARKERS = ("<!-- begin -->", "<!-- end -->")
 
 
+HEADER = f"{LUA_FOLDER}/00_header.lua"
+TURNS = f"{LUA_FOLDER}/60_turns.lua"
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    lua = tmp_path / LUA_PATH
-    lua.parent.mkdir(parents=True)
-    lua.write_text("-- before\n-- <generated: transitions>\nlocal OLD = 1\n-- </generated>\n-- after\n")
+    shutil.copytree(find_root() / LUA_FOLDER, tmp_path / LUA_FOLDER)
+    shutil.copy(find_root() / ENCODERS_PATH, tmp_path / ENCODERS_PATH)
+    edit(tmp_path / HEADER, 'absent = { append = "enqueued" },', "absent = {},")
+    edit(tmp_path / TURNS, "local run_limit = ", "local limit = ")
+    edit(tmp_path / ENCODERS_PATH, '        b"take",\n', '        b"give",\n')
     return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def test_writes_everything_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check", "--root", str(root)]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"{name} is stale; run python -m atomic_actors.tools.codegen"
-        for name in (LUA_PATH, "docs/configuration.md", "docs/message-life.md", "docs/errors.md")
+        for name in (
+            *(HEADER, TURNS, ENCODERS_PATH),
+            *("docs/configuration.md", "docs/message-life.md", "docs/errors.md"),
+        )
     ]
     assert main(["--root", str(root)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 6
     assert main(["--check", "--root", str(root)]) == 0
     assert main(["--root", str(root)]) == 0
     assert capsys.readouterr().out == ""
@@ -53,19 +68,50 @@ def test_check_names_only_what_is_stale(root: Path, capsys: pytest.CaptureFixtur
 
 
 def test_what_people_wrote_around_a_block_stays(root: Path) -> None:
+    edit(root / HEADER, "-- <generated: transitions>\n", "-- Before it.\n-- <generated: transitions>\n")
     main(["--root", str(root)])
-    lua = (root / LUA_PATH).read_text()
-    assert lua.startswith("-- before\n-- <generated: transitions>\nlocal TRANSITIONS = {\n")
-    assert lua.endswith("}\n-- </generated>\n-- after\n")
+    assert (
+        "-- Before it.\n-- <generated: transitions>\nlocal TRANSITIONS = {\n" in (root / HEADER).read_text()
+    )
     page = root / "docs/message-life.md"
     page.write_text(page.read_text() + "\nMore by hand.\n")
     assert stale_files(generated_files(root)) == []
+    real = find_root()
+    for name in (TURNS, ENCODERS_PATH):
+        assert (root / name).read_text() == (real / name).read_text()
 
 
-def test_without_the_lua_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--root", str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err == f"{LUA_PATH} does not exist; the table of transitions has no place to go\n"
+def test_a_step_that_no_part_reads(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(root / TURNS, "-- <generated: read take>", "-- <generated: read defer>")
+    assert main(["--root", str(root)]) == 2
+    assert capsys.readouterr().err == f"no file of {LUA_FOLDER} has the generated block read take\n"
+
+
+def test_a_block_that_there_is_none_of(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(root / TURNS, "-- <generated: read take>", "-- <generated: take>")
+    assert main(["--root", str(root)]) == 2
+    assert capsys.readouterr().err == "there is no generated block 'take'\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-- <generated: one>\n",
+        "-- </generated>\n",
+        "-- <generated: one>\n-- <generated: two>\n-- </generated>\n",
+        "-- <generated: one>\n-- </generated>\n-- </generated>\n",
+    ],
+)
+def test_lost_lua_markers(text: str) -> None:
+    with pytest.raises(UsageError, match=r"part\.lua must have a line '-- </generated>' after each begin"):
+        replace_lua_blocks(text, lambda name: name, "part.lua")
+
+
+def test_a_lua_block_has_the_indent_of_its_marker() -> None:
+    text = "  -- <generated: one>\n  old\n  -- </generated>\n-- <generated: two>\n-- </generated>\n"
+    made = replace_lua_blocks(text, lambda name: f"{name}\nmore", "part.lua")
+    assert made == (
+        "  -- <generated: one>\n  one\n  more\n  -- </generated>\n-- <generated: two>\ntwo\nmore\n-- </generated>\n"
     )
 
 

@@ -38,7 +38,7 @@ from coredis.exceptions import (
 from atomic_actors.base._errors import InvalidConfig
 from atomic_actors.base._oneshot import clock_function
 from atomic_actors.base._store_url import StoreLocation, StoreScheme, parse_store_url
-from atomic_actors.journal._history import CommitHistory, HistoryLoss, Question
+from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal.redis._answers import read_results
 from atomic_actors.journal.redis._directory import RedisDirectory
@@ -268,12 +268,8 @@ class ClusterJournal(AsyncContextManagerMixin):
     def _history(self, partition: int) -> CommitHistory:
         history = self._histories.get(partition)
         if history is None:
-            history = self._histories[partition] = CommitHistory(self._tell_loss)
+            history = self._histories[partition] = CommitHistory(self.history)
         return history
-
-    def _tell_loss(self, loss: HistoryLoss) -> None:
-        if self.history.on_loss is not None:
-            self.history.on_loss(loss)
 
     # One call.
 
