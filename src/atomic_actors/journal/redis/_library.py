@@ -108,7 +108,8 @@ async def register_service(
         RedisError: what the store answered, or that the connection is lost.
     """
     key, arguments = registration(settings, fixes_partitions=fixes_partitions)
-    check_registration(settings, await ask(connection, b"FCALL", REGISTER, 1, key, *arguments))
+    call: tuple[bytes | int, ...] = (REGISTER, 1, key, *arguments)
+    check_registration(settings, await ask(connection, b"FCALL", *call))
 
 
 def registration(settings: JournalSettings, *, fixes_partitions: bool) -> tuple[bytes, tuple[bytes, ...]]:
