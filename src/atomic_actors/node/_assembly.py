@@ -12,7 +12,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import define
+from attrs import define, frozen
 
 from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._config import Config
@@ -21,7 +21,7 @@ from atomic_actors.base._telemetry import Listeners, logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.contracts._remote_kinds import KnownKinds
-from atomic_actors.journal._protocol import Journal
+from atomic_actors.journal._protocol import Journal, JournalSettings
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.commit._health import HealthWatch
 from atomic_actors.journal.commit._partitioned_commit import commit_class
@@ -30,7 +30,7 @@ from atomic_actors.node._leaving import SETTLE_LIMIT_S, Leaving
 from atomic_actors.node._partition_events import PartitionEvents
 from atomic_actors.node._registration import KindRegistration
 from atomic_actors.node._sender import Sender
-from atomic_actors.node._store import Store
+from atomic_actors.node._store import JournalFactory, Store
 from atomic_actors.node.execution._body import Body
 from atomic_actors.node.execution._deferred import UnhandledMessages
 from atomic_actors.node.execution._events import Events
@@ -46,16 +46,32 @@ from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.operations._operations import Operations
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
+from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 from atomic_actors.node.routing._destinations import Calls
-from atomic_actors.node.routing._other_services import Outlets
+from atomic_actors.node.routing._other_services import CrashSink, Outlets
 from atomic_actors.node.routing._router import Router
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._host import VolatileHost
 from atomic_actors.node.volatile._routes import VolatileRoutes
 
 __all__ = ("Parts", "assemble")
+
+
+@frozen(eq=False)
+class _ServiceJournals:
+    """Makes the journals of other services, each with a group commit around it (`JournalOpener`)."""
+
+    factory: JournalFactory
+    config: Config
+    #: Keeps the store's time.
+    router: Router
+
+    def make_commits(self, settings: JournalSettings, crashes: CrashSink) -> GroupCommit:
+        commits = _group_commit(self.config, self.factory.make_journal(settings))
+        commits.on_answer, commits.on_crash = self.router.on_answer, crashes.crashed
+        return commits
 
 
 @define(eq=False)
@@ -113,9 +129,9 @@ class Parts:
         tasks.run(self.sweeper.run)
         self._listen(tasks)
         if self.supervisor.kinds:
-            if membership.keeper is not None:
-                membership.keeper.start(_report_keeper)
-            await membership.look_and_take_over()
+            if membership.leases.keeper is not None:
+                membership.leases.keeper.start()
+            await membership.refresh_and_take_over()
         tasks.run(membership.run)
         if self.config.handle_signals:
             tasks.run(self._watch_signals)
@@ -145,13 +161,8 @@ class Parts:
 
     async def stop_keeper(self) -> None:
         """End the lease keeper."""
-        if self.membership.keeper is not None:
-            await self.membership.keeper.aclose(SETTLE_LIMIT_S)
-
-
-def _report_keeper(error: BaseException) -> None:
-    """Called in the keeper's thread. The watchdog finds the error and ends the system with it."""
-    logger.error("leases are not renewed any more: %s: %s", type(error).__name__, error)
+        if self.membership.leases.keeper is not None:
+            await self.membership.leases.keeper.aclose(SETTLE_LIMIT_S)
 
 
 # Construction, from the bottom up.
@@ -233,7 +244,6 @@ def _finish(
         volatile=volatile,
         exchange=exchange,
         drain_timeout_s=config.drain_timeout_s,
-        backend=node.backend,
     )
     registration = KindRegistration(
         config, sender.codec, supervisor.kinds, store.kinds, store.journal.settings
@@ -314,10 +324,10 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: G
     keeper = store.keeper
     if store.lease_client is not None:
         keeper = LeaseKeeper(
-            config.partitions,
-            config.lease_renew_interval_s,
-            store.lease_client,
-            config.loop_stall_limit_s,
+            partitions=config.partitions,
+            interval_s=config.lease_renew_interval_s,
+            client=store.lease_client,
+            loop_stall_limit_s=config.loop_stall_limit_s,
         )
     identity = NodeIdentity.of_this_process(config.lease_ttl_s)
     nodes = Nodes(
@@ -326,28 +336,20 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: G
         config.lease_ttl_s,
         config.same_host_takeover,
     )
-    return Membership(
-        journal,
-        nodes,
-        config.partitions,
-        keeper,
-        lease_ttl_s=config.lease_ttl_s,
-        lease_margin_s=config.lease_margin_s,
-    )
+    times = LeaseTimes(ttl_s=config.lease_ttl_s, margin_s=config.lease_margin_s)
+    return Membership(journal=journal, nodes=nodes, leases=OwnLeases(config.partitions, keeper, times))
 
 
 def _destinations(
     config: Config, store: Store, kinds: dict[str, Kind], codec: Codec, *, router: Router, body: Body
 ) -> Calls:
-    known = KnownKinds(store.kinds, config.namespace, tuple(kinds), router.clock)
+    known = KnownKinds(store.kinds, config.namespace, tuple(kinds))
     outlets = Outlets(
-        config.namespace,
-        config.service,
-        store.open_journal,
-        partial(_group_commit, config),
-        known,
-        on_answer=router.on_answer,
-        on_crash=body.crashed,
+        namespace=config.namespace,
+        service=config.service,
+        known=known,
+        opener=_ServiceJournals(store.journals, config, router) if store.journals is not None else None,
+        crashes=body,
     )
     return Calls(config, codec, kinds, router.journal, known=known, outlets=outlets)
 
