@@ -12,7 +12,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import define, frozen
+from attrs import define
 
 from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._config import Config
@@ -21,16 +21,16 @@ from atomic_actors.base._telemetry import Listeners, logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.contracts._remote_kinds import KnownKinds
-from atomic_actors.journal._protocol import Journal, JournalSettings
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitLimits, CommitQueue, StoreEvents
+from atomic_actors.journal.commit._commit_queues import CommitQueues
 from atomic_actors.journal.commit._health import HealthWatch
-from atomic_actors.journal.commit._partitioned_commit import commit_class
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node._inbox import NodeInbox
 from atomic_actors.node._leaving import SETTLE_LIMIT_S, Leaving
 from atomic_actors.node._partition_events import PartitionEvents
 from atomic_actors.node._registration import KindRegistration
 from atomic_actors.node._sender import Sender
-from atomic_actors.node._store import JournalFactory, Store
+from atomic_actors.node._store import Store
 from atomic_actors.node.execution._body import Body
 from atomic_actors.node.execution._deferred import UnhandledMessages
 from atomic_actors.node.execution._events import Events
@@ -50,28 +50,13 @@ from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 from atomic_actors.node.routing._destinations import Calls
-from atomic_actors.node.routing._other_services import CrashSink, Outlets
+from atomic_actors.node.routing._other_services import Outlets
 from atomic_actors.node.routing._router import Router
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._host import VolatileHost
 from atomic_actors.node.volatile._routes import VolatileRoutes
 
 __all__ = ("Parts", "assemble")
-
-
-@frozen(eq=False)
-class _ServiceJournals:
-    """Makes the journals of other services, each with a group commit around it (`JournalOpener`)."""
-
-    factory: JournalFactory
-    config: Config
-    #: Keeps the store's time.
-    router: Router
-
-    def make_commits(self, settings: JournalSettings, crashes: CrashSink) -> GroupCommit:
-        commits = _group_commit(self.config, self.factory.make_journal(settings))
-        commits.on_answer, commits.on_crash = self.router.on_answer, crashes.crashed
-        return commits
 
 
 @define(eq=False)
@@ -98,7 +83,7 @@ class Parts:
     config: Config
     store: Store
     body: Body
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     supervisor: Supervisor
     sender: Sender
@@ -190,24 +175,27 @@ def assemble(
         body: ends the system if a part of it fails.
     """
     backend = Backend.current()
-    journal = _group_commit(config, store.journal)
+    store_clock = StoreClock(backend.clock)
+    queues = CommitQueues(limits=_commit_limits(config), store_clock=store_clock)
+    journal = queues.around(store.journal, body, StoreEvents(listeners))
     membership = _membership(config, store, kinds, journal)
     router = Router(
-        journal,
-        membership.nodes.node_id,
-        backend.new_cell,
-        backend.clock,
+        node_id=membership.nodes.node_id,
+        new_cell=backend.new_cell,
+        store_clock=store_clock,
         decode_refusal=refusals.read,
+        listeners=listeners,
         remote=store.exchange,
     )
     events = Events(listeners)
-    destinations = _destinations(config, store, kinds, codec, router=router, body=body)
+    destinations = _destinations(config, store, kinds, codec, journal=journal, queues=queues, body=body)
     node = NodeParts(
         config=config,
         backend=backend,
         codec=codec,
         commits=journal,
         replies=router,
+        store_clock=store_clock,
         destinations=destinations,
         events=events,
         schedule=Schedule(),
@@ -222,9 +210,9 @@ def assemble(
         config=config,
         codec=codec,
         router=router,
+        store_clock=store_clock,
         supervisor=supervisor,
         volatile=volatile,
-        events=events,
         calls=destinations,
         routes=routes,
     )
@@ -236,7 +224,8 @@ def _finish(
 ) -> Parts:
     """The parts above the sender: operators' calls, coming and going, the clock."""
     config, supervisor, volatile, router = sender.config, sender.supervisor, sender.volatile, sender.router
-    journal, node, exchange = router.journal, sender.supervisor.node, store.exchange
+    node, exchange = supervisor.node, store.exchange
+    journal = node.commits
     handover = Handover(
         journal=journal,
         membership=membership,
@@ -257,7 +246,9 @@ def _finish(
         handover=handover,
         registration=registration,
     )
-    _observe_store(store, router, node.events, partition_events, body)
+    if store.history is not None:
+        # The one late link downwards: the store is there first, and reports to those above.
+        store.history.watch(partition_events)
     ticking: list[Ticking] = [router, supervisor, volatile]
     if sender.routes is not None:
         ticking.append(sender.routes)
@@ -279,7 +270,7 @@ def _finish(
             sender=sender,
             handover=handover,
         ),
-        dead_letters=DeadLetters(journal, router, supervisor),
+        dead_letters=DeadLetters(journal, node.store_clock, supervisor),
         registration=registration,
         sweeper=Sweeper(node.backend, config.tick_interval_s, ticking),
         partition_events=partition_events,
@@ -296,31 +287,18 @@ def _finish(
     )
 
 
-def _observe_store(
-    store: Store, router: Router, events: Events, partition_events: PartitionEvents, body: Body
-) -> None:
-    """The one late link downwards: the store's own parts are there first, and report to those above."""
-    journal = router.journal
-    journal.on_answer = router.on_answer
-    journal.on_availability = events.store_health
-    journal.on_crash = body.crashed
-    if store.history is not None:
-        store.history.watch(partition_events)
-
-
-def _group_commit(config: Config, journal: Journal) -> GroupCommit:
-    return commit_class(journal)(
-        journal,
-        config.max_batch_steps,
-        config.max_batch_bytes,
-        config.max_pending_steps,
-        config.store_failure_threshold,
+def _commit_limits(config: Config) -> CommitLimits:
+    return CommitLimits(
+        max_batch_steps=config.max_batch_steps,
+        max_batch_bytes=config.max_batch_bytes,
+        max_pending_steps=config.max_pending_steps,
+        failure_threshold=config.store_failure_threshold,
         answer_limit_s=config.accept_timeout_s,
         retry_delay_max_s=config.store_ping_interval_s,
     )
 
 
-def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: GroupCommit) -> Membership:
+def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: CommitQueue) -> Membership:
     keeper = store.keeper
     if store.lease_client is not None:
         keeper = LeaseKeeper(
@@ -341,17 +319,24 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: G
 
 
 def _destinations(
-    config: Config, store: Store, kinds: dict[str, Kind], codec: Codec, *, router: Router, body: Body
+    config: Config,
+    store: Store,
+    kinds: dict[str, Kind],
+    codec: Codec,
+    *,
+    journal: CommitQueue,
+    queues: CommitQueues,
+    body: Body,
 ) -> Calls:
-    known = KnownKinds(store.kinds, config.namespace, tuple(kinds))
     outlets = Outlets(
         namespace=config.namespace,
         service=config.service,
-        known=known,
-        opener=_ServiceJournals(store.journals, config, router) if store.journals is not None else None,
+        known=KnownKinds(store.kinds, config.namespace, tuple(kinds)),
+        journals=store.journals,
+        queues=queues,
         crashes=body,
     )
-    return Calls(config, codec, kinds, router.journal, known=known, outlets=outlets)
+    return Calls(config, codec, kinds, journal, known=outlets.known, outlets=outlets)
 
 
 def _volatile_ends(

@@ -10,7 +10,7 @@ from attrs import define, field
 from atomic_actors.base._errors import StoreIncompatible
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node._sender import Sender
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
@@ -33,7 +33,7 @@ class Leaving:
         host: takes volatile messages of other nodes; None where there can be none, as for `exchange`.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds

@@ -37,16 +37,9 @@ from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
 from atomic_actors.node.ownership._lease_keeper import Keeper, LeaseClient
 from atomic_actors.node.routing._node_messenger import NodeMessenger
+from atomic_actors.node.routing._other_services import JournalFactory
 
-__all__ = ("JournalFactory", "Store", "WithStore", "open_store", "store_around")
-
-
-class JournalFactory(Protocol):
-    """Makes the journals of other services in the same store."""
-
-    def make_journal(self, settings: JournalSettings) -> Journal:
-        """A journal of a service, which is not open yet."""
-        ...
+__all__ = ("Store", "WithStore", "open_store", "store_around")
 
 
 @frozen(eq=False, kw_only=True)

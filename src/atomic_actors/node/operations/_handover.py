@@ -19,7 +19,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._frames import ClaimFrame
 from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._reports import NodeInfo, PartitionInfo
 from atomic_actors.node.ownership._identity import NodeIdentity
@@ -49,7 +49,7 @@ class Handover:
         drain_timeout_s: how long running turns may take to end; 0 means without end.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds

@@ -10,7 +10,7 @@ from attrs import field, frozen
 from atomic_actors.base._lifecycle import FINAL_STATES, State
 from atomic_actors.base._records import EntityRef
 from atomic_actors.journal._protocol import Audited, Rejected
-from atomic_actors.journal.commit._group_commit import GroupCommitStatistics
+from atomic_actors.journal.commit._commit_queue import GroupCommitStatistics
 
 __all__ = (
     "AuditReport",

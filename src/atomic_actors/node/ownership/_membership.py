@@ -46,7 +46,7 @@ from atomic_actors.journal._protocol import (
     Sweep,
     Swept,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.ownership._instants import Instant, elapsed_s, instant_now
 from atomic_actors.node.ownership._leases import OwnLeases, SeenLeases
 from atomic_actors.node.ownership._peers import Nodes
@@ -117,7 +117,7 @@ class Membership:
         leases: what this node holds.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     nodes: Nodes
     leases: OwnLeases
     host: PartitionHost = field(init=False)

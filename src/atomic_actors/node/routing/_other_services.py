@@ -6,7 +6,7 @@ the system is left: a sender that is cancelled takes nothing with it.
 
     Outlets
     └─ billing (task)
-       └─ GroupCommit around a journal with the settings of service "billing"
+       └─ a commit queue around a journal with the settings of service "billing"
 """
 
 from __future__ import annotations
@@ -22,28 +22,21 @@ from atomic_actors.base._errors import AtomicActorsError, StoreUnavailable
 from atomic_actors.base._telemetry import logger
 from atomic_actors.contracts._contracts import KnownKind
 from atomic_actors.contracts._remote_kinds import KnownKinds
-from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
+from atomic_actors.journal.commit._commit_queue import CommitQueue, CrashSink
+from atomic_actors.journal.commit._commit_queues import CommitQueues
 
-__all__ = ("CrashSink", "JournalOpener", "Outlets")
+__all__ = ("JournalFactory", "Outlets")
 
 #: How long opening may take for the relay, where no caller limits it.
 OPEN_LIMIT_S: Final = 10.0
 
 
-class CrashSink(Protocol):
-    """Ends what cannot go on."""
-
-    def crashed(self, error: BaseException) -> None:
-        """A part failed by its own fault, or the store turned out to be another one."""
-        ...
-
-
-class JournalOpener(Protocol):
+class JournalFactory(Protocol):
     """Makes the journals of other services in the same store."""
 
-    def make_commits(self, settings: JournalSettings, crashes: CrashSink) -> GroupCommit:
-        """A group commit around a journal of a service, which is not open yet; it reports its own crash."""
+    def make_journal(self, settings: JournalSettings) -> Journal:
+        """A journal of a service, which is not open yet."""
         ...
 
 
@@ -55,7 +48,7 @@ class _Outlet:
     scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
     ready: anyio.Event = field(factory=anyio.Event, init=False)
     #: Its journal, while it is open.
-    journal: GroupCommit | None = field(default=None, init=False)
+    journal: CommitQueue | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
 
     def crashed(self, error: BaseException) -> None:
@@ -74,14 +67,16 @@ class Outlets:
         namespace: whose services they are.
         service: this node's own.
         known: finds out which service a kind belongs to.
-        opener: makes journals with other settings; None where there are no other services.
+        journals: makes journals with other settings; None where there are no other services.
+        queues: puts a commit queue around a journal.
         crashes: ends the system when an outlet ends by its own fault.
     """
 
     namespace: str
     service: str
     known: KnownKinds
-    opener: JournalOpener | None
+    journals: JournalFactory | None
+    queues: CommitQueues
     crashes: CrashSink
     _outlets: dict[str, _Outlet] = field(factory=dict[str, _Outlet], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
@@ -95,12 +90,12 @@ class Outlets:
         if self._task_group is not None:
             self._task_group.start_soon(function)
 
-    def get(self, service: str) -> GroupCommit | None:
+    def get(self, service: str) -> CommitQueue | None:
         """The journal of a service, if it is open."""
         outlet = self._outlets.get(service)
         return outlet.journal if outlet is not None else None
 
-    async def open(self, kind: KnownKind) -> GroupCommit:
+    async def open(self, kind: KnownKind) -> CommitQueue:
         """The journal of a kind's service; opened, where it is not.
 
         Raises:
@@ -121,15 +116,17 @@ class Outlets:
         ) from outlet.error
 
     def _begin(self, kind: KnownKind) -> _Outlet:
-        if self._task_group is None or self.opener is None:
+        if self._task_group is None or self.journals is None:
             raise StoreUnavailable(f"nothing was sent: service {kind.service!r} cannot be reached from here")
         outlet = _Outlet(kind.service)
-        journal = self.opener.make_commits(kind.journal_settings(self.namespace), outlet)
+        journal = self.queues.around(
+            self.journals.make_journal(kind.journal_settings(self.namespace)), crashes=outlet
+        )
         self._outlets[kind.service] = outlet
         self._task_group.start_soon(self._keep_open, outlet, journal)
         return outlet
 
-    async def _keep_open(self, outlet: _Outlet, journal: GroupCommit) -> None:
+    async def _keep_open(self, outlet: _Outlet, journal: CommitQueue) -> None:
         try:
             with outlet.scope:
                 async with journal:
@@ -150,7 +147,7 @@ class Outlets:
 
     # What the relay needs: it runs on callbacks.
 
-    def reach(self, service: str, kind: str, then: Callable[[GroupCommit | None], None]) -> None:
+    def reach(self, service: str, kind: str, then: Callable[[CommitQueue | None], None]) -> None:
         """Call `then` with the journal of a service, now if it is open; with None if it cannot be opened.
 
         Args:
@@ -166,8 +163,8 @@ class Outlets:
         else:
             self._task_group.start_soon(self._reach, service, kind, then)
 
-    async def _reach(self, service: str, kind: str, then: Callable[[GroupCommit | None], None]) -> None:
-        journal: GroupCommit | None = None
+    async def _reach(self, service: str, kind: str, then: Callable[[CommitQueue | None], None]) -> None:
+        journal: CommitQueue | None = None
         with anyio.move_on_after(OPEN_LIMIT_S):
             try:
                 known = self.known.get(kind) or await self.known.find(kind)

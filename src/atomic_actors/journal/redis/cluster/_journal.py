@@ -94,6 +94,8 @@ class ClusterJournal:
         InvalidConfig: the location is not a cluster, or a name holds braces or control characters.
     """
 
+    fails_by_partition = True
+
     def __init__(
         self,
         location: StoreLocation,
