@@ -54,7 +54,6 @@ from atomic_actors.base._errors import (
 from atomic_actors.base._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
 from atomic_actors.base._telemetry import HistoryLost, LifecycleEvent, StoreHealth
 from atomic_actors.node.operations._reports import (
-    ALL,
     AuditReport,
     KindCounts,
     Location,
@@ -64,7 +63,6 @@ from atomic_actors.node.operations._reports import (
 )
 
 __all__ = [
-    "ALL",
     "AcceptanceUnknown",
     "Actor",
     "ActorLimitExceeded",

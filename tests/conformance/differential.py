@@ -46,6 +46,7 @@ from atomic_actors.journal._protocol import (
     Release,
     Renew,
     Replay,
+    Replayed,
     Result,
     Resume,
     SettleLost,
@@ -254,11 +255,21 @@ class World:
             return ReadOutcome(partition, entity, self.unique())
         return ReadOutcome(message.partition, message.entity, message.unique)
 
-    def _replay(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
+    def _replay(self, partition: int, entity: str, a: int, b: int, c: int, d: int, *_: int) -> Step:
         if not self.letters:
             return ListDeadLetters(partition)
         entity, _, unique = self.letters[a % len(self.letters)].rpartition("/")
-        return Replay(partition_of(entity), entity, unique, self.unique(), at_head=b % 2 == 0)
+        partition = partition_of(entity)
+        return Replay(
+            partition,
+            entity,
+            unique,
+            self.unique(),
+            at_head=b % 2 == 0,
+            claim="" if c % 3 == 0 else self.claim(partition, c),
+            policy=POLICY,
+            held_version=d % 4 - 1,
+        )
 
     def _purge(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         return Purge(partition, tuple(self.letters[a : a + b % 3]))
@@ -324,7 +335,7 @@ class World:
 
     def learn(self, step: Any, result: Result) -> None:
         match result:
-            case Appended(offer=offer) | Taken(offer=offer) | Finished(offer=offer):
+            case Appended(offer=offer) | Taken(offer=offer) | Finished(offer=offer) | Replayed(offer=offer):
                 self._learn_offer(step, offer)
             case Swept(unsettled=left):
                 self.unsettled.update({one.entity: one for one in left})

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from atomic_actors.journal._protocol import Audited, ClaimPartition, Journal, JournalSettings, Result, Step
+from atomic_actors.journal.commit._commit_queue import CommitLimits
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.memory._journal import MemoryJournal
 from atomic_actors.journal.redis._journal import RedisJournal
@@ -68,7 +69,7 @@ def test_group_commit_answers_as_what_it_wraps(batches: list[list[Drawn]]) -> No
     clock, config = Clock(), new_settings()
 
     async def main() -> None:
-        journal = GroupCommit(MemoryJournal(config, now_ms=clock.read_ms), max_batch_steps=2)
+        journal = GroupCommit(MemoryJournal(config, now_ms=clock.read_ms), CommitLimits(max_batch_steps=2))
         await compare(journal, MemoryJournal(config, now_ms=clock.read_ms), clock, batches)
 
     anyio.run(main)

@@ -16,6 +16,7 @@ from atomic_actors.journal._protocol import (
     Replay,
     Resume,
 )
+from atomic_actors.journal.commit._commit_queue import CommitLimits
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.memory._journal import MemoryJournal
 from atomic_actors.testing import JournalSuite, Subject
@@ -108,6 +109,6 @@ class TestGroupCommitOverMemory(JournalSuite):
 
         def open_journal(settings: JournalSettings) -> GroupCommit:
             # Batches smaller than the suite's, so that one call's steps are spread over several.
-            return GroupCommit(MemoryJournal(settings, now_ms=clock.read_ms), max_batch_steps=3)
+            return GroupCommit(MemoryJournal(settings, now_ms=clock.read_ms), CommitLimits(max_batch_steps=3))
 
         return Subject(open_journal, clock.pass_ms)

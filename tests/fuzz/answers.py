@@ -60,6 +60,7 @@ GOOD: Final[tuple[tuple[Step, list[Any]], ...]] = (
     (Withdraw(0, "a/b", UNIQUE), [0, b"needs_key", None, b"key"]),
     (ReadOutcome(0, "a/b", UNIQUE), [0, b"finished", OUTCOMES[1]]),
     (Replay(0, "a/b", UNIQUE, UNIQUE, False), [0, _U, 1]),
+    (Replay(0, "a/b", UNIQUE, UNIQUE, False, "c"), [0, _U, 0, *_DISPATCHED, _U, BODIES[1], 1, 0]),
     (Purge(0, ("a/b/" + UNIQUE,)), [0, 1]),
     (ListDeadLetters(0), [0, 1, b"a/b/" + _U, _LETTER, b"a/c/" + _U, _LETTER]),
     (Park(0, "a/b"), [0, 0]),

@@ -27,6 +27,7 @@ from atomic_actors import (
 )
 from atomic_actors.base._records import partition_of
 from atomic_actors.base._store_url import parse_store_url
+from atomic_actors.base._telemetry import Listeners
 from atomic_actors.journal._protocol import (
     Audit,
     Audited,
@@ -38,7 +39,8 @@ from atomic_actors.journal._protocol import (
     Renewed,
     Resume,
 )
-from atomic_actors.journal.commit._partitioned_commit import LanedCommit
+from atomic_actors.journal.commit._commit_queue import CommitLimits, StoreEvents
+from atomic_actors.journal.commit._partitioned_commit import PartitionedCommit
 from atomic_actors.journal.redis._link import ACL_RULES, CLUSTER_ACL_RULES
 from atomic_actors.journal.redis.cluster._channels import ClusterChannels
 from atomic_actors.journal.redis.cluster._journal import ClusterJournal
@@ -194,7 +196,7 @@ async def test_what_is_refused(store_cluster: Cluster, valkey_server: Server, na
         async with journal_at(store_cluster, namespace, allow_no_persistence=False):
             pass
     url = valkey_server.url.replace("redis://", "redis+cluster://")
-    with pytest.raises(StoreIncompatible, match="no node of a cluster"):
+    with pytest.raises(StoreIncompatible, match="is not a node of a cluster"):
         async with ClusterJournal.from_url(url, settings_of(namespace)):
             pass
     async with journal_at(store_cluster, namespace):
@@ -218,7 +220,7 @@ async def test_a_slot_moves_in_the_middle_of_everything(
 ) -> None:
     slot = slot_in(namespace, partition)
     journal = journal_at(store_cluster, namespace, timeout_s=0.3)
-    client = ClusterLeaseClient(parse_store_url(store_cluster.url)[0], journal.lease_key, timeout_s=2)
+    client = ClusterLeaseClient(parse_store_url(store_cluster.url)[0], journal, timeout_s=2)
     losses = Losses()
     journal.history.watch(losses)
     async with journal:
@@ -237,7 +239,7 @@ async def test_a_slot_moves_in_the_middle_of_everything(
             if limit:
                 store_cluster.move_keys(slot, source, target, limit)
             # Nothing is done by halves: steps wait until the slot has arrived, and say that they were not sent.
-            with pytest.raises(JournalUnavailable, match="on the move") as caught:
+            with pytest.raises(JournalUnavailable, match="is moving") as caught:
                 await journal.execute([Renew(partition, "c")])
             assert not caught.value.sent
             assert await renew() == [True]
@@ -397,7 +399,7 @@ async def test_a_user_with_few_rights(own_cluster: Cluster, namespace: str) -> N
 
 async def test_nobody_waits_for_lanes_that_were_left(own_cluster: Cluster, namespace: str) -> None:
     told: list[tuple[type[object], bool]] = []
-    commit = LanedCommit(journal_at(own_cluster, namespace))
+    commit = PartitionedCommit(journal_at(own_cluster, namespace))
     with ExitStack() as pauses:
         async with commit:
             await commit.request(Audit(0))
@@ -414,8 +416,14 @@ async def test_a_lane_for_each_partition(own_cluster: Cluster, namespace: str) -
     theirs = partitions_at(own_cluster, namespace, victim)
     others = [p for p in range(PARTITIONS) if p not in theirs]
     seen: list[bool] = []
-    async with LanedCommit(journal_at(own_cluster, namespace), retry_delay_max_s=0.1) as commit:
-        commit.on_availability = lambda available, _: seen.append(available)
+    listeners = Listeners()
+    listeners.add("store-lost", lambda _: seen.append(False))
+    listeners.add("store-back", lambda _: seen.append(True))
+    async with PartitionedCommit(
+        journal_at(own_cluster, namespace),
+        CommitLimits(retry_delay_max_s=0.1),
+        events=StoreEvents(listeners),
+    ) as commit:
         await commit.execute([Audit(partition) for partition in range(PARTITIONS)])
         await anyio.to_thread.run_sync(victim.kill9)
         with anyio.fail_after(10):

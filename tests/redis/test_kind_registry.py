@@ -33,7 +33,7 @@ def open_registry(request: pytest.FixtureRequest, namespace: str) -> Open:
         server: Server = request.getfixturevalue(f"{request.param}_server")
         settings = JournalSettings(namespace, service, partitions)
         async with RedisJournal.from_url(server.url, settings, allow_no_persistence=True) as journal:
-            yield RedisKindRegistry(journal.call, namespace)
+            yield RedisKindRegistry(journal, namespace)
 
     return open_it
 
@@ -100,7 +100,7 @@ def test_the_library_keeps_the_release_before_as_long() -> None:
 async def test_the_release_before_is_forgotten_in_a_store(store_server: Server, namespace: str) -> None:
     settings = JournalSettings(namespace, "billing", 8)
     async with RedisJournal.from_url(store_server.url, settings, allow_no_persistence=True) as journal:
-        registry = RedisKindRegistry(journal.call, namespace)
+        registry = RedisKindRegistry(journal, namespace)
         await registry.register_kinds("billing", 8, {"invoice": b"1"})
         await registry.register_kinds("billing", 8, {"invoice": b"2"})
         store_server.call("HSET", f"{{{namespace}:meta}}:before", "invoice", "1000\n1")
@@ -111,7 +111,7 @@ async def test_the_release_before_is_forgotten_in_a_store(store_server: Server, 
 async def test_the_library_comes_back(store_server: Server, namespace: str) -> None:
     settings = JournalSettings(namespace, "billing", 8)
     async with RedisJournal.from_url(store_server.url, settings, allow_no_persistence=True) as journal:
-        registry = RedisKindRegistry(journal.call, namespace)
+        registry = RedisKindRegistry(journal, namespace)
         await registry.register_kinds("billing", 8, {"invoice": b"1"})
         store_server.call("FUNCTION", "FLUSH")
         assert await registry.list_kinds() == {"invoice": "billing"}

@@ -25,6 +25,7 @@ from atomic_actors.journal._protocol import (
     JournalUnavailable,
     Step,
 )
+from atomic_actors.journal.commit._commit_queue import CommitLimits
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from tests.journals import WrappedJournal
 from tests.redis.test_append_only_file import contents
@@ -234,7 +235,7 @@ async def test_no_call_holds_the_server_for_long(server: Server, namespace: str)
         server.call("CONFIG", "SET", "slowlog-log-slower-than", 500, "slowlog-max-len", 1_000)
         server.call("SLOWLOG", "RESET")
         calls = Calls(open_journal(server, JournalSettings(namespace=namespace)))
-        async with GroupCommit(calls, max_batch_steps=default.max_batch_steps) as group:
+        async with GroupCommit(calls, CommitLimits(max_batch_steps=default.max_batch_steps)) as group:
             now = (await group.execute([Audit(0)])).now_ms
             steps: list[Step] = [
                 Append(number % 8, f"account/{number}", unique_at(now), body() + bytes(1000))

@@ -214,6 +214,7 @@ def all_steps(unique: str) -> list[Step]:
         Expire(0, ENTITY, unique, "k"),
         ReadOutcome(0, ENTITY, unique),
         Replay(0, ENTITY, unique, "c" * 32, at_head=True),
+        Replay(0, ENTITY, unique, "c" * 32, at_head=True, claim=CLAIM, policy=POLICY),
         ListDeadLetters(0),
         Sweep(0, CLAIM),
         Sweep(0, CLAIM, own_from=""),

@@ -17,6 +17,7 @@ from atomic_actors import (
     Receipt,
     UnknownMessage,
 )
+from atomic_actors.node.execution._supervisor import Supervisor
 from tests.system.support import (
     Break,
     BreakWrite,
@@ -187,6 +188,26 @@ async def test_replay(new_system: NewSystem, stage: Stage) -> None:
         # The replay died as well: it is a letter of its own, and can be replayed itself.
         third = await system.dead_letters.replay(again.message_id)
         assert third.message_id not in (again.message_id, letter.message_id)
+
+
+async def test_the_answer_to_a_replay_brings_the_turn(
+    new_system: NewSystem, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No doorbell rings at the node that replays, and nothing is taken besides."""
+    limits = {"desk": KindConfig(max_attempts=1)}
+    async with new_system(Desk.using(stage=stage), kinds=limits, partitions=1) as system:
+        (letter,) = await break_some(system, "cup")
+        calls: list[object] = []
+        for method in ("wake", "take"):
+            monkeypatch.setattr(Supervisor, method, lambda *what: calls.append(what))
+        again = await system.dead_letters.replay(letter.message_id)
+        for _ in range(2):
+            with pytest.raises(HandlerFailed, match="cup"):
+                await system.result(again)
+            again = await system.dead_letters.replay(again.message_id, at="head")
+        with pytest.raises(HandlerFailed, match="cup"):
+            await system.result(again)
+        assert calls == []
 
 
 async def test_many_replays_at_once(new_system: NewSystem, stage: Stage) -> None:

@@ -13,10 +13,12 @@ import pytest
 from attrs import define, field, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, LifecycleEvent, handler
+from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope, make_unique
 from atomic_actors.journal._protocol import Appended, Dispatch, Dispatched, Offer, Unsettled
 from atomic_actors.node._assembly import Parts
 from atomic_actors.node.execution import _supervisor
 from atomic_actors.node.execution._turn import current_activation
+from atomic_actors.node.routing._router import Pending, append_of
 from tests.system.support import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -187,7 +189,9 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         assert call is not None
         admission = sender._admit(call)
         assert admission is not None
-        step = sender._append(call, sender.router.new_unique(), None, 0, {}, admission, waits=False)
+        unique = make_unique(sender.store_clock.now_ms(), 1)
+        pending = Pending(sender.router, "tell", call, unique=unique, admission=admission)
+        step = append_of(call, pending, 0, encode_envelope(NO_HEADERS, call.payload))
         (appended,) = (await parts.store.journal.execute([step])).results
         assert isinstance(appended, Appended)
         parts.supervisor.draining = True

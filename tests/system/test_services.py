@@ -230,7 +230,7 @@ async def test_verbs(town: Town, has_actors: bool) -> None:
 async def test_results_are_kept_as_long_as_their_service_says(town: Town) -> None:
     async with town.billing(result_ttl_s=60.0), town.sender(result_ttl_s=3_600.0) as sender:
         await sender.ask(INVOICE, Charge(5))
-        then_ms = sender._running.sender.router.store_now_ms() - 120_000
+        then_ms = sender._running.sender.store_clock.now_ms() - 120_000
         with pytest.raises(ResultExpired):
             await sender.result(f"{INVOICE}/{make_unique(then_ms, 1)}")
 

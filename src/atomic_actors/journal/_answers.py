@@ -154,6 +154,8 @@ class Replayed(Struct, frozen=True, gc=False):
 
     unique: str
     again: bool
+    #: What the entity has to do next, for an owner that replayed.
+    offer: Offer = NOTHING
 
 
 class Purged(Struct, frozen=True, gc=False):

@@ -126,6 +126,7 @@ __all__ = (
     "EntityStatus",
     "Expire",
     "Expired",
+    "FailsByPartition",
     "Finish",
     "Finished",
     "Inspect",
@@ -309,6 +310,14 @@ class Journal(Protocol):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class FailsByPartition(Protocol):
+    """A journal whose partitions can fail one by one, because they lie on several servers."""
+
+    #: Always True; that it is there is what counts.
+    fails_by_partition: bool
 
 
 @runtime_checkable

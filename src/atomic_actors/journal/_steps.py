@@ -95,6 +95,9 @@ class Replay(Struct, frozen=True, gc=False):
 
     A letter that is marked already answers with the id of its first replay and changes nothing. At
     the head it goes before everything that waits; a running turn is not disturbed.
+
+    If `claim` is the partition's current claim, the new message is taken in the same step where nothing of the
+    entity is dispatched or waiting and it is not parked, as with `Append`. Otherwise the partition's doorbell is rung.
     """
 
     partition: int
@@ -102,6 +105,11 @@ class Replay(Struct, frozen=True, gc=False):
     unique: str
     new_unique: str
     at_head: bool
+    claim: str = ""
+    #: As of `Append`.
+    policy: str = ""
+    #: The state version in the caller's memory; -1 for none.
+    held_version: int = -1
 
 
 class Purge(Struct, frozen=True, gc=False):

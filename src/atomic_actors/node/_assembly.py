@@ -21,10 +21,10 @@ from atomic_actors.base._telemetry import Listeners, logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.contracts._remote_kinds import KnownKinds
-from atomic_actors.journal._protocol import Journal
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitLimits, CommitQueue, StoreEvents
+from atomic_actors.journal.commit._commit_queues import CommitQueues
 from atomic_actors.journal.commit._health import HealthWatch
-from atomic_actors.journal.commit._partitioned_commit import commit_class
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node._inbox import NodeInbox
 from atomic_actors.node._leaving import SETTLE_LIMIT_S, Leaving
 from atomic_actors.node._partition_events import PartitionEvents
@@ -46,6 +46,7 @@ from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.operations._operations import Operations
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
+from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 from atomic_actors.node.routing._destinations import Calls
@@ -82,7 +83,7 @@ class Parts:
     config: Config
     store: Store
     body: Body
-    journal: GroupCommit
+    journal: CommitQueue
     membership: Membership
     supervisor: Supervisor
     sender: Sender
@@ -113,9 +114,9 @@ class Parts:
         tasks.run(self.sweeper.run)
         self._listen(tasks)
         if self.supervisor.kinds:
-            if membership.keeper is not None:
-                membership.keeper.start(_report_keeper)
-            await membership.look_and_take_over()
+            if membership.leases.keeper is not None:
+                membership.leases.keeper.start()
+            await membership.refresh_and_take_over()
         tasks.run(membership.run)
         if self.config.handle_signals:
             tasks.run(self._watch_signals)
@@ -145,13 +146,8 @@ class Parts:
 
     async def stop_keeper(self) -> None:
         """End the lease keeper."""
-        if self.membership.keeper is not None:
-            await self.membership.keeper.aclose(SETTLE_LIMIT_S)
-
-
-def _report_keeper(error: BaseException) -> None:
-    """Called in the keeper's thread. The watchdog finds the error and ends the system with it."""
-    logger.error("leases are not renewed any more: %s: %s", type(error).__name__, error)
+        if self.membership.leases.keeper is not None:
+            await self.membership.leases.keeper.aclose(SETTLE_LIMIT_S)
 
 
 # Construction, from the bottom up.
@@ -179,24 +175,27 @@ def assemble(
         body: ends the system if a part of it fails.
     """
     backend = Backend.current()
-    journal = _group_commit(config, store.journal)
+    store_clock = StoreClock(backend.clock)
+    queues = CommitQueues(limits=_commit_limits(config), store_clock=store_clock)
+    journal = queues.around(store.journal, body, StoreEvents(listeners))
     membership = _membership(config, store, kinds, journal)
     router = Router(
-        journal,
-        membership.nodes.node_id,
-        backend.new_cell,
-        backend.clock,
+        node_id=membership.nodes.node_id,
+        new_cell=backend.new_cell,
+        store_clock=store_clock,
         decode_refusal=refusals.read,
+        listeners=listeners,
         remote=store.exchange,
     )
     events = Events(listeners)
-    destinations = _destinations(config, store, kinds, codec, router=router, body=body)
+    destinations = _destinations(config, store, kinds, codec, journal=journal, queues=queues, body=body)
     node = NodeParts(
         config=config,
         backend=backend,
         codec=codec,
         commits=journal,
         replies=router,
+        store_clock=store_clock,
         destinations=destinations,
         events=events,
         schedule=Schedule(),
@@ -211,9 +210,9 @@ def assemble(
         config=config,
         codec=codec,
         router=router,
+        store_clock=store_clock,
         supervisor=supervisor,
         volatile=volatile,
-        events=events,
         calls=destinations,
         routes=routes,
     )
@@ -225,7 +224,8 @@ def _finish(
 ) -> Parts:
     """The parts above the sender: operators' calls, coming and going, the clock."""
     config, supervisor, volatile, router = sender.config, sender.supervisor, sender.volatile, sender.router
-    journal, node, exchange = router.journal, sender.supervisor.node, store.exchange
+    node, exchange = supervisor.node, store.exchange
+    journal = node.commits
     handover = Handover(
         journal=journal,
         membership=membership,
@@ -233,7 +233,6 @@ def _finish(
         volatile=volatile,
         exchange=exchange,
         drain_timeout_s=config.drain_timeout_s,
-        backend=node.backend,
     )
     registration = KindRegistration(
         config, sender.codec, supervisor.kinds, store.kinds, store.journal.settings
@@ -247,7 +246,9 @@ def _finish(
         handover=handover,
         registration=registration,
     )
-    _observe_store(store, router, node.events, partition_events, body)
+    if store.history is not None:
+        # The one late link downwards: the store is there first, and reports to those above.
+        store.history.watch(partition_events)
     ticking: list[Ticking] = [router, supervisor, volatile]
     if sender.routes is not None:
         ticking.append(sender.routes)
@@ -269,7 +270,7 @@ def _finish(
             sender=sender,
             handover=handover,
         ),
-        dead_letters=DeadLetters(journal, router, supervisor),
+        dead_letters=DeadLetters(journal, node.store_clock, supervisor),
         registration=registration,
         sweeper=Sweeper(node.backend, config.tick_interval_s, ticking),
         partition_events=partition_events,
@@ -286,38 +287,25 @@ def _finish(
     )
 
 
-def _observe_store(
-    store: Store, router: Router, events: Events, partition_events: PartitionEvents, body: Body
-) -> None:
-    """The one late link downwards: the store's own parts are there first, and report to those above."""
-    journal = router.journal
-    journal.on_answer = router.on_answer
-    journal.on_availability = events.store_health
-    journal.on_crash = body.crashed
-    if store.history is not None:
-        store.history.watch(partition_events)
-
-
-def _group_commit(config: Config, journal: Journal) -> GroupCommit:
-    return commit_class(journal)(
-        journal,
-        config.max_batch_steps,
-        config.max_batch_bytes,
-        config.max_pending_steps,
-        config.store_failure_threshold,
+def _commit_limits(config: Config) -> CommitLimits:
+    return CommitLimits(
+        max_batch_steps=config.max_batch_steps,
+        max_batch_bytes=config.max_batch_bytes,
+        max_pending_steps=config.max_pending_steps,
+        failure_threshold=config.store_failure_threshold,
         answer_limit_s=config.accept_timeout_s,
         retry_delay_max_s=config.store_ping_interval_s,
     )
 
 
-def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: GroupCommit) -> Membership:
+def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: CommitQueue) -> Membership:
     keeper = store.keeper
     if store.lease_client is not None:
         keeper = LeaseKeeper(
-            config.partitions,
-            config.lease_renew_interval_s,
-            store.lease_client,
-            config.loop_stall_limit_s,
+            partitions=config.partitions,
+            interval_s=config.lease_renew_interval_s,
+            client=store.lease_client,
+            loop_stall_limit_s=config.loop_stall_limit_s,
         )
     identity = NodeIdentity.of_this_process(config.lease_ttl_s)
     nodes = Nodes(
@@ -326,30 +314,29 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: G
         config.lease_ttl_s,
         config.same_host_takeover,
     )
-    return Membership(
-        journal,
-        nodes,
-        config.partitions,
-        keeper,
-        lease_ttl_s=config.lease_ttl_s,
-        lease_margin_s=config.lease_margin_s,
-    )
+    times = LeaseTimes(ttl_s=config.lease_ttl_s, margin_s=config.lease_margin_s)
+    return Membership(journal=journal, nodes=nodes, leases=OwnLeases(config.partitions, keeper, times))
 
 
 def _destinations(
-    config: Config, store: Store, kinds: dict[str, Kind], codec: Codec, *, router: Router, body: Body
+    config: Config,
+    store: Store,
+    kinds: dict[str, Kind],
+    codec: Codec,
+    *,
+    journal: CommitQueue,
+    queues: CommitQueues,
+    body: Body,
 ) -> Calls:
-    known = KnownKinds(store.kinds, config.namespace, tuple(kinds), router.clock)
     outlets = Outlets(
-        config.namespace,
-        config.service,
-        store.open_journal,
-        partial(_group_commit, config),
-        known,
-        on_answer=router.on_answer,
-        on_crash=body.crashed,
+        namespace=config.namespace,
+        service=config.service,
+        known=KnownKinds(store.kinds, config.namespace, tuple(kinds)),
+        journals=store.journals,
+        queues=queues,
+        crashes=body,
     )
-    return Calls(config, codec, kinds, router.journal, known=known, outlets=outlets)
+    return Calls(config, codec, kinds, journal, known=outlets.known, outlets=outlets)
 
 
 def _volatile_ends(

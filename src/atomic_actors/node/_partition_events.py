@@ -6,7 +6,7 @@ from attrs import define
 
 from atomic_actors.journal._history import HistoryLoss
 from atomic_actors.journal._protocol import Swept
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node._registration import KindRegistration
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
@@ -26,7 +26,7 @@ class PartitionEvents:
         exchange: hears the doorbells of the partitions; None where there can be no other node.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     exchange: NodeMessenger | None
     outlets: Outlets
     supervisor: Supervisor

@@ -31,10 +31,11 @@ from atomic_actors.base._errors import (
     TooManyHops,
     UnknownKind,
 )
+from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
-from atomic_actors.base._telemetry import LifecycleEvent, logger
+from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import Headers, derive_unique, digest_of, encode_envelope
+from atomic_actors.codec._envelope import Headers, derive_unique, encode_envelope
 from atomic_actors.contracts._call_checks import (
     OnCancel,
     check_on_cancel,
@@ -42,14 +43,15 @@ from atomic_actors.contracts._call_checks import (
     locate_message,
     split_pair,
 )
-from atomic_actors.journal._protocol import Append, Appended, pack_body
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal._protocol import Withdraw
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node.execution._activation import Activation
-from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._turn import TurnContext, current_activation
 from atomic_actors.node.routing._destinations import Call, Calls
-from atomic_actors.node.routing._router import Pending, Router
+from atomic_actors.node.routing._router import Router, SentMessage
+from atomic_actors.node.routing._withdrawals import withdraw
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._routes import VolatileRoutes
 
@@ -59,12 +61,13 @@ __all__ = ("Sender",)
 TELL_MANY_WINDOW: Final = 2_000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Sender:
     """Implements the verbs of `ActorSystem`.
 
     Args:
         config: time limits and sizes.
+        store_clock: the store's time, and this process's clock.
         supervisor: gives the activations that take messages as they are appended.
         volatile: runs the kinds that have no journal.
         calls: checks what is sent, and finds out where it goes.
@@ -74,9 +77,9 @@ class Sender:
     config: Config
     codec: Codec
     router: Router
+    store_clock: StoreClock
     supervisor: Supervisor
     volatile: VolatileKinds
-    events: Events
     calls: Calls
     routes: VolatileRoutes | None
     running: bool = field(default=True, init=False)
@@ -128,10 +131,10 @@ class Sender:
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
         call = self.calls.check(target, message)
         if call is None:
-            began_s = self.router.clock()
+            began_s = self.store_clock.clock()
             call = await self._look_up(target, message, timeout_s)
             if timeout_s:
-                timeout_s = max(timeout_s - (self.router.clock() - began_s), 0.001)
+                timeout_s = max(timeout_s - (self.store_clock.clock() - began_s), 0.001)
         activation = current_activation.get()
         headers = self._headers
         if activation is not None and activation.is_running and activation.calls is self:
@@ -141,18 +144,18 @@ class Sender:
             if key is not None:
                 raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
             return await self._ask_volatile(call, message, timeout_s, headers)
-        return await self._ask(call, timeout_s, key, on_cancel, headers, self.router.new_unique())
+        return await self._ask(call, timeout_s, key, on_cancel, headers, "")
 
     async def ask_from_turn(
         self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
     ) -> Any:
         """See `Context.ask`: the message's id derives from the turn's message, its attempt, and the ordinal."""
         self._check_running()
-        now_ms = self.router.store_now_ms()
+        now_ms = self.store_clock.now_ms()
         unique = derive_unique(now_ms, context.message_id, context.attempt, "ask", ordinal)
         call = self.calls.check(entity, message)
         if call is None:
-            left_s = max(context.deadline - self.router.clock(), 0.001)
+            left_s = max(context.deadline - self.store_clock.clock(), 0.001)
             call = await self._look_up(entity, message, 0.0 if left_s == float("inf") else left_s)
         headers, timeout_s = self._inherit(context, call, self.config.ask_timeout_s)
         if call.is_volatile:
@@ -185,7 +188,7 @@ class Sender:
                 f"the chain of asks {' -> '.join(path)} is longer than max_hops={self.config.max_hops}",
                 path=path,
             )
-        left_s = context.deadline - self.router.clock()
+        left_s = context.deadline - self.store_clock.clock()
         if left_s <= 0:
             raise AskTimeout(f"no time is left to ask {call.entity}: the turn's deadline has passed")
         if left_s != float("inf"):
@@ -214,13 +217,13 @@ class Sender:
             if kind is not None and self.routes is None:
                 return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
             if kind is not None and self._is_here(call):
-                deadline_s = self.router.clock() + timeout_s
+                deadline_s = self.store_clock.clock() + timeout_s
                 try:
                     return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
                 except OwnerUnavailable as error:
                     # It did not begin: the next owner may still run it in time.
                     logger.debug("%s goes to the next owner: %s", call.name, error)
-                timeout_s = max(deadline_s - self.router.clock(), 0.001) if timeout_s else 0
+                timeout_s = max(deadline_s - self.store_clock.clock(), 0.001) if timeout_s else 0
             reply = await self._routes_to(call).ask(
                 journal_of(call),
                 call.partition,
@@ -263,60 +266,26 @@ class Sender:
         headers: Headers,
         unique: str,
     ) -> Any:
-        router = self.router
         self._count_ask(call)
         try:
-            admission = self._admit(call)
-            pending = Pending(
-                router, "ask", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+            envelope = encode_envelope(headers, call.payload)
+            return await self.router.ask(
+                call,
+                self._admit(call),
+                envelope,
+                unique=unique,
+                key=key or "",
+                timeout_s=timeout_s,
+                on_cancel=on_cancel,
+                in_turn=current_activation.get() is not None,
             )
-            if self.events.listeners.active:
-                pending.on_accepted = partial(self._emit_accepted, call, unique)
-            deadline_ms = router.store_now_ms() + int(timeout_s * 1000) if timeout_s else 0
-            step = self._append(call, unique, key, deadline_ms, headers, admission, waits=True)
-            router.send(pending, step, timeout_s)
-            in_turn = current_activation.get() is not None
-            outcome = await router.wait(pending, on_cancel, key or "", in_turn=in_turn)
         finally:
             self.inflight_asks -= 1
-        self.events.counts.accepted += 1
-        return router.value_of(pending, outcome)
 
     def _admit(self, call: Call) -> Activation | None:
         if call.kind is None:
             return None
         return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
-
-    def _append(
-        self,
-        call: Call,
-        unique: str,
-        key: str | None,
-        deadline_ms: int,
-        headers: Headers,
-        admission: Activation | None,
-        *,
-        waits: bool,
-    ) -> Append:
-        body = pack_body(
-            name=call.name,
-            deadline_ms=deadline_ms,
-            waited_for=waits,
-            key=key or "",
-            envelope=encode_envelope(headers, call.payload),
-        )
-        return Append(
-            call.partition,
-            call.entity,
-            unique,
-            body,
-            key or "",
-            digest_of(call.name, call.payload) if key else "",
-            call.max_depth,
-            admission.partition.claim if admission is not None else "",
-            admission.kind.policy if admission is not None else "",
-            admission.state.version if admission is not None else -1,
-        )
 
     async def tell(
         self, target: object, message: object, key: str | None, expires_in_s: float | None
@@ -334,8 +303,7 @@ class Sender:
             if key is not None or expires_in_s is not None:
                 raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
             return await self._tell_volatile(call, message)
-        pending = self._send_tell(call, key, expires_in_s)
-        return self._receipt(call, pending, await pending.cell)
+        return self._receipt(call, await self._send_tell(call, key, expires_in_s))
 
     async def _tell_volatile(self, call: Call, message: object) -> Receipt[Any]:
         if call.kind is not None and self._is_here(call):
@@ -351,31 +319,20 @@ class Sender:
             raise answer
         return Receipt(f"{call.ref}/{answer:032x}", call.ref)
 
-    def _send_tell(self, call: Call, key: str | None, expires_in_s: float | None) -> Pending:
-        router = self.router
-        deadline_ms = 0
-        if expires_in_s is not None:
-            deadline_ms = router.store_now_ms() + int(expires_in_s * 1000)
-        unique = router.new_unique()
-        admission = self._admit(call)
-        pending = Pending(
-            router, "tell", call.partition, call.entity, unique, call.decode_reply, admission, call.journal
+    def _send_tell(self, call: Call, key: str | None, expires_in_s: float | None) -> Cell[Any]:
+        envelope = encode_envelope(self._headers, call.payload)
+        return self.router.tell(
+            call,
+            self._admit(call),
+            envelope,
+            key=key or "",
+            expires_in_s=expires_in_s,
+            timeout_s=self.config.accept_timeout_s,
         )
-        if self.events.listeners.active:
-            pending.on_accepted = partial(self._emit_accepted, call, unique)
-        step = self._append(call, unique, key, deadline_ms, self._headers, admission, waits=False)
-        router.send(pending, step, self.config.accept_timeout_s)
-        return pending
 
-    def _receipt(self, call: Call, pending: Pending, answer: object) -> Receipt[Any]:
-        if isinstance(answer, BaseException):
-            raise answer
-        assert isinstance(answer, Appended)
-        self.events.counts.accepted += 1
-        return Receipt(f"{call.entity}/{answer.unique}", call.ref, reply_type=call.reply_type)
-
-    def _emit_accepted(self, call: Call, unique: str) -> None:
-        self.events.listeners.emit(LifecycleEvent("accepted", f"{call.entity}/{unique}", call.ref, call.name))
+    def _receipt(self, call: Call, answer: object) -> Receipt[Any]:
+        unique = self.router.receipt_of(answer)
+        return Receipt(f"{call.entity}/{unique}", call.ref, reply_type=call.reply_type)
 
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
@@ -405,29 +362,29 @@ class Sender:
         receipts: list[Receipt[Any]],
         failures: list[tuple[int, AtomicActorsError]],
     ) -> None:
-        sent: list[tuple[Call, Pending]] = []
+        sent: list[tuple[Call, Cell[Any]]] = []
         for index, call in enumerate(calls, start):
             try:
-                pending = await self._send_when_there_is_room(call)
+                cell = await self._send_when_there_is_room(call)
             except AtomicActorsError as error:
                 failures.append((index, error))
                 break
-            sent.append((call, pending))
-        for index, (call, pending) in enumerate(sent, start):
+            sent.append((call, cell))
+        for index, (call, cell) in enumerate(sent, start):
             try:
-                receipts.append(self._receipt(call, pending, await pending.cell))
+                receipts.append(self._receipt(call, await cell))
             except AtomicActorsError as error:
                 failures.append((index, error))
         failures.sort(key=lambda failure: failure[0])
 
-    async def _send_when_there_is_room(self, call: Call) -> Pending:
+    async def _send_when_there_is_room(self, call: Call) -> Cell[Any]:
         """A bulk sender outruns the activations by design: it waits for room instead of failing."""
-        deadline_s = self.router.clock() + self.config.accept_timeout_s
+        deadline_s = self.store_clock.clock() + self.config.accept_timeout_s
         while True:
             try:
                 return self._send_tell(call, None, None)
             except ActorLimitExceeded:
-                left_s = deadline_s - self.router.clock()
+                left_s = deadline_s - self.store_clock.clock()
                 if left_s <= 0:
                     raise
                 await self.supervisor.catalog.wait_for_room(left_s)
@@ -447,7 +404,7 @@ class Sender:
     def _send_call(self, call: Call, message: Message[Any]) -> None:
         try:
             if not call.is_volatile:
-                self._send_tell(call, None, None)
+                _ = self._send_tell(call, None, None)
             elif call.kind is not None and self._is_here(call):
                 self.volatile.tell(call.kind, call.ref, call.partition, message)
             else:
@@ -483,9 +440,9 @@ class Sender:
                 message_id=message_id,
             )
 
-    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[GroupCommit, int]:
+    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[CommitQueue, int]:
         if ref.kind in self.calls.kinds or self.calls.known.registry is None:
-            return self.router.journal, partition_of(str(ref), self.config.partitions)
+            return self.calls.journal, partition_of(str(ref), self.config.partitions)
         try:
             with anyio.fail_after(self.config.accept_timeout_s):
                 journal, partition, _ = await self.calls.place_of(ref)
@@ -502,14 +459,11 @@ class Sender:
         """See `ActorSystem.result`."""
         ref, unique, reply_type = self._locate(message)
         self._check_not_leaving(ref, unique)
-        entity = str(ref)
         decode = self.codec.decoder(reply_type)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
         journal, partition = await self._place_of_sent(ref, unique)
-        pending = Pending(self.router, "result", partition, entity, unique, decode, None, journal)
-        self.router.attach(pending, timeout_s)
-        outcome = await self.router.wait(pending, "detach", "")
-        return self.router.value_of(pending, outcome)
+        sent = SentMessage(entity=str(ref), partition=partition, journal=journal, decode_reply=decode)
+        return await self.router.result(sent, unique, timeout_s)
 
     async def withdraw(self, message: object) -> bool:
         """See `ActorSystem.withdraw`."""
@@ -520,11 +474,10 @@ class Sender:
         except OutcomeUnknown as error:
             logger.info("%s/%s could not be withdrawn: %s", ref, unique, error)
             return False
-        answer = await self.router.withdraw(journal, partition, str(ref), unique, "")
-        return answer is not None and answer.state == "withdrawn"
+        return await withdraw(self.router, journal, Withdraw(partition, str(ref), unique))
 
 
-def journal_of(call: Call) -> GroupCommit:
+def journal_of(call: Call) -> CommitQueue:
     """Where a call that is not for an outbox goes."""
     assert call.journal is not None
     return call.journal

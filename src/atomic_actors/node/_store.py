@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 from attrs import frozen
@@ -30,18 +29,20 @@ from atomic_actors.journal.redis._channels import RedisChannels
 from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._kind_registry import RedisKindRegistry
 from atomic_actors.journal.redis._lease_client import RedisLeaseClient
-from atomic_actors.journal.redis._link import Connect, connector, redis_url
+from atomic_actors.journal.redis._link import Connector, RedisServer
+from atomic_actors.journal.redis._replication import Replication
 from atomic_actors.journal.redis._sentinel import Primary
 from atomic_actors.journal.redis.cluster._channels import ClusterChannels
 from atomic_actors.journal.redis.cluster._journal import ClusterJournal
 from atomic_actors.journal.redis.cluster._leases import ClusterLeaseClient
 from atomic_actors.node.ownership._lease_keeper import Keeper, LeaseClient
 from atomic_actors.node.routing._node_messenger import NodeMessenger
+from atomic_actors.node.routing._other_services import JournalFactory
 
 __all__ = ("Store", "WithStore", "open_store", "store_around")
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class Store:
     """An open store."""
 
@@ -54,10 +55,10 @@ class Store:
     history: CommitHistory | None = None
     #: The nodes that use it; None where a node is alone.
     directory: Directory | None = None
-    #: Which service each kind belongs to; None where there is one service only, and nobody says of what kinds.
+    #: Which service each kind belongs to; None where there is one service only, without a record of its kinds.
     kinds: KindRegistry | None = None
-    #: Makes a journal of another service; None where there are no others.
-    open_journal: Callable[[JournalSettings], Journal] | None = None
+    #: None where there are no other services.
+    journals: JournalFactory | None = None
     #: Renews leases by itself, in place of the thread with the `lease_client`.
     keeper: Keeper | None = None
 
@@ -75,7 +76,7 @@ def store_around(journal: Journal) -> Store:
     """The store around a journal of the user's own, with as much as the journal brings."""
     if isinstance(journal, WithStore):
         return journal.make_store()
-    return Store(journal, directory=journal.directory if isinstance(journal, WithDirectory) else None)
+    return Store(journal=journal, directory=journal.directory if isinstance(journal, WithDirectory) else None)
 
 
 @asynccontextmanager
@@ -89,12 +90,12 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     location = config.location
     if location.scheme is StoreScheme.MEMORY:
         memory = MemoryJournal(journal_settings(config))
-        yield Store(memory, directory=memory.directory, kinds=MemoryKindRegistry())
+        yield Store(journal=memory, directory=memory.directory, kinds=MemoryKindRegistry())
     elif location.scheme is StoreScheme.EMBEDDED:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
             socket = StoreLocation(StoreScheme.UNIX, path=str(server.socket_path))
-            async with _redis_store(config, socket, before_connect=partial(_keep_running, server)) as store:
+            async with _redis_store(config, socket, embedded=server) as store:
                 yield store
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
         async with _redis_store(config, location) as store:
@@ -112,60 +113,92 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
             yield store
 
 
-async def _keep_running(server: EmbeddedLocation) -> None:
-    """Start the private server again if it has died; a reconnect then finds it."""
-    try:
-        await ensure_running(server)
-    except EmbeddedServerError as error:
-        raise JournalUnavailable(str(error), sent=False) from error
+@frozen(eq=False)
+class _EmbeddedServer:
+    """Makes connections to the private server (`Connector`), and starts it again if it has died."""
+
+    location: EmbeddedLocation
+    connector: Connector
+
+    async def connect(self) -> BaseConnection:
+        try:
+            await ensure_running(self.location)
+        except EmbeddedServerError as error:
+            raise JournalUnavailable(str(error), sent=False) from error
+        return await self.connector.connect()
+
+
+@frozen(eq=False, kw_only=True)
+class _RedisJournals:
+    """Makes journals on one server."""
+
+    connector: Connector
+    config: Config
+    replication: Replication | None
+
+    def make_journal(self, settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
+        config = self.config
+        return RedisJournal(
+            self.connector,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=_connect_timeout_s(config),
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+            replication=self.replication,
+        )
+
+
+@frozen(eq=False, kw_only=True)
+class _ClusterJournals:
+    """Makes journals in one cluster."""
+
+    location: StoreLocation
+    config: Config
+
+    def make_journal(self, settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
+        config = self.config
+        return ClusterJournal(
+            self.location,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=_connect_timeout_s(config),
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+        )
 
 
 @asynccontextmanager
 async def _redis_store(
-    config: Config,
-    place: StoreLocation | Primary,
-    before_connect: Callable[[], Awaitable[None]] | None = None,
+    config: Config, place: StoreLocation | Primary, embedded: EmbeddedLocation | None = None
 ) -> AsyncGenerator[Store]:
-    connect_timeout_s = _connect_timeout_s(config)
-    connect: Connect
-    url: str | Callable[[], str]
-    if isinstance(place, Primary):
-        connect, url = place.connect, place.url
-    else:
-        connect, url = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
-    # Only the journal brings a dead server back to life.
-    reconnect = connect if before_connect is None else _after(before_connect, connect)
-    replication = replication_of(config)
+    connect_timeout_s, replication = _connect_timeout_s(config), replication_of(config)
+    server = place if isinstance(place, Primary) else RedisServer(place, connect_timeout_s=connect_timeout_s)
     settings = journal_settings(config)
-
-    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
-        return RedisJournal(
-            reconnect,
-            settings,
-            timeout_s=config.store_timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            allow_eviction=config.allow_eviction,
-            allow_no_persistence=config.allow_no_persistence,
-            fixes_partitions=offers_kinds,
-            replication=replication,
-        )
-
+    journals = _RedisJournals(
+        # Only the journal brings a dead server back to life.
+        connector=server if embedded is None else _EmbeddedServer(embedded, server),
+        config=config,
+        replication=replication,
+    )
     # Who only sends does not decide how many partitions a service has.
-    journal = open_journal(settings, offers_kinds=bool(config.actors))
+    journal = journals.make_journal(settings, offers_kinds=bool(config.actors))
     lease_client = RedisLeaseClient(
-        url, journal.lease_key, timeout_s=_lease_timeout_s(config), replication=replication
+        server, journal, timeout_s=_lease_timeout_s(config), replication=replication
     )
     async with RedisChannels(
-        connect, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
+        server, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
     ) as channels:
         yield Store(
-            journal,
-            lease_client,
-            NodeMessenger(channels, commits_publish=replication is None),
-            journal.history,
-            journal.directory,
-            RedisKindRegistry(journal.call, config.namespace),
-            open_journal,
+            journal=journal,
+            lease_client=lease_client,
+            exchange=NodeMessenger(channels, commits_publish=replication is None),
+            history=journal.history,
+            directory=journal.directory,
+            kinds=RedisKindRegistry(journal, config.namespace),
+            journals=journals,
         )
 
 
@@ -183,19 +216,9 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         )
     settings, connect_timeout_s = journal_settings(config), _connect_timeout_s(config)
 
-    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
-        return ClusterJournal(
-            location,
-            settings,
-            timeout_s=config.store_timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            allow_eviction=config.allow_eviction,
-            allow_no_persistence=config.allow_no_persistence,
-            fixes_partitions=offers_kinds,
-        )
-
-    journal = open_journal(settings, offers_kinds=bool(config.actors))
-    lease_client = ClusterLeaseClient(location, journal.lease_key, timeout_s=_lease_timeout_s(config))
+    journals = _ClusterJournals(location=location, config=config)
+    journal = journals.make_journal(settings, offers_kinds=bool(config.actors))
+    lease_client = ClusterLeaseClient(location, journal, timeout_s=_lease_timeout_s(config))
     async with ClusterChannels(
         location,
         settings,
@@ -204,19 +227,11 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         answer_timeout_s=config.store_timeout_s,
     ) as channels:
         yield Store(
-            journal,
-            lease_client,
-            NodeMessenger(channels),
-            journal.history,
-            journal.directory,
-            RedisKindRegistry(journal.call, config.namespace),
-            open_journal,
+            journal=journal,
+            lease_client=lease_client,
+            exchange=NodeMessenger(channels),
+            history=journal.history,
+            directory=journal.directory,
+            kinds=RedisKindRegistry(journal, config.namespace),
+            journals=journals,
         )
-
-
-def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:
-    async def connect_after() -> BaseConnection:
-        await first()
-        return await connect()
-
-    return connect_after

@@ -1,13 +1,17 @@
-"""What group commit gathers, and the plain decisions about it: sizes, batches, whose step is whose."""
+"""What group commit gathers, and the plain decisions about it: when what leaves, how much, and whose step is whose.
+
+Nothing here sends anything or reads a clock.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from enum import Enum
 from math import inf
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, field
 from msgspec import Struct
 
 from atomic_actors.journal._protocol import (
@@ -17,24 +21,30 @@ from atomic_actors.journal._protocol import (
     Finish,
     JournalUnavailable,
     RelayIn,
+    Replay,
     Result,
     Step,
     Target,
 )
 
 __all__ = (
+    "GATHER",
+    "OVERTAKE",
     "OVERTAKEN_MAX",
-    "RETRY_DELAY_FIRST_S",
+    "SEND",
     "SPLIT_STEPS_MIN",
+    "STEP_OVERHEAD_BYTES",
+    "WAIT",
     "Batch",
+    "Decision",
     "Entry",
-    "GroupCommitStatistics",
     "OnResult",
     "Pace",
+    "Queue",
     "answers_of",
     "belongs_to_owner",
     "cut_batch",
-    "is_only_behind",
+    "decide",
 )
 
 #: What a step costs on the wire beside its bodies, roughly.
@@ -50,21 +60,7 @@ CONTENDED_TIMES: Final = 4.0
 QUICKEST_FADE: Final = 1.001
 #: No answer counts as quicker: a clock may be coarse.
 QUICKEST_MIN_S: Final = 0.00005
-#: How soon a batch without a usable answer is sent again, at first.
-RETRY_DELAY_FIRST_S: Final = 0.02
-
 OnResult = Callable[[Result | JournalUnavailable], None]
-
-
-@frozen
-class GroupCommitStatistics:
-    """Counters since the start, and what waits now."""
-
-    batches: int
-    steps: int
-    retries: int
-    pending: int
-    available: bool
 
 
 @define(eq=False)
@@ -110,7 +106,7 @@ def belongs_to_owner(step: Step, partition: Target) -> bool:
     """
     if isinstance(step, RelayIn):
         return step.source == partition
-    if isinstance(step, Append | ClaimPartition):
+    if isinstance(step, Append | ClaimPartition | Replay):
         return False
     return step.partition == partition and bool(getattr(step, "claim", ""))
 
@@ -153,22 +149,114 @@ class Batch:
     answer: BatchResult | None = None
 
 
-def cut_batch(
-    pending: deque[Entry], in_flight: Iterable[Batch], *, places: int, steps_max: int, bytes_max: int
-) -> Batch | None:
-    """Take the steps of the next batch from the front of `pending`; None while none may go.
+@define(eq=False)
+class Queue:
+    """What waits, what is on its way, and what else it depends on when the next batch leaves."""
+
+    #: How many batches may be on their way.
+    places: int
+    #: A batch can be sent at once, without a task that wakes up for it.
+    is_direct: bool = False
+    #: Oldest first.
+    pending: deque[Entry] = field(factory=deque[Entry])
+    #: The batches that are on their way or wait for their turn to be answered, oldest first. Those that have
+    #: their answer are handed out in this order.
+    in_flight: deque[Batch] = field(factory=deque[Batch])
+    #: A batch in flight had no usable answer; True until all of those have one.
+    failing: bool = False
+    #: Answers are being handed out: what they cause is sent behind them.
+    answering: bool = False
+    #: How many were answered last: whether there is load.
+    last_size: int = 0
+    #: The last answer began the only turn there is, as far as one can tell: its commit comes soon.
+    commit_due: bool = False
+    #: How many commits in a row have left before what waits.
+    overtaken: int = 0
+    pace: Pace = field(factory=Pace)
+
+    def fills_a_batch(self) -> bool:
+        """Whether what waits may leave: a few steps beside a batch on its way leave with its answer."""
+        return not self.in_flight or len(self.pending) >= SPLIT_STEPS_MIN
+
+
+class Decision(Enum):
+    """What to do about a step that was queued just now."""
+
+    #: Nothing: what is on its way sends it along with its answer.
+    WAIT = "wait"
+    #: Have a task send what waits, once all that runs now has added its steps.
+    GATHER = "gather"
+    #: Send what waits, now.
+    SEND = "send"
+    #: Send this step alone, before what waits.
+    OVERTAKE = "overtake"
+
+
+#: Reading a name of the module is cheaper than reading a member of the class.
+WAIT: Final = Decision.WAIT
+GATHER: Final = Decision.GATHER
+SEND: Final = Decision.SEND
+OVERTAKE: Final = Decision.OVERTAKE
+
+
+def decide(queue: Queue, entry: Entry) -> Decision:
+    """When `entry`, the last one in the queue, leaves."""
+    in_flight = len(queue.in_flight)
+    if queue.answering or in_flight >= queue.places:
+        return WAIT
+    if queue.is_direct:
+        step = entry.step
+        if type(step) is not Finish:
+            # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
+            leaves_now = queue.last_size <= 1 and not in_flight and not queue.commit_due
+        elif len(step.verdicts) >= SPLIT_STEPS_MIN:
+            # A run's commit is a batch by itself. The store works on it while its askers send what is next.
+            leaves_now = True
+        elif queue.last_size <= 2:
+            # A hot entity waits for its commits, and takes along the message of whoever was just answered.
+            leaves_now = not (in_flight and queue.pace.contended)
+        else:
+            leaves_now = entry.overtakes and not in_flight
+        if leaves_now:
+            return OVERTAKE if entry.overtakes and _can_overtake(queue, entry) else SEND
+    # Under load everyone who runs in this tick gets to add a step to the batch.
+    return GATHER if queue.fills_a_batch() else WAIT
+
+
+def _can_overtake(queue: Queue, commit: Entry) -> bool:
+    """Whether all that waits before a commit are a few messages that could not begin before it anyway.
+
+    What they cost the store together, some turns later, is little more than one of them costs alone.
+    """
+    step = commit.step
+    return (
+        isinstance(step, Finish)
+        and not queue.in_flight
+        and not queue.failing
+        and queue.overtaken < OVERTAKEN_MAX
+        and 1 < len(queue.pending) <= OVERTAKEN_MAX
+        and all(
+            other is commit or (type(other.step) is Append and other.step.entity == step.entity)
+            for other in queue.pending
+        )
+    )
+
+
+def cut_batch(queue: Queue, *, steps_max: int, bytes_max: int) -> Batch | None:
+    """Take the steps of the next batch from the front of what waits; None while none may go.
 
     Args:
-        pending: what waits, oldest first.
-        in_flight: the batches on their way.
-        places: how many of those there may be.
+        queue: what waits, and what is on its way.
         steps_max: steps in one batch.
         bytes_max: bytes in one batch, roughly; a single larger step still goes, alone.
     """
+    pending, in_flight = queue.pending, queue.in_flight
+    if not pending or queue.failing or len(in_flight) >= queue.places:
+        return None
     # Batches of equal size keep the store and this process busy at the same time; a large one beside
     # a small one makes them wait for each other.
-    steps_out = sum(len(batch.entries) for batch in in_flight)
-    share = -(-(len(pending) + steps_out) // places)
+    steps_out = sum(len(batch.entries) for batch in in_flight) if in_flight else 0
+    share = -(-(len(pending) + steps_out) // queue.places)
     limit = min(steps_max, max(share, SPLIT_STEPS_MIN))
     entries: list[Entry] = []
     appends: set[str] = set()
@@ -199,12 +287,3 @@ def _entity_of(entry: Entry) -> str:
     step = entry.step
     assert isinstance(step, Append)
     return step.entity
-
-
-def is_only_behind(pending: Iterable[Entry], commit: Entry) -> bool:
-    """Whether all that waits beside a commit are messages that could not begin before it anyway."""
-    step = commit.step
-    return isinstance(step, Finish) and all(
-        other is commit or (type(other.step) is Append and other.step.entity == step.entity)
-        for other in pending
-    )

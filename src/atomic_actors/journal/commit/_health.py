@@ -2,7 +2,7 @@
 
 A connection whose other end is gone without a word looks like any other until something is sent on it. Under load
 that happens by itself. A quiet node asks a question now and then, so that it knows about an outage before its
-next message does, and has a new connection by then. A failing store is asked by `GroupCommit` already, which
+next message does, and has a new connection by then. A failing store is asked by `CommitQueue` already, which
 sends again what had no answer.
 """
 
@@ -12,7 +12,7 @@ import anyio
 from attrs import define, field
 
 from atomic_actors.journal._protocol import Audit
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("HealthWatch",)
 
@@ -26,7 +26,7 @@ class HealthWatch:
         interval_s: how often to look; a journal that had no answer since the last look is asked.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     interval_s: float
     _answered: int = field(default=-1, init=False)
 

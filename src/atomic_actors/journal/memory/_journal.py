@@ -253,7 +253,7 @@ class MemoryJournal:
             self._ring_unless_running(partition, entity, step)
             return Appended(step.unique, duplicate=False, outcome=None, offer=NOTHING)
         if not was_idle:
-            offer = self._look(partition, step, now_ms)
+            offer = self._look(partition, step, step.unique, now_ms)
             return Appended(step.unique, duplicate=False, outcome=None, offer=offer)
         offer = take(
             partition,
@@ -282,7 +282,8 @@ class MemoryJournal:
                 return Rejected("key_reused", f"the key was used with other content by {unique}")
         if not partition.owned_by(step.claim):
             self._ring_unless_running(partition, entity, step)
-        return Appended(unique, duplicate=True, outcome=outcome, offer=self._look(partition, step, now_ms))
+        offer = self._look(partition, step, step.unique, now_ms)
+        return Appended(unique, duplicate=True, outcome=outcome, offer=offer)
 
     def _ring_unless_running(self, partition: Partition, entity: Entity | None, step: Append) -> None:
         """The commit of a turn of the present owner takes what is next; it needs no doorbell."""
@@ -290,15 +291,15 @@ class MemoryJournal:
         if running is None or not partition.owned_by(running.claim):
             self._bells.append((step.partition, step.entity))
 
-    def _look(self, partition: Partition, step: Append, now_ms: int) -> Offer:
-        """What the entity has to do next, for an owner that appended to it; takes nothing."""
+    def _look(self, partition: Partition, step: Append | Replay, unique: str, now_ms: int) -> Offer:
+        """What the entity has to do next, for an owner that sent `unique` to it; takes nothing."""
         entity = partition.entities.get(step.entity)
         if entity is None or not partition.owned_by(step.claim):
             return NOTHING
         running = entity.running
         if running is not None and running.claim == step.claim:
             # Only the sending that took the message gets its dispatch (again, if its answer was lost).
-            if step.unique in running.uniques:
+            if unique in running.uniques:
                 return describe(entity, running, step.held_version)
             return Offer(more=True)
         return take(partition, entity, step.claim, stamps={}, held_version=-1, run_limit=0, now_ms=now_ms)
@@ -334,12 +335,17 @@ class MemoryJournal:
     # Dead letters, and what people do to an entity.
 
     def _replay(self, partition: Partition, step: Replay, now_ms: int) -> Replayed | Rejected:
+        try:
+            stamps = read_policy(step.policy)
+        except ValueError as error:
+            return bad_step(f"replay: {error}")
         partition.purge_letters(now_ms)
         letter = partition.letters.get(message_id_of(step.entity, step.unique))
         if letter is None:
             return Rejected("unknown_message", "there is no such dead letter")
         if letter.replayed_as:
-            return Replayed(letter.replayed_as, again=True)
+            offer = self._look(partition, step, letter.replayed_as, now_ms)
+            return Replayed(letter.replayed_as, again=True, offer=offer)
         entity = partition.entity(step.entity)
         known = step.new_unique in entity.messages
         if known or partition.outcome(step.entity, step.new_unique, now_ms) is not None:
@@ -347,10 +353,26 @@ class MemoryJournal:
         head = unpack_body(letter.body)
         # The deadline is long over, nobody waits any more, and the key was the first message's.
         body = pack_body(name=head.name, deadline_ms=0, waited_for=False, key="", envelope=head.envelope)
+        was_idle = entity.running is None and not entity.waiting
         partition.accept(entity, step.new_unique, body, at_head=step.at_head)
         partition.mark_replayed(letter, step.new_unique)
-        self._bells.append((step.partition, step.entity))
-        return Replayed(step.new_unique, again=False)
+        if not partition.owned_by(step.claim):
+            self._bells.append((step.partition, step.entity))
+            return Replayed(step.new_unique, again=False)
+        if not was_idle:
+            return Replayed(step.new_unique, False, self._look(partition, step, step.new_unique, now_ms))
+        offer = take(
+            partition,
+            entity,
+            step.claim,
+            stamps=stamps,
+            held_version=step.held_version,
+            run_limit=1,
+            now_ms=now_ms,
+        )
+        if offer.dispatch is not None:
+            self._owner_wrote.add(step.partition)
+        return Replayed(step.new_unique, again=False, offer=offer)
 
     def _purge(self, partition: Partition, step: Purge, now_ms: int) -> Purged:
         partition.purge_letters(now_ms)

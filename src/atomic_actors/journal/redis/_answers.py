@@ -306,7 +306,10 @@ def _outcome_read(step: ReadOutcome, reply: Reply) -> Result:
 
 
 def _replayed(step: Replay, reply: Reply) -> Result:
-    return Replayed(reply[1].decode(), reply[2] == 1)
+    unique, again = reply[1].decode(), reply[2] == 1
+    if not step.claim:
+        return Replayed(unique, again)
+    return Replayed(unique, again, _with_entity(_read_offer(reply, 3), step.entity))
 
 
 def _purged(step: Purge, reply: Reply) -> Result:

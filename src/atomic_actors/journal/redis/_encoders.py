@@ -99,6 +99,20 @@ def _outcome(names: KeyNames, call: Call, step: ReadOutcome, keys: PartitionKeys
 def _replay(names: KeyNames, call: Call, step: Replay, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, _ = keys.entities.get(step.entity) or names.entity(keys, step.entity)
     new_unique = step.new_unique.encode()
+    if step.claim:
+        call.keys += (record, log, keys.letters, outcome + new_unique)
+        call.arguments += (
+            b"replay_claimed",
+            index,
+            name,
+            step.unique.encode(),
+            new_unique,
+            FLAGS[step.at_head],
+            step.claim.encode(),
+            policy_bytes(call, step.policy),
+            number_bytes(step.held_version),
+        )
+        return
     call.keys += (record, log, keys.letters, outcome + new_unique)
     call.arguments += (b"replay", index, name, step.unique.encode(), new_unique, FLAGS[step.at_head])
 

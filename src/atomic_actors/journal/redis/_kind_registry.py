@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from attrs import define, field
 
 from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import PROTOCOL_VERSION
+from atomic_actors.journal.redis._function_caller import FunctionCaller
 
 __all__ = ("KINDS", "RedisKindRegistry")
 
@@ -21,11 +22,11 @@ class RedisKindRegistry:
     """The kinds of a namespace in a Redis or Valkey server.
 
     Args:
-        call: calls a function of the library: its name, its keys, its arguments.
+        caller: calls the functions of the store's library.
         namespace: whose kinds they are.
     """
 
-    _call: Callable[[bytes, Sequence[bytes], Sequence[bytes]], Awaitable[Any]]
+    _caller: FunctionCaller
     namespace: str
     _keys: list[bytes] = field(init=False)
 
@@ -40,13 +41,13 @@ class RedisKindRegistry:
         arguments = [b"register", service.encode(), b"%d" % partitions]
         for name, contract in kinds.items():
             arguments += (name.encode(), contract)
-        owners = await self._call(KINDS, self._keys, arguments)
+        owners = await self._caller.call(KINDS, self._keys, arguments)
         # Where an owner's name is damaged, it is not this service's.
         return {name: owner.decode("utf-8", "replace") for name, owner in zip(kinds, owners, strict=True)}
 
     async def find_kinds(self, names: Sequence[str]) -> dict[str, KindRecord]:
         """See `KindRegistry`."""
-        rows = await self._call(KINDS, self._keys, [b"find", *(name.encode() for name in names)])
+        rows = await self._caller.call(KINDS, self._keys, [b"find", *(name.encode() for name in names)])
         found: dict[str, KindRecord] = {}
         for name, row in zip(names, rows, strict=True):
             if not row:
@@ -60,6 +61,6 @@ class RedisKindRegistry:
 
     async def list_kinds(self) -> dict[str, str]:
         """See `KindRegistry`."""
-        pairs = await self._call(KINDS, self._keys, [b"list"])
+        pairs = await self._caller.call(KINDS, self._keys, [b"list"])
         names = [text.decode("utf-8", "replace") for text in pairs]
         return dict(zip(names[::2], names[1::2], strict=True))

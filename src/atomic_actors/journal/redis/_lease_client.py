@@ -6,8 +6,8 @@ hold up a renewal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,36 +17,56 @@ from redis.retry import Retry
 from atomic_actors.base._errors import StoreIncompatible
 from atomic_actors.journal.redis._replication import Replication
 
-__all__ = ("RedisLeaseClient",)
+__all__ = ("Addressed", "LeaseKeys", "RedisLeaseClient")
+
+
+class Addressed(Protocol):
+    """A server that knows where it is."""
+
+    def url(self) -> str:
+        """Its URL with the password, as of now; never log it. Called in the keeper's thread.
+
+        Raises:
+            ConnectionError: that is not known yet.
+        """
+        ...
+
+
+class LeaseKeys(Protocol):
+    """Knows the keys of leases: a journal does."""
+
+    def lease_key(self, partition: int) -> bytes:
+        """The key of a partition's lease."""
+        ...
 
 
 class RedisLeaseClient:
     """Renews leases in one Redis or Valkey server.
 
     Args:
-        url: where the server is, with its credentials; or a function that says where it is now.
-        lease_key: the key of a partition's lease.
+        server: which server; behind Sentinel it is another one after a failover.
+        keys: the keys of the leases.
         timeout_s: how long a renewal may take; a later answer does not count.
         replication: what replicas must have before a renewal counts; None for nothing.
     """
 
     def __init__(
         self,
-        url: str | Callable[[], str],
-        lease_key: Callable[[int], bytes],
+        server: Addressed,
+        keys: LeaseKeys,
         *,
         timeout_s: float,
         replication: Replication | None = None,
     ) -> None:
-        self._where: Callable[[], str] = (lambda: url) if isinstance(url, str) else url
-        self._lease_key = lease_key
+        self._server = server
+        self._keys = keys
         self._timeout_s = timeout_s
         self._replication = replication
         self._url = ""
         self._client: Any = None
 
     def _connect(self) -> Any:
-        url = self._where()
+        url = self._server.url()
         if self._client is None or url != self._url:
             self.close()
             # No retries: the keeper's next round is the retry, and a late renewal must not be believed.
@@ -74,7 +94,7 @@ class RedisLeaseClient:
             StoreIncompatible: it wants another user or password, or this one may not renew.
             redis.RedisError: the store gave no usable answer, or none that counts.
         """
-        keys = [self._lease_key(partition) for partition in partitions]
+        keys = [self._keys.lease_key(partition) for partition in partitions]
         client = self._connect()
         try:
             answers = self._ask(client, "aa1_renew", len(keys), *keys, *claims)
@@ -84,7 +104,7 @@ class RedisLeaseClient:
             raise
         except (AuthenticationError, NoPermissionError) as error:
             raise StoreIncompatible(f"the store does not let this user renew leases: {error}") from error
-        if self._where() != self._url:
+        if self._server.url() != self._url:
             raise redis.ConnectionError("there is another primary since the renewal was sent")
         return [int(answer) >= 0 for answer in answers]
 

@@ -16,7 +16,7 @@ from attrs import define, field
 from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import Defer, JournalUnavailable, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("LOOK_AHEAD_MS", "UnhandledMessages")
 
@@ -40,7 +40,7 @@ class UnhandledMessages:
         commits: where the entities are put off.
     """
 
-    commits: GroupCommit
+    commits: CommitQueue
     backend: Backend
     #: The entities that were left, with their partitions and when that was; the longest ago first.
     entities: OrderedDict[str, tuple[int, float]] = field(

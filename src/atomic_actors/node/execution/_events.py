@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 from attrs import define, field
 
@@ -13,7 +13,6 @@ from atomic_actors.base._telemetry import (
     HistoryLost,
     LifecycleEvent,
     Listeners,
-    StoreHealth,
     logger,
 )
 from atomic_actors.codec._envelope import plain_of
@@ -36,7 +35,6 @@ _EVENT_NAMES: Final[dict[str, tuple[EventName, ...]]] = {
 class Statistics:
     """Counters of this node since it started."""
 
-    accepted: int = 0
     completed: int = 0
     refused: int = 0
     failed: int = 0
@@ -163,9 +161,3 @@ class Events:
         self.counts.histories_lost += 1
         if self.listeners.wants("history-lost"):
             self.listeners.emit(HistoryLost(loss.partition, loss.acknowledged, loss.found, source=source))
-
-    def store_health(self, available: bool, reason: str) -> None:
-        """The store does not answer any more, or answers again."""
-        name: Literal["store-lost", "store-back"] = "store-back" if available else "store-lost"
-        if self.listeners.wants(name):
-            self.listeners.emit(StoreHealth(name, reason))

@@ -8,7 +8,7 @@ from attrs import define, field
 
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable, Park, Parked, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("Parking",)
 
@@ -20,7 +20,7 @@ PARKED_MAX: Final = 1_000
 class Parking:
     """Parks entities that are damaged in the store."""
 
-    commits: GroupCommit
+    commits: CommitQueue
     #: Those that were reported, while the store has not confirmed that they are parked.
     _reported: set[str] = field(factory=set[str], init=False)
 

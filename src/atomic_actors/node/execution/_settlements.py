@@ -19,7 +19,7 @@ from atomic_actors.journal._protocol import (
     Stale,
     unpack_body,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._events import Events
 from atomic_actors.node.routing._relay import Waker
 from atomic_actors.node.routing._router import Router
@@ -36,7 +36,7 @@ class Settlements:
         replies: tells askers.
     """
 
-    commits: GroupCommit
+    commits: CommitQueue
     replies: Router
     events: Events
     #: The turns that are being settled, by entity: an older answer may still offer them.

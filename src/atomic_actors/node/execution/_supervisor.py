@@ -445,7 +445,7 @@ class Supervisor:
         """Cut late turns, wake due heads, passivate the idle, sweep what was not swept for long."""
         node = self.node
         node.schedule.cut_late(now_s)
-        for number, entity in node.schedule.take_retries(node.replies.store_now_ms()):
+        for number, entity in node.schedule.take_retries(node.store_clock.now_ms()):
             self.wake(number, entity)
         self.catalog.close_idle(now_s)
         if node.commits.available:

@@ -30,7 +30,8 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import Failure, decode_envelope, derive_unique, encode_plain
 from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, pack_body, unpack_body
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node.execution._deferred import UnhandledMessages
 from atomic_actors.node.execution._entity_state import EntityState
 from atomic_actors.node.execution._events import Events
@@ -75,15 +76,17 @@ class NodeParts:
 
     Args:
         commits: where turns are committed.
-        replies: tells askers; knows the store's time.
+        replies: tells askers.
+        store_clock: the store's time.
         destinations: where messages of an outbox go.
     """
 
     config: Config
     backend: Backend
     codec: Codec
-    commits: GroupCommit
+    commits: CommitQueue
     replies: Router
+    store_clock: StoreClock
     destinations: Calls
     events: Events
     schedule: Schedule
@@ -205,7 +208,7 @@ class TurnRunner:
         deadline_s = float("inf")
         now_s = node.backend.clock()
         if body.deadline_ms:
-            deadline_s = now_s + (body.deadline_ms - node.replies.store_now_ms()) / 1000
+            deadline_s = now_s + (body.deadline_ms - node.store_clock.now_ms()) / 1000
         limit_s = self.kind.settings.turn_timeout_s
         if limit_s and now_s + limit_s < deadline_s:
             deadline_s = now_s + limit_s
@@ -276,7 +279,7 @@ class TurnRunner:
         node, context = self.node, self.context
         sent = node.destinations.encode(entity, message)
         unique = derive_unique(
-            node.replies.store_now_ms(), context.message_id, context.attempt, "outbox", ordinal
+            node.store_clock.now_ms(), context.message_id, context.attempt, "outbox", ordinal
         )
         body = pack_body(name=sent.name, deadline_ms=0, waited_for=False, key="", envelope=sent.envelope)
         return Outgoing(sent.partition, sent.entity, unique, body, sent.service)

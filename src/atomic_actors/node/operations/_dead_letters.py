@@ -1,4 +1,4 @@
-"""Dead letters: what failed or was interrupted for good, until a person decides.
+"""Dead letters: what failed or was interrupted for good, until an operator decides.
 
 Nothing is ever dropped: a letter stays until it is purged (or `dead_letter_ttl_s` is set), and a replay
 is a new message that the letter remembers, so that asking twice replays once.
@@ -7,12 +7,16 @@ is a new message that the letter remembers, so that asking twice replays once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
 from attrs import define
+from msgspec.structs import replace
 
 from atomic_actors.base._errors import (
+    ActorLimitExceeded,
     InvalidMessageId,
     StoreUnavailable,
     SystemFailed,
@@ -24,6 +28,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._envelope import decode_envelope, derive_unique, plain_of
 from atomic_actors.contracts._outcomes import read_failure
 from atomic_actors.journal._protocol import (
+    NOTHING,
     DeadLetterPage,
     JournalUnavailable,
     ListDeadLetters,
@@ -37,9 +42,11 @@ from atomic_actors.journal._protocol import (
     StoredLetter,
     unpack_body,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._batches import OnResult
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
+from atomic_actors.node.execution._activation import Activation
 from atomic_actors.node.execution._supervisor import Supervisor
-from atomic_actors.node.routing._router import Router
 
 __all__ = ("DeadLetters", "read_letter")
 
@@ -48,8 +55,8 @@ PAGE: Final = 100
 
 #: What a letter says that no handler wrote.
 _REASONS: Final = {
-    "interrupted": "the turn was cut off: it may have run wholly, partly or not at all",
-    "expired": "its deadline passed before it began",
+    "interrupted": "the turn was cut off; it may have run completely, in part, or not at all",
+    "expired": "its deadline passed before its turn began",
 }
 
 
@@ -59,12 +66,12 @@ class DeadLetters:
 
     Args:
         journal: where they are.
-        router: knows the store's time, for the ids of replays.
-        supervisor: wakes the entity of a replay, if it is at home here.
+        store_clock: the store's time, for the ids of replays.
+        supervisor: has the entity of a replay, if it is at home here.
     """
 
-    _journal: GroupCommit
-    _router: Router
+    _journal: CommitQueue
+    _store_clock: StoreClock
     _supervisor: Supervisor
 
     async def list(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
@@ -86,7 +93,7 @@ class DeadLetters:
             try:
                 letters.append(read_letter(stored))
             except InvalidMessageId as error:
-                logger.error("a dead letter in the store is nobody's: %s", error)
+                logger.error("the entity of a dead letter in the store cannot be parsed: %s", error)
         return letters
 
     async def _list_partition(self, partition: int, kind: str, limit: int) -> Iterable[StoredLetter]:
@@ -115,7 +122,7 @@ class DeadLetters:
 
         Raises:
             UnknownMessage: there is no dead letter of this id.
-            InvalidMessageId: the text is no message id.
+            InvalidMessageId: the text is not a message id.
             StoreUnavailable: the store gave no answer.
         """
         entity, _, partition = self._locate(message_id)
@@ -143,10 +150,10 @@ class DeadLetters:
         if at not in ("head", "tail"):
             raise ValueError(f"at: expected 'head' or 'tail', got {at!r}")
         entity, unique, partition = self._locate(message_id)
-        new_unique = derive_unique(self._router.store_now_ms(), message_id, "replay", 1)
-        answer = await self._request(Replay(partition, str(entity), unique, new_unique, at == "head"))
+        new_unique = derive_unique(self._store_clock.now_ms(), message_id, "replay", 1)
+        step = Replay(partition, str(entity), unique, new_unique, at == "head")
+        answer = await self._replay(step, entity)
         if isinstance(answer, Replayed):
-            self._supervisor.wake(partition, str(entity))
             return Receipt(f"{entity}/{answer.unique}", entity)
         if isinstance(answer, Rejected) and answer.code == "unknown_message":
             raise UnknownMessage(f"there is no dead letter {message_id}", message_id=message_id)
@@ -154,11 +161,29 @@ class DeadLetters:
             raise error_from_code(answer.code, answer.text, message_id=message_id)
         raise SystemFailed(f"the journal answered a replay with {answer!r}")
 
+    async def _replay(self, step: Replay, entity: EntityRef) -> Result:
+        """Send a replay; where this node has the entity, it takes it with the answer."""
+        kind = self._supervisor.kinds.get(entity.kind)
+        activation: Activation | None = None
+        if kind is not None and kind.durable:
+            # Without room for the entity, its doorbell rings, and it waits for room.
+            with suppress(ActorLimitExceeded):
+                activation = self._supervisor.admit(kind, entity, step.entity, step.partition)
+        if activation is None:
+            return await self._request(step)
+        step = replace(
+            step,
+            claim=activation.partition.claim,
+            policy=activation.kind.policy,
+            held_version=activation.state.version,
+        )
+        return await self._request(step, partial(_offer_to, activation))
+
     async def purge(self, *message_ids: str) -> int:
         """Forget dead letters by id; returns how many were there.
 
         Raises:
-            InvalidMessageId: a text is no message id.
+            InvalidMessageId: a text is not a message id.
             StoreUnavailable: the store gave no answer.
         """
         by_partition: dict[int, list[str]] = {}
@@ -176,18 +201,22 @@ class DeadLetters:
         entity, unique = split_message_id(message_id)
         return entity, unique, partition_of(str(entity), self._journal.settings.partitions)
 
-    async def _request(self, step: Step) -> Result:
+    async def _request(self, step: Step, on_result: OnResult | None = None) -> Result:
         try:
-            return await self._journal.request(step)
+            return await self._journal.request(step, on_result)
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
+
+def _offer_to(activation: Activation, result: Result | JournalUnavailable) -> None:
+    activation.offered(result.offer if isinstance(result, Replayed) else NOTHING)
 
 
 def read_letter(stored: StoredLetter) -> DeadLetter:
     """A stored dead letter, for people: what cannot be read of it is shown as bytes, or left out.
 
     Raises:
-        InvalidMessageId: not even whose letter it is can be told.
+        InvalidMessageId: not even its entity can be parsed.
     """
     entity, unique = split_message_id(stored.message_id)
     failure = read_failure(stored.error)

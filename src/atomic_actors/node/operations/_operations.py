@@ -24,8 +24,7 @@ from atomic_actors.journal._protocol import (
     Resume,
     Step,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
-from atomic_actors.journal.commit._partitioned_commit import LanedCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node._sender import Sender
 from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._supervisor import Supervisor
@@ -46,11 +45,11 @@ from atomic_actors.node.volatile._activations import VolatileKinds
 __all__ = ("Operations",)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Operations:
     """Implements the operating calls of `ActorSystem`."""
 
-    journal: GroupCommit
+    journal: CommitQueue
     supervisor: Supervisor
     volatile: VolatileKinds
     membership: Membership
@@ -58,7 +57,7 @@ class Operations:
     sender: Sender
     handover: Handover
 
-    async def _request(self, step: Step, journal: GroupCommit | None = None) -> Result:
+    async def _request(self, step: Step, journal: CommitQueue | None = None) -> Result:
         try:
             result = await (journal or self.journal).request(step)
         except JournalUnavailable as error:
@@ -70,19 +69,13 @@ class Operations:
     async def check_store(self) -> None:
         """One step to and fro: proves that the store answers, and reads its time.
 
-        Of a cluster, a part that answers is enough.
-
         Raises:
             StoreUnavailable: it does not.
         """
-        if not isinstance(self.journal, LanedCommit):
-            await self._request(Audit(0))
-            return
-        steps = [CountKind(partition, "") for partition in range(self.membership.partitions)]
-        results = await self.journal.execute_each(steps)
-        failures = [result for result in results if isinstance(result, JournalUnavailable)]
-        if len(failures) == len(results):
-            raise StoreUnavailable(f"the store gave no answer: {failures[0]}") from failures[0]
+        try:
+            await self.journal.check()
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
 
     async def audit(self) -> AuditReport:
         """See `ActorSystem.audit`."""
@@ -100,7 +93,7 @@ class Operations:
         """See `ActorSystem.statistics`."""
         counts = self.events.counts
         return SystemStatistics(
-            accepted=counts.accepted,
+            accepted=self.sender.router.accepted,
             turns=counts.turns,
             completed=counts.completed,
             refused=counts.refused,
@@ -117,7 +110,7 @@ class Operations:
             store=self.journal.statistics(),
         )
 
-    async def _address(self, ref: object) -> tuple[str, int, GroupCommit, bool]:
+    async def _address(self, ref: object) -> tuple[str, int, CommitQueue, bool]:
         """Entity, partition, journal, and whether it is of this node's service."""
         if not isinstance(ref, EntityRef):
             raise InvalidEntityId(f"entity: expected an EntityRef such as Account.ref('a-42'), got {ref!r}")
@@ -145,6 +138,13 @@ class Operations:
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
 
+    async def drain_all(self, timeout_s: float) -> None:
+        """See `ActorSystem.drain_all`."""
+        try:
+            await self.handover.drain_all(timeout_s)
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
     async def where(self, ref: EntityRef) -> Location:
         """See `ActorSystem.where`."""
         entity, partition, journal, is_ours = await self._address(ref)
@@ -155,15 +155,16 @@ class Operations:
         if not isinstance(status, EntityStatus) or not isinstance(lease, LeaseState):
             raise SystemFailed(f"the journal answered an inspection with {status!r} and {lease!r}")
         return Location(
-            ref,
-            partition,
-            NodeIdentity.id_in(lease.node) if lease.claim else "",
-            is_ours and bool(self.membership.claims[partition]),
-            is_ours and (self.supervisor.catalog.find(entity) is not None or self.volatile.find(ref)),
-            status.waiting,
-            status.dispatched,
-            status.parked,
-            status.version,
+            entity=ref,
+            partition=partition,
+            node_id=NodeIdentity.id_in(lease.node) if lease.claim else "",
+            is_here=is_ours and bool(self.membership.claims[partition]),
+            is_active=is_ours
+            and (self.supervisor.catalog.find(entity) is not None or self.volatile.find(ref)),
+            waiting=status.waiting,
+            dispatched=status.dispatched,
+            is_parked=status.parked,
+            version=status.version,
         )
 
     async def counts(self, kind: str) -> KindCounts:
@@ -178,11 +179,11 @@ class Operations:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
         found = [result for result in answer.results if isinstance(result, KindCount)]
         return KindCounts(
-            kind,
-            self.supervisor.catalog.count(kind) + self.volatile.count(kind),
-            sum(count.dispatched for count in found),
-            sum(count.ready for count in found),
-            sum(count.dead_letters for count in found),
+            kind=kind,
+            active=self.supervisor.catalog.count(kind) + self.volatile.count(kind),
+            dispatched=sum(count.dispatched for count in found),
+            waiting=sum(count.ready for count in found),
+            dead_letters=sum(count.dead_letters for count in found),
         )
 
     async def passivate(self, ref: EntityRef) -> bool:

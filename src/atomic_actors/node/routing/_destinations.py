@@ -24,7 +24,7 @@ from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope
 from atomic_actors.contracts._call_checks import ForeignClass, ForeignMessages, check_size, resolve_target
 from atomic_actors.contracts._contracts import KnownKind
 from atomic_actors.contracts._remote_kinds import KnownKinds
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.routing._other_services import Outlets
 
 __all__ = ("Call", "Calls", "Encoded")
@@ -43,7 +43,7 @@ class Call:
     service: str
     partition: int
     #: None for what an outbox carries to another service.
-    journal: GroupCommit | None
+    journal: CommitQueue | None
     max_depth: int
     #: None where this node has no handlers for it.
     kind: Kind | None
@@ -81,7 +81,7 @@ class Calls:
     config: Config
     codec: Codec
     kinds: dict[str, Kind]
-    journal: GroupCommit
+    journal: CommitQueue
     known: KnownKinds
     outlets: Outlets
     service: str = field(init=False)
@@ -193,7 +193,7 @@ class Calls:
         check_size(name, target, payload, self.config.max_payload_bytes)
         entity = str(target)
         service, partitions = "", self.partitions
-        journal: GroupCommit | None = self.journal
+        journal: CommitQueue | None = self.journal
         max_depth = self.config.max_depth if kind is None else kind.settings.max_depth
         if known is not None:
             max_depth = known.max_depth
@@ -259,7 +259,7 @@ class Calls:
             f"kind {kind.name!r} has no handler for {name!r}; it has {names}. Add one with @handler"
         )
 
-    async def place_of(self, ref: EntityRef) -> tuple[GroupCommit, int, str]:
+    async def place_of(self, ref: EntityRef) -> tuple[CommitQueue, int, str]:
         """The journal and the partition of an entity, and the other service that it is in, or "".
 
         Raises:

@@ -29,7 +29,7 @@ from atomic_actors.journal._protocol import (
     Result,
     Target,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.routing._other_services import Outlets
 
 __all__ = ("GapObserver", "Relay", "Waker")
@@ -68,7 +68,7 @@ class Relay:
         observer: learns what is lost.
     """
 
-    journal: GroupCommit
+    journal: CommitQueue
     claims: list[str]
     outlets: Outlets | None
     waker: Waker
@@ -129,7 +129,7 @@ class Relay:
         stream: Stream,
         claim: str,
         page: RelayPage,
-        journal: GroupCommit | None,
+        journal: CommitQueue | None,
         *,
         after_loss: bool = False,
     ) -> None:
@@ -163,7 +163,7 @@ class Relay:
 
         journal.enqueue(self._step_in(stream, page, after_loss=after_loss), on_relayed)
 
-    def _measure_gap(self, stream: Stream, claim: str, page: RelayPage, journal: GroupCommit) -> None:
+    def _measure_gap(self, stream: Stream, claim: str, page: RelayPage, journal: CommitQueue) -> None:
         """Find out what the target still knows, report what it has lost, and go on behind that."""
         source, target = stream
 

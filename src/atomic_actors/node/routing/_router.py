@@ -4,7 +4,7 @@ A sender's message always goes to the store first. If this node owns the entity'
 step takes it and the activation gets it at once; otherwise the store rings the partition's doorbell, the
 owner takes it, and the answer comes back over the asker's reply channel or, if that is lost, by a look
 at the store. Either way the answer ends in the same place: the *pending ask* that waits for the
-message's unique id.
+message's unique id. The router makes it, knows it and lets go of it; nobody else has one in hand.
 
 Nothing here starts a task or a timer for a message. `tick` is called by the node's sweeper: it ends asks
 whose time is up and looks after those whose answer is late.
@@ -13,24 +13,23 @@ whose time is up and looks after those whose answer is late.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final, Literal, Protocol
 
-import anyio
 from attrs import define, field
 
+from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._errors import (
     AcceptanceUnknown,
     AtomicActorsError,
     OutcomeUnknown,
     StoreUnavailable,
-    SystemFailed,
-    error_from_code,
 )
 from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._random_ids import _RandomPool
-from atomic_actors.base._telemetry import logger
+from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors.base._timer_wheel import TimerWheel
-from atomic_actors.codec._envelope import make_unique
+from atomic_actors.codec._envelope import digest_of, make_unique
 from atomic_actors.codec._frames import ReplyFrame
 from atomic_actors.contracts._outcomes import (
     RefusalDecoder,
@@ -45,7 +44,6 @@ from atomic_actors.contracts._waiting import (
     POLL_FIRST_S,
     POLL_LATER_S,
     POLL_MAX_S,
-    WITHDRAW_LIMIT_S,
 )
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -55,29 +53,64 @@ from atomic_actors.journal._protocol import (
     Offer,
     OutcomeRead,
     ReadOutcome,
-    Rejected,
     Result,
     Withdraw,
-    WithdrawAnswer,
+    pack_body,
     split_outcome,
 )
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.journal.commit._store_clock import StoreClock
+from atomic_actors.node.routing._destinations import Call
 from atomic_actors.node.routing._node_messenger import NodeMessenger
+from atomic_actors.node.routing._withdrawals import withdraw_cancelled, withdraw_soon
 
-__all__ = ("Admission", "Pending", "Router")
+__all__ = ("Admission", "Pending", "Router", "SentMessage", "append_of")
 
 #: Why no answer can come while the system lives.
 WAY_CLOSED: Final = "the way to its service was closed"
 
-Decode = Callable[[bytes], Any]
+
+class _Claimed(Protocol):
+    @property
+    def claim(self) -> str: ...
+
+
+class _Versioned(Protocol):
+    @property
+    def version(self) -> int: ...
 
 
 class Admission(Protocol):
-    """The owner's side of an append: gets the message at once, if the store took it."""
+    """The owner's side of an append: what a step needs to take the message at once, and who gets it."""
+
+    @property
+    def partition(self) -> _Claimed:
+        """With the claim under which the message is taken."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """Says by which rules."""
+        ...
+
+    @property
+    def state(self) -> _Versioned:
+        """With the version of what the owner has in memory; -1 for nothing."""
+        ...
 
     def offered(self, offer: Offer) -> None:
         """The append is answered; called exactly once for each admission."""
         ...
+
+
+@define(eq=False, slots=True, kw_only=True)
+class SentMessage:
+    """A message that was sent before: where it is, and how its reply is read."""
+
+    entity: str
+    partition: int
+    journal: CommitQueue
+    decode_reply: Callable[[bytes], Any]
 
 
 class Pending:
@@ -90,56 +123,64 @@ class Pending:
     __slots__ = (
         "accepted",
         "admission",
+        "call",
         "cell",
-        "decode",
         "done",
-        "entity",
+        "end_s",
         "is_joined",
-        "journal",
         "key",
-        "on_accepted",
-        "partition",
         "poll_delay_s",
         "router",
         "unique",
         "waiting",
+        "watched_until_s",
     )
 
     def __init__(
         self,
         router: Router,
         waiting: Waiting,
-        partition: int,
-        entity: str,
+        call: Call | SentMessage,
+        *,
         unique: str,
-        decode: Decode,
-        admission: Admission | None,
-        journal: GroupCommit | None = None,
+        admission: Admission | None = None,
+        key: str = "",
     ) -> None:
         self.router = router
-        #: Where its message lives: the node's own journal, or that of another service.
-        self.journal = router.journal if journal is None else journal
         self.waiting: Waiting = waiting
-        self.partition = partition
-        self.entity = entity
+        self.call = call
         self.unique = unique
-        self.decode = decode
         self.admission = admission
+        #: The idempotency key that its append carries, or "".
+        self.key = key
         self.cell: Cell[Any] = router.new_cell()
         self.done = False
         self.accepted = False
-        #: The idempotency key that its append carries, or "".
-        self.key = ""
         #: Somebody else relies on its message: cancelling the ask must not withdraw that.
         self.is_joined = False
-        #: Called once if the message was accepted now; set only where somebody listens.
-        self.on_accepted: Callable[[], None] | None = None
-        self.poll_delay_s = router.first_poll_s(pending_here=admission is not None)
+        #: When its time is up.
+        self.end_s = inf
+        #: How long after the last look the store is asked for the outcome; never for an acceptance.
+        self.poll_delay_s = inf
+        #: When the sweeper looks at it; never while it does not.
+        self.watched_until_s = inf
+
+    @property
+    def entity(self) -> str:
+        """`kind/id`."""
+        return self.call.entity
+
+    @property
+    def journal(self) -> CommitQueue:
+        """Where its message lives: the node's own journal, or that of another service."""
+        journal = self.call.journal
+        assert journal is not None
+        return journal
 
     @property
     def full_message_id(self) -> str:
         """`kind/id/<uuid7>`."""
-        return f"{self.entity}/{self.unique}"
+        return f"{self.call.entity}/{self.unique}"
 
     def resolve(self, value: object) -> None:
         """Hand over what is known; later answers are dropped."""
@@ -161,8 +202,8 @@ class Pending:
         admission = self.admission
         if type(result) is Appended:
             self.accepted = True
-            if self.on_accepted is not None and not result.duplicate:
-                self.on_accepted()
+            if self.router.listeners.active and not result.duplicate:
+                self.router.emit_accepted(self)
             if admission is not None:
                 admission.offered(result.offer)
             if self.waiting == "tell":
@@ -180,104 +221,168 @@ class Pending:
             elif self.journal.is_left:
                 self.resolve(self.left(WAY_CLOSED))
             return
-        self.resolve(refusal_of_append(result, self.entity, self.full_message_id))
+        self.resolve(refusal_of_append(result, self.call.entity, self.full_message_id))
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Router:
     """Sends messages and hands answers to those who wait.
 
     Args:
-        journal: where messages go, unless they are for another service.
         node_id: this node's name on reply channels.
         new_cell: the backend's one-shot cell.
-        clock: the backend's clock, in seconds.
+        store_clock: the store's time, for message ids and deadlines.
         decode_refusal: makes the asker's exception of a stored refusal.
+        listeners: who hears of accepted messages.
         remote: pushes answers to other nodes, where there can be any.
     """
 
-    journal: GroupCommit
     node_id: str
     new_cell: Callable[[], Cell[Any]]
-    #: Seconds, the same clock as `anyio.current_time()`.
-    clock: Callable[[], float]
+    store_clock: StoreClock
     decode_refusal: RefusalDecoder
+    listeners: Listeners
     remote: NodeMessenger | None = None
+    #: How many asks have an outcome, and how many tells a receipt.
+    accepted: int = field(default=0, init=False)
     _pending: dict[str, list[Pending]] = field(factory=dict[str, list[Pending]], init=False)
     #: Those who sent a key and have no answer yet, by entity and key: they may share one message.
     _by_key: dict[tuple[str, str], list[Pending]] = field(
         factory=dict[tuple[str, str], list[Pending]], init=False
     )
-    #: By when their time ends, and by when to look them up.
-    _ends: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
-    _polls: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
+    #: By when their time ends or their outcome is to be looked up, whichever is sooner.
+    _wheel: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
     _random: _RandomPool = field(factory=_RandomPool, init=False)
-    _store_ms: int = field(default=0, init=False)
-    _store_read_s: float = field(default=0.0, init=False)
-
-    def first_poll_s(self, *, pending_here: bool) -> float:
-        """How soon the store is first asked for an outcome: soon where its push could not arrive."""
-        if pending_here or (self.remote is not None and self.remote.is_heard):
-            return POLL_FIRST_S
-        return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
-
-    # Time and ids.
-
-    def on_answer(self, now_ms: int) -> None:
-        """Take over the store's time from an answer."""
-        self._store_ms = now_ms
-        self._store_read_s = self.clock()
-
-    def store_now_ms(self) -> int:
-        """The store's time: the last answer's, and what has passed here since."""
-        return self._store_ms + int((self.clock() - self._store_read_s) * 1000)
-
-    def new_unique(self) -> str:
-        """A new unique id, born now on the store's clock."""
-        return make_unique(self.store_now_ms(), self._random.take_bits())
 
     # Sending.
 
-    def send(self, pending: Pending, step: Append, timeout_s: float) -> None:
-        """Queue an append on behalf of `pending`.
+    async def ask(
+        self,
+        call: Call,
+        admission: Admission | None,
+        envelope: bytes,
+        *,
+        unique: str,
+        key: str,
+        timeout_s: float,
+        on_cancel: Literal["withdraw", "detach"],
+        in_turn: bool,
+    ) -> Any:
+        """Send a message and wait for its reply.
+
+        Args:
+            call: where it goes.
+            admission: the owner's side, if this node is to take it with its append.
+            envelope: what it carries.
+            unique: its unique id; "" for a new one.
+            key: its idempotency key, or "".
+            timeout_s: how long to wait; 0 without end.
+            on_cancel: what becomes of the message if this is cancelled.
+            in_turn: a turn waits. Cancelled, it has to end at once, since its lease may be about to: the store is
+                not waited for.
 
         Raises:
-            StoreUnavailable: nothing was sent.
+            AtomicActorsError: nothing was sent, or what the outcome, or the lack of one, says.
         """
-        if pending.waiting != "tell":
-            self._register(pending)
-            self._poll_later(pending)
+        now_ms = self.store_clock.now_ms()
+        pending = Pending(
+            self,
+            "ask",
+            call,
+            unique=unique or make_unique(now_ms, self._random.take_bits()),
+            admission=admission,
+            key=key,
+        )
+        pending.poll_delay_s = self._first_poll_s(pending_here=admission is not None)
+        self._register(pending)
+        deadline_ms = now_ms + int(timeout_s * 1000) if timeout_s else 0
+        self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
+        outcome = await self._wait(pending, on_cancel, in_turn=in_turn)
+        self.accepted += 1
+        return read_outcome(outcome, pending.full_message_id, call.decode_reply, self.decode_refusal)
+
+    def tell(
+        self,
+        call: Call,
+        admission: Admission | None,
+        envelope: bytes,
+        *,
+        key: str,
+        expires_in_s: float | None,
+        timeout_s: float,
+    ) -> Cell[Any]:
+        """Send a message; what comes out of the cell goes to `receipt_of`.
+
+        Args:
+            call: where it goes.
+            admission: the owner's side, if this node is to take it with its append.
+            envelope: what it carries.
+            key: its idempotency key, or "".
+            expires_in_s: how long the message may wait for its turn; None without end.
+            timeout_s: how long its acceptance may take.
+        """
+        now_ms = self.store_clock.now_ms()
+        unique = make_unique(now_ms, self._random.take_bits())
+        pending = Pending(self, "tell", call, unique=unique, admission=admission, key=key)
+        deadline_ms = now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0
+        self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
+        return pending.cell
+
+    def receipt_of(self, answer: object) -> str:
+        """The unique id under which a message was accepted, from what the cell of `tell` brought.
+
+        Raises:
+            AtomicActorsError: it was not accepted.
+        """
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Appended)
+        self.accepted += 1
+        return answer.unique
+
+    def _send(self, pending: Pending, step: Append, timeout_s: float) -> None:
         if step.key:
-            pending.key = step.key
-            self._by_key.setdefault((pending.entity, step.key), []).append(pending)
-        self.end_at(pending, timeout_s)
+            self._by_key.setdefault((step.entity, step.key), []).append(pending)
+        now_s = self.store_clock.clock()
+        if timeout_s > 0:
+            pending.end_s = now_s + timeout_s
+        self._watch(pending, now_s)
         try:
             pending.journal.submit(step, pending.on_appended)
         except JournalUnavailable as error:
             pending.on_appended(error)
 
-    def attach(self, pending: Pending, timeout_s: float) -> None:
-        """Wait for the outcome of a message that was sent before; looks it up at once."""
-        self._register(pending)
-        self.end_at(pending, timeout_s)
-        pending.poll_delay_s = POLL_FIRST_REMOTE_S
-        self._look_up(pending)
+    def _first_poll_s(self, *, pending_here: bool) -> float:
+        """How soon the store is first asked for an outcome: soon where its push could not arrive."""
+        if pending_here or (self.remote is not None and self.remote.is_heard):
+            return POLL_FIRST_S
+        return min(POLL_FIRST_REMOTE_S + POLL_LATER_S * len(self._pending), POLL_FIRST_S)
 
-    async def wait(
-        self, pending: Pending, on_cancel: Literal["withdraw", "detach"], key: str, *, in_turn: bool = False
-    ) -> bytes:
-        """Wait for a pending ask's outcome bytes.
+    def emit_accepted(self, pending: Pending) -> None:
+        """Report that a message was accepted."""
+        call = pending.call
+        assert isinstance(call, Call)
+        self.listeners.emit(LifecycleEvent("accepted", pending.full_message_id, call.ref, call.name))
 
-        Args:
-            pending: the ask.
-            on_cancel: what becomes of its message if this is cancelled.
-            key: its idempotency key.
-            in_turn: a turn waits. Cancelled, it has to end at once, since its lease may be about to: the store is
-                not waited for.
+    async def result(self, sent: SentMessage, unique: str, timeout_s: float) -> Any:
+        """Wait for the outcome of a message that was sent before; looks it up at once.
 
         Raises:
             AtomicActorsError: what the outcome, or the lack of one, says.
         """
+        pending = Pending(self, "result", sent, unique=unique)
+        self._register(pending)
+        if timeout_s > 0:
+            pending.end_s = self.store_clock.clock() + timeout_s
+        pending.poll_delay_s = POLL_FIRST_REMOTE_S
+        self._look_up(pending)
+        outcome = await self._wait(pending, "detach", in_turn=False)
+        return read_outcome(outcome, pending.full_message_id, sent.decode_reply, self.decode_refusal)
+
+    async def _wait(
+        self, pending: Pending, on_cancel: Literal["withdraw", "detach"], *, in_turn: bool
+    ) -> bytes:
+        """Wait for the outcome's bytes."""
         try:
             value = await pending.cell
         except BaseException:
@@ -287,73 +392,19 @@ class Router:
                 self.forget_key(pending)
             if on_cancel == "detach":
                 self.keep(pending.unique)
-            elif pending.waiting != "ask" or self._is_shared(pending):
-                pass
-            elif in_turn:
-                self._withdraw_soon(
-                    pending.journal, Withdraw(pending.partition, pending.entity, pending.unique, key)
-                )
-            else:
-                await self._withdraw_cancelled(pending, key)
+            elif not self._is_shared(pending):
+                call = pending.call
+                step = Withdraw(call.partition, call.entity, pending.unique, pending.key)
+                if in_turn:
+                    withdraw_soon(self, pending.journal, step)
+                else:
+                    await withdraw_cancelled(self, pending.journal, step)
             raise
         self._unregister(pending)
         if isinstance(value, BaseException):
             raise value
         assert isinstance(value, bytes)
         return value
-
-    def value_of(self, pending: Pending, outcome: bytes) -> Any:
-        """The reply in a completed outcome; otherwise the exception that the outcome stands for.
-
-        Raises:
-            AtomicActorsError: the message was refused, failed, was interrupted, withdrawn or expired.
-        """
-        return read_outcome(outcome, pending.full_message_id, pending.decode, self.decode_refusal)
-
-    async def _withdraw_cancelled(self, pending: Pending, key: str) -> None:
-        """Withdraw the message of an ask that is cancelled; that it cannot be must not hide the cancellation."""
-        with anyio.move_on_after(WITHDRAW_LIMIT_S, shield=True):
-            try:
-                await self.withdraw(pending.journal, pending.partition, pending.entity, pending.unique, key)
-            except AtomicActorsError as error:
-                logger.warning("%s could not be withdrawn: %s", pending.full_message_id, error)
-
-    def _withdraw_soon(self, journal: GroupCommit, step: Withdraw) -> None:
-        def on_result(answer: Result | JournalUnavailable) -> None:
-            if not isinstance(answer, WithdrawAnswer):
-                logger.info("%s/%s could not be withdrawn: %s", step.entity, step.unique, answer)
-            elif answer.state == "needs_key":
-                self._withdraw_soon(journal, Withdraw(step.partition, step.entity, step.unique, answer.key))
-            elif answer.state == "withdrawn":
-                self.answered(step.entity, step.unique, b"withdrawn\n")
-
-        try:
-            journal.submit(step, on_result)
-        except JournalUnavailable as error:
-            on_result(error)
-
-    async def withdraw(
-        self, journal: GroupCommit, partition: int, entity: str, unique: str, key: str
-    ) -> WithdrawAnswer | None:
-        """Withdraw a message; None where the store gave no answer.
-
-        Raises:
-            AtomicActorsError: the store cannot read what it has of the message.
-        """
-        try:
-            answer = await journal.request(Withdraw(partition, entity, unique, key))
-            if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
-                answer = await journal.request(Withdraw(partition, entity, unique, answer.key))
-        except JournalUnavailable as error:
-            logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
-            return None
-        if isinstance(answer, Rejected):
-            raise error_from_code(answer.code, answer.text, message_id=f"{entity}/{unique}")
-        if not isinstance(answer, WithdrawAnswer):
-            raise SystemFailed(f"the journal answered a withdrawal with {answer!r}")
-        if answer.state == "withdrawn":
-            self.answered(entity, unique, b"withdrawn\n")
-        return answer
 
     # Answers.
 
@@ -443,21 +494,22 @@ class Router:
 
     # What the sweeper does for those who wait.
 
-    def end_at(self, pending: Pending, timeout_s: float) -> None:
-        """Resolve `pending` as timed out after `timeout_s` (0: never)."""
-        if timeout_s > 0:
-            self._ends.add(self.clock() + timeout_s, pending)
-
-    def _poll_later(self, pending: Pending) -> None:
-        self._polls.add(self.clock() + pending.poll_delay_s, pending)
+    def _watch(self, pending: Pending, now_s: float) -> None:
+        """Look at `pending` again when its time is up, or its outcome is to be looked up."""
+        at_s = min(pending.end_s, now_s + pending.poll_delay_s)
+        if at_s < pending.watched_until_s:
+            pending.watched_until_s = at_s
+            self._wheel.add(at_s, pending)
 
     def tick(self, now_s: float) -> None:
         """End asks whose time is up, and look up answers that are late."""
-        for pending in self._ends.due(now_s):
-            if not pending.done:
+        for pending in self._wheel.due(now_s):
+            if pending.done or pending.watched_until_s > now_s:
+                continue  # or it has a place further ahead since
+            pending.watched_until_s = inf
+            if pending.end_s <= now_s:
                 pending.resolve(silence_error(pending.waiting, pending.full_message_id))
-        for pending in self._polls.due(now_s):
-            if not pending.done:
+            else:
                 self._look_up(pending)
 
     def _look_up(self, pending: Pending) -> None:
@@ -466,8 +518,8 @@ class Router:
             pending.resolve(pending.left(WAY_CLOSED))
             return
         pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
-        self._poll_later(pending)
-        unique = pending.unique
+        self._watch(pending, self.store_clock.clock())
+        partition, entity, unique = pending.call.partition, pending.call.entity, pending.unique
         # "Unknown" counts only if the message was there when the question was asked: a re-sent append may
         # overtake it.
         was_sent_before = pending.accepted or pending.waiting == "result"
@@ -477,24 +529,47 @@ class Router:
             if pending.done or pending.unique != unique or not isinstance(result, OutcomeRead):
                 return
             if result.state == "finished" and result.outcome is not None:
-                self.answered(pending.entity, pending.unique, result.outcome)
+                self.answered(entity, unique, result.outcome)
             elif result.state == "unknown" and was_sent_before:
-                now_ms, ttl_ms = self.store_now_ms(), pending.journal.settings.result_ttl_ms
+                now_ms, ttl_ms = self.store_clock.now_ms(), pending.journal.settings.result_ttl_ms
                 pending.resolve(
                     unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
                 )
 
         try:
-            pending.journal.submit(ReadOutcome(pending.partition, pending.entity, pending.unique), on_result)
+            pending.journal.submit(ReadOutcome(partition, entity, unique), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
 
     def abandon_all(self) -> None:
         """Resolve everybody who still waits, because the system is left: their messages may still run."""
         everybody = [pending for waiting in self._pending.values() for pending in waiting]
-        everybody += self._ends
+        everybody += self._wheel
         for pending in everybody:
             if not pending.done:
                 pending.resolve(pending.left("the actor system was left"))
         self._pending.clear()
-        self._ends.clear()
+        self._wheel.clear()
+
+
+def append_of(call: Call, pending: Pending, deadline_ms: int, envelope: bytes) -> Append:
+    """The step that sends a message."""
+    key, admission = pending.key, pending.admission
+    return Append(
+        partition=call.partition,
+        entity=call.entity,
+        unique=pending.unique,
+        body=pack_body(
+            name=call.name,
+            deadline_ms=deadline_ms,
+            waited_for=pending.waiting == "ask",
+            key=key,
+            envelope=envelope,
+        ),
+        key=key,
+        digest=digest_of(call.name, call.payload) if key else "",
+        depth_limit=call.max_depth,
+        claim=admission.partition.claim if admission is not None else "",
+        policy=admission.kind.policy if admission is not None else "",
+        held_version=admission.state.version if admission is not None else -1,
+    )

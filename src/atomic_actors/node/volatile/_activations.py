@@ -373,7 +373,7 @@ class VolatileKinds:
 
     def owns(self, partition: int) -> bool:
         """Whether this node's lease on a partition certainly holds, and it is not being released."""
-        return self.membership.is_valid(partition) and partition not in self.releasing
+        return self.membership.leases.is_valid(partition) and partition not in self.releasing
 
     def claim_of(self, partition: int) -> str:
         """The claim under which others may send messages here; "" where they are for the next owner."""

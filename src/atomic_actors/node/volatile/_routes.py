@@ -38,7 +38,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._frames import AskFrame, ForgetFrame, MessageFrame, ReportFrame, TellFrame
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease, Result
-from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("VolatileRoutes",)
@@ -118,7 +118,7 @@ class _Outgoing:
 class _Route:
     """The way to the owner of one partition."""
 
-    journal: GroupCommit
+    journal: CommitQueue
     partition: int
     #: The owner, as the last look-up found it; "" while it has to be looked up.
     node_id: str = ""
@@ -175,7 +175,7 @@ class VolatileRoutes:
 
     async def ask(
         self,
-        journal: GroupCommit,
+        journal: CommitQueue,
         partition: int,
         *,
         entity: str,
@@ -222,7 +222,7 @@ class VolatileRoutes:
         return value
 
     def tell(
-        self, journal: GroupCommit, partition: int, entity: str, name: str, payload: bytes
+        self, journal: CommitQueue, partition: int, entity: str, name: str, payload: bytes
     ) -> Cell[AtomicActorsError | int]:
         """Send a message that nobody waits for.
 
@@ -245,14 +245,14 @@ class VolatileRoutes:
         )
         return outgoing.cell
 
-    def waits_for(self, journal: GroupCommit, partition: int) -> bool:
+    def waits_for(self, journal: CommitQueue, partition: int) -> bool:
         """Whether messages wait for the partition's owner: what comes after them must not overtake them."""
         route = self._routes.get((journal.settings.service, partition))
         return route is not None and bool(route.waiting)
 
     def _send(
         self,
-        journal: GroupCommit,
+        journal: CommitQueue,
         partition: int,
         *,
         entity: str,

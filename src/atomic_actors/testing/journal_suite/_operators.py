@@ -18,6 +18,8 @@ from atomic_actors.journal._protocol import (
     Interrupt,
     KindCount,
     ListDeadLetters,
+    Offer,
+    Park,
     Purge,
     Purged,
     Rejected,
@@ -25,14 +27,20 @@ from atomic_actors.journal._protocol import (
     Replayed,
     Resume,
     Settled,
+    Unsettled,
     unpack_body,
 )
-from atomic_actors.testing.journal_suite._probe import OpenProbe, Probe, expect
+from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, Probe, expect
 
 
 async def letters(probe: Probe, **fields: Any) -> DeadLetterPage:
     """A page of partition 0's dead letters."""
     return expect(DeadLetterPage, await probe.send(ListDeadLetters(0, **fields)))
+
+
+def owners_replay(dead: Append, unique: str, *, claim: str = "claim-1", at_head: bool = False) -> Replay:
+    """The replay of a letter that the partition's owner sends."""
+    return Replay(0, dead.entity, dead.unique, unique, at_head=at_head, claim=claim, policy=POLICY)
 
 
 async def bury(probe: Probe, entity: str = "account/a", **fields: Any) -> Append:
@@ -215,6 +223,74 @@ class People:
             assert letter.replayed_as == unique
             assert await probe.state_of(dead) == "failed"
             assert (await probe.audit()).counts["accepted"] == 3
+
+    async def test_the_owner_takes_what_it_replays(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead = await bury(probe)
+            await probe.finish(await probe.taken(probe.message()), "complete", state=b"state")
+            unique = probe.new_unique()
+            replay = owners_replay(dead, unique)
+            offer = expect(Replayed, await probe.send(replay)).offer
+            dispatch = expect(Dispatch, offer.dispatch)
+            (message,) = dispatch.messages
+            assert (message.unique, message.attempt, message.interruptions) == (unique, 1, 0)
+            assert unpack_body(message.body).envelope == unpack_body(dead.body).envelope
+            assert (dispatch.version, dispatch.state) == (1, b"state")
+            # The answer was lost: the next one brings the same turn.
+            again = expect(Replayed, await probe.once(replay))
+            assert again == Replayed(unique, again=True, offer=offer)
+            assert (await probe.finish(dispatch, "complete")).offer == NOTHING
+            assert await probe.once(replay) == Replayed(unique, again=True)
+
+    async def test_only_the_owner_takes_what_it_replays(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead = await bury(probe)
+            unique = probe.new_unique()
+            replay = owners_replay(dead, unique, claim="claim-0")
+            assert expect(Replayed, await probe.send(replay)).offer == NOTHING
+            assert (await probe.dispatch()).messages[0].unique == unique
+
+    @pytest.mark.parametrize("at_head", [False, True], ids=["tail", "head"])
+    async def test_the_owner_hears_what_is_before_its_replay(
+        self, open_probe: OpenProbe, at_head: bool
+    ) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead = await bury(probe)
+            other = await bury(probe)
+            finished = await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=3_600_000)
+            replay = owners_replay(dead, probe.new_unique(), at_head=at_head)
+            offer = expect(Replayed, await probe.send(replay)).offer
+            assert offer == (Offer(more=True) if at_head else finished.offer)
+            if at_head:
+                # A turn that runs goes on, and its commit takes what is next.
+                running = await probe.dispatch()
+                replay = owners_replay(other, probe.new_unique(), at_head=True)
+                assert expect(Replayed, await probe.send(replay)).offer == Offer(more=True)
+                await probe.finish(running, "complete", run_limit=0)
+
+    async def test_a_parked_entity_is_not_taken_by_a_replay(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead = await bury(probe)
+            await probe.send(Park(0, "account/a"))
+            for at_head in (False, True):
+                replay = owners_replay(dead, probe.new_unique(), at_head=at_head)
+                assert expect(Replayed, await probe.send(replay)).offer == Offer(parked=True)
+            assert (await probe.inspect()).waiting == 1
+
+    async def test_a_replay_tells_of_what_an_owner_before_left(self, open_probe: OpenProbe) -> None:
+        async with open_probe() as probe:
+            await probe.own()
+            dead = await bury(probe)
+            left = probe.message()
+            dispatch = await probe.taken(left)
+            await probe.take_over("claim-2")
+            replay = owners_replay(dead, probe.new_unique(), claim="claim-2")
+            offer = expect(Replayed, await probe.send(replay)).offer
+            assert offer == Offer(unsettled=Unsettled("account/a", dispatch.turn, (left.unique,)))
 
     async def test_replay_under_an_id_that_is_taken(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:

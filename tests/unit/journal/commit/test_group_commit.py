@@ -24,6 +24,7 @@ from atomic_actors.journal._protocol import (
     RelayIn,
     Renew,
     Renewed,
+    Replay,
     Result,
     Stale,
     Step,
@@ -32,7 +33,9 @@ from atomic_actors.journal._protocol import (
     Verdict,
 )
 from atomic_actors.journal.commit._batches import OVERTAKEN_MAX, belongs_to_owner
+from atomic_actors.journal.commit._commit_queue import CommitLimits
 from atomic_actors.journal.commit._group_commit import GroupCommit
+from atomic_actors.journal.commit._store_clock import StoreClock
 
 pytestmark = pytest.mark.anyio
 
@@ -96,18 +99,23 @@ OTHERS: list[Step] = [
 ]
 
 
+#: Stays, as an append does, but takes nothing for a claim that is gone.
+REPLAY = Replay(1, "account/a", "0" * 32, "1" * 32, at_head=False, claim="claim")
+
+
 async def test_what_was_relayed_to_another_service_belongs_to_its_source() -> None:
     assert belongs_to_owner(RelayIn(2, "shop/1", 7, ()), "shop/1")
     others = [*OWNERS, *OTHERS, RelayIn(1, "shop/2", 7, ()), RelayIn(1, "shop/1", 7, ())]
     assert [step for step in others if belongs_to_owner(step, "shop/1")] == others[-1:]
     assert [step for step in others if belongs_to_owner(step, 1)] == OWNERS
+    assert not belongs_to_owner(REPLAY, 1)
 
 
 @pytest.mark.parametrize("in_flight", [True, False])
 async def test_steps_of_a_lost_history_are_not_sent_again(in_flight: bool) -> None:
     store, answers = Held(), dict[int, Result | JournalUnavailable]()
     steps: list[Step] = [*OWNERS, *OTHERS, append(1, "claim"), append(2, "claim", "account/b")]
-    async with GroupCommit(store, max_batches_in_flight=1) as journal:
+    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
         if not in_flight:
             journal.enqueue(Audit(3), lambda _: None)
             await store.asked()
@@ -136,6 +144,19 @@ async def test_steps_of_a_lost_history_are_not_sent_again(in_flight: bool) -> No
     assert {position for position, answer in answers.items() if answer == GONE} == set(range(len(OWNERS)))
 
 
+async def test_a_replay_stays_where_a_history_is_lost() -> None:
+    store, answers = Held(is_away=False), list[Result | JournalUnavailable]()
+    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
+        journal.enqueue(Audit(3), lambda _: None)
+        await store.asked()
+        journal.enqueue(REPLAY, answers.append)
+        journal.forsake(1)
+        store.answer()
+        await journal.wait_drained()
+    assert store.batches[-1] == [replace(REPLAY, claim="")]
+    assert answers == [Renewed(1)]
+
+
 async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
     store, answers = Held(is_away=False), list[Result | JournalUnavailable]()
     async with GroupCommit(store) as journal:
@@ -149,7 +170,7 @@ async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
 
 async def test_a_store_is_found_again_when_nothing_is_left_to_send() -> None:
     store, answers = Held(), list[Result | JournalUnavailable]()
-    async with GroupCommit(store, failure_threshold=1) as journal:
+    async with GroupCommit(store, CommitLimits(failure_threshold=1)) as journal:
         for step in OWNERS:
             journal.enqueue(step, answers.append)
         await store.asked()
@@ -181,22 +202,31 @@ class Direct(Held):
         return True
 
 
+@define
+class Crashes:
+    """Keeps what it is told."""
+
+    seen: list[BaseException] = field(factory=list[BaseException])
+
+    def crashed(self, error: BaseException) -> None:
+        self.seen.append(error)
+
+
 def renewed(count: int) -> BatchResult:
     return BatchResult([Renewed(1)] * count, 1)
 
 
 async def test_a_callback_that_raises_ends_the_node_and_not_in_silence() -> None:
-    store, crashes = Direct(), list[BaseException]()
+    store, crashes = Direct(), Crashes()
 
     def raises(_: object) -> None:
         raise ValueError("by a listener")
 
-    async with GroupCommit(store) as journal:
-        journal.on_crash = crashes.append
+    async with GroupCommit(store, crashes=crashes) as journal:
         journal.submit(Renew(0, "claim"), raises)
         ((_, on_answer),) = store.calls
         on_answer(renewed(1))
-    assert [str(error) for error in crashes] == ["by a listener"]
+    assert [str(error) for error in crashes.seen] == ["by a listener"]
 
 
 async def test_answers_are_handed_out_in_the_order_of_the_batches() -> None:
@@ -320,9 +350,8 @@ async def test_where_the_store_is_slow_a_commit_goes_along_with_the_next_batch()
     def ignore(_: object) -> None:
         pass
 
-    async with GroupCommit(store) as journal:
-        now_s = 0.0
-        journal._clock = lambda: now_s
+    now_s = 0.0
+    async with GroupCommit(store, store_clock=StoreClock(lambda: now_s)) as journal:
         for took_s, batches in ((0.001, [1, 1]), (0.002, [1, 1]), (0.01, [1])):
             before = len(store.calls)
             journal.enqueue(commits[0], ignore)
@@ -344,7 +373,7 @@ async def test_where_the_store_is_slow_a_commit_goes_along_with_the_next_batch()
 
 async def test_what_was_forsaken_is_not_waited_for() -> None:
     store, got = Direct(refuses=True), list[object]()
-    async with GroupCommit(store, max_batches_in_flight=1) as journal:
+    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
         journal.submit(Audit(0), got.append)
         await store.asked()
         journal.enqueue(Take(1, "account/a", "claim", ""), got.append)

@@ -86,10 +86,10 @@ async def test_a_take_without_an_offer_ends_the_activation() -> None:
 async def test_a_retry_is_taken_when_its_time_has_come() -> None:
     async with owner() as world:
         world.supervisor.wake(0, counter())
-        world.commits.answer(Take, Taken(Offer(not_before_ms=world.store_ms + 500)))
+        world.commits.answer(Take, Taken(Offer(not_before_ms=world.store_clock.now_ms() + 500)))
         world.supervisor.tick(world.now_s)
         assert "Take" not in world.commits.kinds()
-        world.store_ms += 500
+        world.store_clock.note(world.store_clock.now_ms() + 500, world.now_s)
         world.supervisor.tick(world.now_s)
         assert world.commits.take(Take)[0].entity == counter()
 

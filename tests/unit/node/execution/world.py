@@ -28,6 +28,7 @@ from atomic_actors.journal._protocol import (
     pack_body,
 )
 from atomic_actors.journal.commit._batches import OnResult
+from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node.execution._activation import Activation
 from atomic_actors.node.execution._body import Body
 from atomic_actors.node.execution._deferred import UnhandledMessages
@@ -116,12 +117,8 @@ class Commits:
 class Replies:
     """Hears what askers are told."""
 
-    world: World
     node_id: str = HERE
     told: list[tuple[str, str, str, bytes]] = Factory(list)
-
-    def store_now_ms(self) -> int:
-        return self.world.store_ms
 
     def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
         self.told.append((sender, entity, unique, outcome))
@@ -146,6 +143,10 @@ class Leases:
     def __attrs_post_init__(self) -> None:
         self.claims, self.epochs = [""] * self.partitions, [0] * self.partitions
 
+    @property
+    def leases(self) -> Leases:
+        return self
+
     def is_valid(self, partition: int) -> bool:
         return bool(self.claims[partition]) and partition not in self.run_out
 
@@ -168,7 +169,6 @@ class World:
 
     config: Config
     now_s: float = 100.0
-    store_ms: int = 1_000_000
     commits: Commits = Factory(Commits)
     body: Body = Factory(Body)
     replies: Replies = field(init=False)
@@ -176,21 +176,25 @@ class World:
     node: NodeParts = field(init=False)
     kinds: dict[str, Kind] = field(init=False)
     supervisor: Supervisor = field(init=False)
+    store_clock: StoreClock = field(init=False)
     _sent: int = 0
 
     def __attrs_post_init__(self) -> None:
         codec = Codec()
         self.kinds = bind_kinds(self.config, codec)
-        self.replies, self.leases = Replies(self), Leases(self.config.partitions)
+        self.replies, self.leases = Replies(), Leases(self.config.partitions)
         commits, replies = cast("Any", self.commits), cast("Any", self.replies)
         backend = Backend(cell_factory(), lambda: self.now_s)
         events = Events(Listeners())
+        self.store_clock = StoreClock(backend.clock)
+        self.store_clock.note(1_000_000, self.now_s)
         self.node = NodeParts(
             config=self.config,
             backend=backend,
             codec=codec,
             commits=commits,
             replies=replies,
+            store_clock=self.store_clock,
             destinations=cast("Any", None),
             events=events,
             schedule=Schedule(),

@@ -8,7 +8,7 @@ then is it tried to connect to others: one that is away, or hangs, costs the lea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import redis
@@ -17,6 +17,7 @@ from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from redis.retry import Retry
 
 from atomic_actors.base._store_url import StoreLocation
+from atomic_actors.journal.redis._lease_client import LeaseKeys
 from atomic_actors.journal.redis._link import node_location, redis_url
 from atomic_actors.journal.redis.cluster._slots import Address, SlotMap, parse_redirect, read_slots, slot_of
 
@@ -36,20 +37,18 @@ class ClusterLeaseClient:
 
     Args:
         location: a `redis+cluster:` location.
-        lease_key: the key of a partition's lease.
+        keys: the keys of the leases.
         timeout_s: how long a round of renewals may take; a later answer does not count.
     """
 
-    def __init__(
-        self, location: StoreLocation, lease_key: Callable[[int], bytes], *, timeout_s: float
-    ) -> None:
+    def __init__(self, location: StoreLocation, keys: LeaseKeys, *, timeout_s: float) -> None:
         self._location = location
-        self._lease_key = lease_key
+        self._keys = keys
         self._timeout_s = timeout_s
         #: Of this thread alone.
         self._slots = SlotMap(location.hosts)
         self._connections: dict[Address, Any] = {}
-        #: Who is asked for the slots next, where nobody is connected.
+        #: Which node is asked for the slots next, where none is connected.
         self._turn = 0
         self._error: RedisError = redis.ConnectionError("no node of the cluster was reached")
 
@@ -98,7 +97,7 @@ class ClusterLeaseClient:
     def _by_owner(self, leases: Sequence[Lease]) -> dict[tuple[Address, bool], list[Lease]]:
         groups: dict[tuple[Address, bool], list[Lease]] = {}
         for lease in leases:
-            owner = self._slots.owner(slot_of(self._lease_key(lease[0])))
+            owner = self._slots.owner(slot_of(self._keys.lease_key(lease[0])))
             if owner is not None:
                 groups.setdefault((owner, False), []).append(lease)
         return groups
@@ -128,7 +127,7 @@ class ClusterLeaseClient:
         for partition, claim in leases:
             if is_asked:
                 commands.append(("ASKING",))
-            commands.append(("FCALL", "aa1_renew", 1, self._lease_key(partition), claim))
+            commands.append(("FCALL", "aa1_renew", 1, self._keys.lease_key(partition), claim))
         try:
             connection.send_packed_command(connection.pack_commands(commands))
         except RedisError as error:

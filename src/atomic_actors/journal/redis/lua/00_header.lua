@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 22
+-- revision: 23
 -- Raise it with every change of a part: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `memory/_journal.py`.
@@ -76,6 +76,7 @@ local STEPS = {
   append_run = { keys = -1, arguments = -1, first = 5, each = 2 },
   withdraw = { keys = 4, arguments = 3 },
   outcome = { keys = 2, arguments = 2 },
+  replay_claimed = { keys = 4, arguments = 7 },
   replay = { keys = 4, arguments = 4 },
   purge = { keys = -1, arguments = -1 },
   letters = { keys = 2, arguments = 5 },

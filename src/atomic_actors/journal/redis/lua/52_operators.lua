@@ -6,7 +6,28 @@ do
     "refused", "commit", "incarnation", "time", "outbound",
   }
 
-  local function replay(P, k, a)
+  -- What an entity has to do next, for the owner who replays one of its letters as `unique`. Takes nothing.
+  local function offer_after_replay(P, record, log_key, unique, owner, is_first)
+    local dispatch = record.dispatch and read_dispatch(record.dispatch)
+    if dispatch and dispatch.claim == owner.claim then
+      for _, message in ipairs(dispatch.messages) do
+        if message.unique == unique then
+          return offer_standing(record, dispatch, owner.claim, owner.held_version)
+        end
+      end
+      return { MORE }
+    end
+    if dispatch then
+      return offer_standing(record, dispatch, owner.claim, owner.held_version)
+    end
+    if is_first and not record.parked then
+      return { MORE }
+    end
+    return offer_dry(P, record, log_key)
+  end
+
+  -- `owner` is what the owner of the partition says of itself; nil for anybody else.
+  local function replay(P, k, a, owner)
     -- <generated: read replay>
     local record_key, log_key, letters_key, new_outcome_key = K[k], K[k + 1], K[k + 2], K[k + 3]
     local entity, unique, new_unique = A[a], A[a + 1], A[a + 2]
@@ -18,8 +39,12 @@ do
     if not letter then
       return { REJECTED, "unknown_message", "there is no dead letter " .. id }
     end
+    local is_owner = owner ~= nil and is_current(P, owner.claim)
     if letter.replayed ~= "" then
-      return { DONE, letter.replayed, 1 }
+      local offer = is_owner
+          and offer_after_replay(P, read_record(record_key), log_key, letter.replayed, owner, false)
+        or { NOTHING }
+      return { DONE, letter.replayed, 1, unpack(offer) }
     end
     if find_message(record_key, new_unique) ~= "absent" or call("EXISTS", new_outcome_key) == 1 then
       refuse("new_unique: there is a message of this id")
@@ -29,17 +54,50 @@ do
     local record = read_record(record_key)
     call("LLEN", log_key)
     local body = "0\nt\n" .. name .. "\n\n" .. envelope
-    call("HSET", record_key, "m:" .. new_unique, body, "d", decimal(record.waiting + 1))
-    call(at_head and "LPUSH" or "RPUSH", log_key, new_unique)
-    if not record.dispatch and not record.parked and (at_head or record.waiting == 0) then
-      index_ready(P, entity, 0)
+    local offer = { NOTHING }
+    local takes = is_owner and is_idle(record)
+    if takes then
+      local state = read_state(record, owner.held_version)
+      local turn = decimal(record.turn + 1)
+      local dispatch = turn .. "\n" .. owner.claim .. "\n" .. stamp_of(owner.policy, name)
+        .. "\n0\n" .. new_unique .. "\n1\n0"
+      offer = { DISPATCH, record.turn + 1, 0, record.version, state, new_unique, body, 1, 0 }
+      call("HSET", record_key, "m:" .. new_unique, body, "t", turn, "g", dispatch)
+      call("HSET", P.run, entity, dispatch)
+    else
+      if is_owner then
+        offer = offer_after_replay(P, record, log_key, new_unique, owner, at_head)
+      end
+      call("HSET", record_key, "m:" .. new_unique, body, "d", decimal(record.waiting + 1))
+      call(at_head and "LPUSH" or "RPUSH", log_key, new_unique)
+      if not record.dispatch and not record.parked and (at_head or record.waiting == 0) then
+        index_ready(P, entity, 0)
+      end
     end
     call("HSET", letters_key, id, format_letter(
       letter.reason, letter.attempts, letter.interruptions, letter.died, new_unique, letter.text, letter.body
     ))
     count(P, "absent", "append", 1)
-    ring(P, entity)
-    return { DONE, new_unique, 0 }
+    if takes then
+      count(P, "enqueued", "take", 1)
+      P.owned = true
+    elseif not is_owner then
+      ring(P, entity)
+    end
+    return { DONE, new_unique, 0, unpack(offer) }
+  end
+
+  local function replay_unclaimed(P, k, a)
+    return replay(P, k, a)
+  end
+
+  local function replay_claimed(P, k, a)
+    -- <generated: read replay_claimed>
+    local claim = A[a + 4]
+    local policy = read_policy(texts[tonumber(A[a + 5])])
+    local held_version = integer(A[a + 6], "held_version")
+    -- </generated>
+    return replay(P, k, a, { claim = claim, policy = policy, held_version = held_version })
   end
 
   local function purge(P, k, a, stop)
@@ -210,7 +268,8 @@ do
     return answer
   end
 
-  STEPS.replay.run = replay
+  STEPS.replay.run = replay_unclaimed
+  STEPS.replay_claimed.run = replay_claimed
   STEPS.purge.run = purge
   STEPS.letters.run = list_letters
   STEPS.park.run = park_or_resume
