@@ -1,23 +1,29 @@
 """The actor system: what users hold. Read this file first.
 
-What it is made of (wired together in `_assembly`), from the bottom up:
+What it is made of (`node/_assembly` makes the parts and starts them), from the bottom up:
 
     ActorSystem
-    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (_store)
-    ├─ GroupCommit    gathers steps into batches; outlives an unreachable store          (journal/)
-    ├─ Membership     which partitions are ours, and until when; the lease keeper        (_membership)
-    ├─ Router         who waits for which message; replies, timeouts, late answers       (_router)
-    ├─ Supervisor     partitions and activations: start, wake, passivate                 (_supervisor)
-    │  └─ Activation  one entity: its state and its turns                                (_activation)
-    ├─ VolatileKinds  entities without a journal                                         (_volatile)
-    │  ├─ Host        their messages from other nodes                                    (volatile/_host)
-    │  └─ Routes      their messages to other nodes                                      (volatile/_routes)
-    ├─ Sender         the verbs: checks a call and sends it                              (_sender)
-    ├─ DeadLetters    list, show, replay, purge                                          (_dead_letters)
-    └─ Sweeper        the one task that watches the clock                                (execution/_ticker)
+    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (node/_store)
+    ├─ GroupCommit    gathers steps into batches; outlives an unreachable store          (journal/commit)
+    ├─ Membership     which partitions are ours, and until when; the lease keeper        (node/ownership)
+    ├─ Router         who waits for which message; replies, timeouts, late answers       (node/routing)
+    ├─ Supervisor     partitions and the work in them: sweep, wake, drain                (node/execution)
+    │  ├─ Catalog     which entities are alive, and which may go
+    │  └─ Activation  one entity: its turns
+    │     ├─ OwnedPartition  the lease, the claim and the scope it lives in
+    │     ├─ TurnRunner      its actor: message in, verdict out
+    │     └─ NodeParts       what all of them share: Schedule, Events, Settlements, Parking, ...
+    ├─ VolatileKinds  entities without a journal                                         (node/volatile)
+    │  ├─ Host        their messages from other nodes
+    │  └─ Routes      their messages to other nodes
+    ├─ Sender         the verbs: checks a call and sends it                              (node/_sender)
+    ├─ Operations     what operators call; Handover, DeadLetters                         (node/operations)
+    ├─ Sweeper        the one task that watches the clock                                (node/execution/_ticker)
+    └─ Leaving        the way out                                                        (node/_leaving)
 
-A change to what users call belongs in `_sender` or here; to when an entity lives, in `_supervisor`; to
-what happens in a turn, in `_activation` and `_turn`; to what the store does, in `journal/`.
+A change to what users call belongs in `_sender` or here; to when an entity lives, in `_catalog` and
+`_supervisor`; to what happens in a turn, in `_activation` and `_turn_runner`; to what follows when a partition
+comes or goes, in `_partition_events`; to what the store does, in `journal/`.
 """
 
 from __future__ import annotations

@@ -23,14 +23,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, Protocol
 
 import anyio
-from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors.actors._declarations import Outbox
 from atomic_actors.actors._kinds import Kind
 from atomic_actors.base._errors import NotSupported, SystemFailed
 from atomic_actors.base._lifecycle import Event
-from atomic_actors.base._oneshot import Cell
 from atomic_actors.base._records import EntityRef
 from atomic_actors.codec._envelope import Failure
 from atomic_actors.journal._protocol import (
@@ -48,6 +46,7 @@ from atomic_actors.journal._protocol import (
 )
 from atomic_actors.journal.commit._batches import OVERTAKEN_MAX
 from atomic_actors.node.execution._entity_state import EntityState, Unreadable
+from atomic_actors.node.execution._mailbox import Mailbox
 from atomic_actors.node.execution._owned_partition import OwnedPartition
 from atomic_actors.node.execution._turn import (
     COMPLETE,
@@ -113,24 +112,14 @@ class Activation:
     entity: str
     partition: OwnedPartition
     status: Literal["reserved", "active", "closing", "ended"] = field(default="reserved", init=False)
-    #: Appends whose answer may bring a dispatch; while there are any it does not go to sleep.
-    admitted: int = field(default=0, init=False)
     #: When it last began or ended a turn, on the backend's clock.
     used_at_s: float = field(init=False)
-    #: The doorbell rang while it was busy: what it said may not be in the next answer.
-    rung: bool = field(default=False, init=False)
+    mailbox: Mailbox = field(factory=Mailbox, init=False)
     state: EntityState = field(init=False)
     turn_scope: TurnScope = field(factory=TurnScope, init=False)
-    #: About how many messages of this node wait in the store, for the order in which steps are sent.
-    _backlog: int = field(default=0, init=False)
     _runner: TurnRunner = field(init=False)
-    _offer: Offer | None = field(default=None, init=False)
-    _waiting: Cell[None] | None = field(default=None, init=False)
     _turn: Turn | None = field(default=None, init=False)
-    #: The highest turn that was begun here or before: an answer that comes twice is not begun twice.
-    _last_turn: int = field(default=0, init=False)
     _finished: Result | JournalUnavailable | None = field(default=None, init=False)
-    _task_group: TaskGroup | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         config = self.node.config
@@ -170,7 +159,7 @@ class Activation:
         """Whether a turn runs, or something waits to become one."""
         # A turn whose commit is answered is over, though the task may not have run since.
         runs = self._turn is not None and self._finished is None
-        return runs or self._offer is not None or self.admitted > 0
+        return runs or self.mailbox.offer is not None or self.mailbox.admitted > 0
 
     @property
     def is_running(self) -> bool:
@@ -185,10 +174,10 @@ class Activation:
 
     def offered(self, offer: Offer) -> None:
         """An append that was admitted here is answered (`Admission`)."""
-        self.admitted -= 1
-        self._backlog += offer.more
+        self.mailbox.admitted -= 1
+        self.mailbox.backlog += offer.more
         self.accept(offer)
-        if not self.admitted and (self.status == "closing" or self._is_leaving()):
+        if not self.mailbox.admitted and (self.status == "closing" or self._is_leaving()):
             self._wake()  # it stayed only for this answer
         self._heed_bell()
 
@@ -196,47 +185,47 @@ class Activation:
         """Take what the store offers; a dispatch that is known already is dropped."""
         dispatch = offer.dispatch
         if dispatch is None:
-            if offer.more and (self._turn is not None or self._offer is not None):
+            if offer.more and (self._turn is not None or self.mailbox.offer is not None):
                 return  # the commit of what runs will take it
-            if offer is not NOTHING and self._offer is None:
+            if offer is not NOTHING and self.mailbox.offer is None:
                 self.host.follow_up(self, offer)
-            elif self.status == "reserved" and not self.admitted:
+            elif self.status == "reserved" and not self.mailbox.admitted:
                 self.status = "ended"
                 self.host.ended(self, was_closing=False)
             return
         settling = self.node.settlements.under_way
         if self.knows(dispatch.turn) or (settling and dispatch.turn <= settling.get(self.entity, 0)):
             return
-        self._offer = offer
+        self.mailbox.offer = offer
         if self.status != "active":
             self.host.follow_up(self, offer)
         self._wake()
 
     def knows(self, turn: int) -> bool:
         """Whether a turn has begun here, or is about to."""
-        dispatch = self._offer.dispatch if self._offer is not None else None
-        return turn <= self._last_turn or (dispatch is not None and turn <= dispatch.turn)
+        dispatch = self.mailbox.offer.dispatch if self.mailbox.offer is not None else None
+        return turn <= self.mailbox.last_turn or (dispatch is not None and turn <= dispatch.turn)
 
     def _heed_bell(self) -> None:
         """Ask the store once more, if the doorbell rang while an older answer was on its way."""
-        if self.rung and not self.is_busy and self.status in ("active", "closing"):
+        if self.mailbox.rung and not self.is_busy and self.status in ("active", "closing"):
             self.host.take(self)
 
     def _wake(self) -> None:
-        waiting = self._waiting
+        waiting = self.mailbox.waiter
         if waiting is not None:
-            self._waiting = None
+            self.mailbox.waiter = None
             waiting.set(None)
 
     def inherit(self, other: Activation) -> None:
         """Take over the memory of the activation before, so that its state need not be read again."""
-        self._last_turn = max(self._last_turn, other._last_turn)
+        self.mailbox.last_turn = max(self.mailbox.last_turn, other.mailbox.last_turn)
         if self.state.version < other.state.version and not self._runner.is_alive:
             self.state.inherit(other.state)
 
     def take_offer(self) -> Offer | None:
         """Give up what it has not begun, for its successor."""
-        offer, self._offer = self._offer, None
+        offer, self.mailbox.offer = self.mailbox.offer, None
         return offer
 
     def close(self) -> None:
@@ -253,7 +242,7 @@ class Activation:
         self.used_at_s = self.node.backend.clock()
         current_activation.set(self)
         try:
-            async with anyio.create_task_group() as self._task_group:
+            async with anyio.create_task_group() as self._runner.children.task_group:
                 await self._serve()
         finally:
             was_closing = self._is_closing()
@@ -327,10 +316,10 @@ class Activation:
             await self._commit(turn)
 
     async def _next_offer(self) -> Offer | None:
-        while self._offer is None:
-            if (self._is_closing() or self._is_leaving()) and not self.admitted:
+        while self.mailbox.offer is None:
+            if (self._is_closing() or self._is_leaving()) and not self.mailbox.admitted:
                 return None
-            cell = self._waiting = self.node.backend.new_cell()
+            cell = self.mailbox.waiter = self.node.backend.new_cell()
             self.host.went_idle()  # may close this very activation, and set the cell
             await cell
         return self.take_offer()
@@ -343,7 +332,7 @@ class Activation:
             return None
         turn = Turn(dispatch)
         self._turn = turn
-        self._last_turn = dispatch.turn
+        self.mailbox.last_turn = dispatch.turn
         self.used_at_s = self.node.backend.clock()
         if not self.partition.is_valid():
             self._turn = None
@@ -353,7 +342,7 @@ class Activation:
             await self._runner.adopt(dispatch)
         except Stateless:
             # The state in memory was taken for granted, and is not there any more: ask again for all of it.
-            self._turn, self._last_turn = None, dispatch.turn - 1
+            self._turn, self.mailbox.last_turn = None, dispatch.turn - 1
             self.state.version = -1
             self.host.take(self)
             return None
@@ -404,8 +393,8 @@ class Activation:
         if not turn.committing:
             self._submit(turn)
         while self._finished is None:
-            self._waiting = self.node.backend.new_cell()
-            await self._waiting
+            self.mailbox.waiter = self.node.backend.new_cell()
+            await self.mailbox.waiter
             if self._turn is not turn:
                 return  # committed long ago: it was left asleep until there was something to do
         result, self._finished = self._finished, None
@@ -459,7 +448,7 @@ class Activation:
         self.node.commits.enqueue(
             step,
             lambda result: self._on_committed(turn, step, result),
-            overtakes=self._backlog > OVERTAKEN_MAX,
+            overtakes=self.mailbox.backlog > OVERTAKEN_MAX,
         )
 
     def _pack_replies(self, turn: Turn) -> tuple[tuple[bytes, bytes], ...]:
@@ -490,10 +479,12 @@ class Activation:
             self.state.version = result.version
             self.state.committed = self.state.staged
             dispatch = result.offer.dispatch
-            self._backlog = max(0, self._backlog - len(dispatch.messages)) if dispatch is not None else 0
+            self.mailbox.backlog = (
+                max(0, self.mailbox.backlog - len(dispatch.messages)) if dispatch is not None else 0
+            )
             if result.offer.more:
                 # Nothing runs that would take it. Who gives the partition up asks for no more.
-                self.rung = self.rung or not self._is_leaving()
+                self.mailbox.rung = self.mailbox.rung or not self._is_leaving()
             elif result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.node.backend.clock()
@@ -502,7 +493,7 @@ class Activation:
             self._refused(turn, result.text)
             return
         if (
-            self._offer is not None
+            self.mailbox.offer is not None
             or self.status != "active"
             or self._is_leaving()
             or not isinstance(result, Finished)
@@ -537,6 +528,6 @@ class Activation:
         Raises:
             NotSupported: no handler runs now.
         """
-        if self._turn is None or self._task_group is None or self._turn.committing:
+        if self._turn is None or self._turn.committing:
             raise NotSupported("context.start_soon: only while the handler runs")
-        self._runner.children.start(self._task_group, function, args)
+        self._runner.children.start(function, args)

@@ -247,7 +247,7 @@ class Supervisor:
                 raise ActorLimitExceeded(
                     f"{entity}: {limit} activations are busy (max_activations); try again later"
                 )
-        activation.admitted += 1
+        activation.mailbox.admitted += 1
         return activation
 
     def _takes(self, number: int, entity: str) -> OwnedPartition | None:
@@ -300,7 +300,7 @@ class Supervisor:
         offer = activation.take_offer()
         if offer is not None and offer.dispatch is not None:
             self._succeed(activation, offer)
-        elif activation.rung:
+        elif activation.mailbox.rung:
             self.wake(number, activation.entity)
         self.catalog.emptied(number)
         self.went_idle()
@@ -339,7 +339,7 @@ class Supervisor:
             return
         elif offer.not_before_ms:
             self.node.schedule.retry_at(offer.not_before_ms, number, entity)
-        if activation.status == "reserved" and not activation.admitted:
+        if activation.status == "reserved" and not activation.mailbox.admitted:
             self._end(activation)
 
     def _expired(self, step: Expire, result: Result | JournalUnavailable) -> None:
@@ -391,7 +391,7 @@ class Supervisor:
             return
         activation = self.catalog.by_entity.get(entity)
         if activation is not None and activation.is_busy:
-            activation.rung = True
+            activation.mailbox.rung = True
             return
         if activation is None:
             kind_name, _, entity_id = entity.partition("/")
@@ -420,8 +420,8 @@ class Supervisor:
 
     def take(self, activation: Activation) -> None:
         """Ask the store for an entity's next work."""
-        activation.admitted += 1
-        activation.rung = False
+        activation.mailbox.admitted += 1
+        activation.mailbox.rung = False
         step = Take(
             activation.partition.number,
             activation.entity,

@@ -50,21 +50,22 @@ class Children:
 
     backend: Backend
     turn_scope: TurnScope | None
+    #: The activation's; None before it runs.
+    task_group: TaskGroup | None = field(default=None, init=False)
     #: Children that have not ended.
     count: int = field(default=0, init=False)
     _scopes: set[anyio.CancelScope] = field(factory=set[anyio.CancelScope], init=False)
     _error: Exception | None = field(default=None, init=False)
     _done: Cell[None] | None = field(default=None, init=False)
 
-    def start(
-        self, task_group: TaskGroup, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
-    ) -> None:
-        """Run `function(*args)` beside the handler."""
+    def start(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        """Run `function(*args)` beside the handler, which runs now."""
+        assert self.task_group is not None
         self.count += 1
         # Made here and not in the task: a child that has not begun yet must be cancelled as well.
         scope = anyio.CancelScope()
         self._scopes.add(scope)
-        task_group.start_soon(self._run, scope, function, args)
+        self.task_group.start_soon(self._run, scope, function, args)
 
     async def _run(
         self, scope: anyio.CancelScope, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]

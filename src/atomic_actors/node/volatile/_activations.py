@@ -125,7 +125,6 @@ class _VolatileActivation:
     context: TurnContext = field(init=False)
     _instance: Any = field(default=None, init=False)
     _children: Children = field(init=False)
-    _task_group: TaskGroup | None = field(default=None, init=False)
     _turns: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -142,9 +141,9 @@ class _VolatileActivation:
 
     def start_child(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         """Run a task that ends before the turn does (`CurrentActivation`)."""
-        if self._task_group is None or not self.is_running:
+        if not self.is_running:
             raise NotSupported("context.start_soon: only while the handler runs")
-        self._children.start(self._task_group, function, args)
+        self._children.start(function, args)
 
     def put(self, waiting: Waiting) -> None:
         self.mailbox.append(waiting)
@@ -165,15 +164,15 @@ class _VolatileActivation:
         lost = Failed(OwnerUnavailable(f"{self.ref}: its partition was lost before the message began"))
         while self.mailbox:
             self.mailbox.popleft().resolve(lost)
-        if self._task_group is not None:
-            self._task_group.cancel_scope.cancel()
+        if self._children.task_group is not None:
+            self._children.task_group.cancel_scope.cancel()
 
     async def run(self) -> None:
         # The task was started by whoever asked first; that asker's turn is none of ours.
         current_activation.set(self)
         ended_well = False
         try:
-            async with anyio.create_task_group() as self._task_group:
+            async with anyio.create_task_group() as self._children.task_group:
                 if not self.is_lost:
                     await self._start()
                     await self._serve()
