@@ -55,7 +55,6 @@ from atomic_actors.base._public_names import say_homes
 from atomic_actors.base._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
 from atomic_actors.base._telemetry import HistoryLost, LifecycleEvent, StoreHealth
 from atomic_actors.node.operations._reports import (
-    ALL,
     AuditReport,
     KindCounts,
     Location,
@@ -65,7 +64,6 @@ from atomic_actors.node.operations._reports import (
 )
 
 __all__ = [
-    "ALL",
     "AcceptanceUnknown",
     "Actor",
     "ActorLimitExceeded",

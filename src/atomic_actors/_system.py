@@ -348,8 +348,7 @@ class ActorSystem:
         goes on sending, and takes nothing again; a new process, which is another node, does.
 
         Args:
-            node: the id of a node, this one or another, as `nodes()` shows it; or `ALL` that are there now.
-                When all are drained, what is sent waits for the next node that comes.
+            node: the id of a node, this one or another, as `nodes()` shows it.
             timeout_s: how long to wait, in seconds; 0 without end.
 
         Raises:
@@ -358,6 +357,20 @@ class ActorSystem:
             StoreUnavailable: the store gave no answer.
         """
         await self._running.operations.drain(node, timeout_s)
+
+    async def drain_all(self, timeout_s: float = 30.0) -> None:
+        """Ask every node that is there now to give up what it owns, and wait until all have.
+
+        As `drain` for each of them. What is sent then waits for the next node that starts.
+
+        Args:
+            timeout_s: how long to wait, in seconds; 0 without end.
+
+        Raises:
+            DrainTimeout: one of them still owns something; it goes on giving that up.
+            StoreUnavailable: the store gave no answer.
+        """
+        await self._running.operations.drain_all(timeout_s)
 
     # Life.
 

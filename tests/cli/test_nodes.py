@@ -121,7 +121,7 @@ def test_a_drain_that_takes_too_long_says_so(workers: Workers) -> None:
 def test_an_unknown_node(workers: Workers) -> None:
     run = workers("nodes", "drain", "nobody")
     assert run.code == 1
-    assert run.errors == "error: there is no node 'nobody'; `nodes()` shows those that are there\n"
+    assert run.errors == "error: there is no node 'nobody'; `nodes()` lists the nodes\n"
 
 
 def test_nobody_is_there(command: Command, valkey_server: Server, namespace: str) -> None:

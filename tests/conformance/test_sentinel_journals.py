@@ -37,7 +37,7 @@ class TestOverSentinel(JournalSuite):
         location = parse_store_url(watched.url)[0]
         return Subject(
             lambda settings: RedisJournal(
-                Primary(location, warn_asynchronous=False).connect, settings, replication=Replication(1, 1.0)
+                Primary(location, warn_asynchronous=False), settings, replication=Replication(1, 1.0)
             )
         )
 

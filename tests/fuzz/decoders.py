@@ -244,8 +244,21 @@ FRAMES: Final = tuple(
         ReportFrame(7, 1, "moved", None),
     )
 )
-IDENTITY: Final = NodeIdentity("0123456789abcdef", "boot", "pid:[4026531836]", 4_000_000, "123456", 2.0)
-NODE: Final = NodeRecord(IDENTITY, "host", "default", frozenset({"account", "order"}), 1.5)
+IDENTITY: Final = NodeIdentity(
+    node_id="0123456789abcdef",
+    boot_id="boot",
+    pid_namespace="pid:[4026531836]",
+    pid=4_000_000,
+    start_time="123456",
+    lease_ttl_s=2.0,
+)
+NODE: Final = NodeRecord(
+    identity=IDENTITY,
+    host="host",
+    service="default",
+    kinds=frozenset({"account", "order"}),
+    weight=1.5,
+)
 CONTRACT: Final = (
     b'{"contract":1,"durable":true,"max_depth":0,"fallback":false,"messages":{"Deposit":{"query":false}},'
     b'"limits":{"result_ttl_ms":60000,"dedupe_ttl_ms":1,"partition_depth_limit":0,'

@@ -30,7 +30,7 @@ class _Rest:
         """As the router does; whether anyone waits for it is the router's to know."""
         split_outcome(frame.outcome)
 
-    def look_soon(self) -> None:
+    def refresh_soon(self) -> None:
         """Another node says that a partition is free."""
 
 

@@ -121,7 +121,7 @@ async def test_a_missing_right_is_named(kind: Kind, namespace: str, tmp_path: Pa
         error = refused.value
         cause = error if isinstance(error, StoreIncompatible) else error.__cause__
         assert isinstance(cause, StoreIncompatible)
-        assert "the store's user may not do this" in str(cause)
+        assert "the store's user lacks a permission" in str(cause)
         assert str(cause).endswith(f"it needs {ACL_RULES}")
 
 
@@ -138,7 +138,7 @@ def warnings_of(log: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_wrong_password(kind: Kind, namespace: str, tmp_path: Path) -> None:
     with server_with_user(kind, tmp_path, namespace) as server, run_network(server.port) as network:
         url = network.url.replace("127", "app:wrong@127", 1)
-        with pytest.raises(StoreIncompatible, match="needs another user or password"):
+        with pytest.raises(StoreIncompatible, match="rejected the user or the password"):
             async with new_system(url, namespace, Desk.using(stage=Stage())):
                 raise AssertionError("entered")
         assert network.opened == 1
@@ -194,4 +194,4 @@ async def test_a_right_to_listen_is_missed_once(
                 assert network.opened - opened <= CONNECTIONS_MAX
     told = warnings_of(caplog)
     assert 1 <= len(told) <= 3, told
-    assert all("cannot listen at the store" in text and ACL_RULES in text for text in told)
+    assert all("cannot listen to the store" in text and ACL_RULES in text for text in told)

@@ -190,7 +190,7 @@ async def test_no_question_keeps_batches_from_being_sent_directly(server: Server
             task_group.start_soon(journal.directory.announce, "node", b"record")
             task_group.start_soon(journal.execute, [Audit(0)])
             await anyio.wait_all_tasks_blocked()
-            assert len(journal._watch) == 2
+            assert len(journal._answers.sent_s) == 2
             assert journal.send([Audit(1)], replies)
             server.call("CLIENT", "UNPAUSE")
         (answer,) = await replies.wait()

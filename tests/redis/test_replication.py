@@ -12,6 +12,7 @@ import redis
 from attrs import evolve
 
 from atomic_actors import ActorSystem, AskTimeout, Config, InvalidConfig, StoreIncompatible, StoreUnavailable
+from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.journal._protocol import (
     Append,
     Appended,
@@ -23,6 +24,7 @@ from atomic_actors.journal._protocol import (
 )
 from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._lease_client import RedisLeaseClient
+from atomic_actors.journal.redis._link import RedisServer
 from atomic_actors.journal.redis._replication import Replication
 from tests.redis.test_sentinel import FAILOVER_LIMIT_S, Add, Counter
 from tests.redis.test_wire import CLAIM, ENTITY, POLICY, body, now_ms, own, send, unique_at
@@ -172,7 +174,12 @@ async def test_a_renewal_counts_when_the_replica_has_it(pair: Pair, namespace: s
     primary, replica = pair
     async with open_journal(primary, namespace) as journal:
         await own(journal)
-        client = RedisLeaseClient(primary.url, journal, timeout_s=10.0, replication=PATIENT)
+        client = RedisLeaseClient(
+            RedisServer(parse_store_url(primary.url)[0], connect_timeout_s=1.0),
+            journal,
+            timeout_s=10.0,
+            replication=PATIENT,
+        )
         assert client.renew([0], [CLAIM]) == [True]
         with out_of_reach(replica, client):
             with pytest.raises(redis.TimeoutError, match="0 of 1 replicas have the renewal"):

@@ -11,7 +11,6 @@ import pytest
 from attrs import define, evolve, frozen
 
 from atomic_actors import (
-    ALL,
     Actor,
     ActorSystem,
     AskTimeout,
@@ -139,7 +138,7 @@ async def test_when_all_are_drained_messages_wait_for_the_next(new_system: NewSy
     async with node(new_system, stage) as first:
         async with node(new_system, stage) as second:
             await owns(second, PARTITIONS // 2)
-            await second.drain(ALL, timeout_s=SETTLE_S)
+            await second.drain_all(timeout_s=SETTLE_S)
             assert {owner.node_id for owner in await first.partitions()} == {""}
             receipt = await first.tell(desk(), Work("waits"))
             with pytest.raises(AskTimeout):
@@ -168,7 +167,7 @@ async def test_what_does_not_end_in_time_is_interrupted(new_system: NewSystem, s
     async with node(new_system, stage, drain_timeout_s=0.1) as system:
         await system.tell(desk(), Work("long"))
         await stage.wait_for("long")
-        await system.drain(ALL, timeout_s=SETTLE_S)
+        await system.drain_all(timeout_s=SETTLE_S)
         (letter,) = await system.dead_letters.list()
         assert letter.reason == "interrupted"
 
@@ -205,7 +204,7 @@ async def test_no_volatile_turn_outlives_the_hand_over(new_system: NewSystem, st
 
             task_group.start_soon(ask)
             await stage.wait_for("long")
-            await system.drain(ALL, timeout_s=SETTLE_S)
+            await system.drain_all(timeout_s=SETTLE_S)
             assert stage.running == 0
             stage.release("long")
         assert system.statistics().volatile_activations == 0
@@ -226,7 +225,7 @@ async def test_volatile_traffic_of_its_own_does_not_hold_up_a_drain(
             for _ in range(4):
                 task_group.start_soon(ask_on)
             await stage.wait_for("word")
-            await system.drain(ALL, timeout_s=SETTLE_S)
+            await system.drain_all(timeout_s=SETTLE_S)
             task_group.cancel_scope.cancel()
         assert system.statistics().owned_partitions == 0
 
@@ -238,7 +237,7 @@ async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, 
         directory, record = parts.store.directory, evolve(parts.membership.nodes.record, identity=identity)
         await directory.announce("dead", record.encode())
         await parts.journal.execute([ClaimPartition(0, "claim", identity.encode())])
-        await sender.drain(ALL, timeout_s=SETTLE_S)
+        await sender.drain_all(timeout_s=SETTLE_S)
         assert {owner.node_id for owner in await sender.partitions()} == {"dead", ""}
 
 

@@ -205,7 +205,7 @@ async def hand_over(table: Table, giver: ActorSystem, taker: ActorSystem, partit
     table.moved[partition] = there.nodes.node_id
     for system in (giver, taker):
         parts_of(system).membership.nodes.forget_placement()
-    parts_of(giver).membership.look_soon()
+    parts_of(giver).membership.refresh_soon()
 
     async def has_it() -> bool:
         return bool(there.claims[partition])

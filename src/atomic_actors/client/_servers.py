@@ -17,7 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from atomic_actors.base._store_url import StoreLocation, StoreScheme
-from atomic_actors.journal.redis._link import connector
+from atomic_actors.journal.redis._link import RedisServer
 
 __all__ = ("ClusterServers", "SentinelServers", "Servers", "SingleServer", "servers_at")
 
@@ -112,7 +112,7 @@ class SingleServer:
         bring_back: Callable[[], None] | None = None,
     ) -> None:
         # Makes nothing; but it refuses what cannot work, in the words that the actor system has for it.
-        connector(location, connect_timeout_s=connect_timeout_s)
+        RedisServer(location, connect_timeout_s=connect_timeout_s)
         options = _options(location, connect_timeout_s, timeout_s)
         kind: type[Any] = redis.Connection
         if location.scheme is StoreScheme.UNIX:

@@ -32,9 +32,9 @@ from atomic_actors.client._servers import Connection, Servers
 from atomic_actors.journal._protocol import JournalUnavailable, Result, Step
 from atomic_actors.journal._settings import journal_settings
 from atomic_actors.journal.redis._answers import read_results
-from atomic_actors.journal.redis._journal import check_store_safety
 from atomic_actors.journal.redis._library import COMMIT, is_missing, load_library, register_service
 from atomic_actors.journal.redis._replication import replication_of
+from atomic_actors.journal.redis._store_checks import check_store_safety
 from atomic_actors.journal.redis._wire import Call, Wire
 
 __all__ = ("BlockingStore", "Pause")

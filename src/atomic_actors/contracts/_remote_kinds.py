@@ -1,16 +1,16 @@
 """The kinds that other nodes have handlers for: looked up once, then known.
 
 A message for a kind that is known costs no look-up. One for a kind, or of a name, that is not known costs
-at most one read of the registry: whoever asks while a read is under way shares the next one, and what was
+at most one read of the registry: all who ask while a read is under way share the next one, and what was
 not there is not asked for again within a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import anyio
+from anyio import current_time
 from attrs import define, field
 
 from atomic_actors.base._errors import StoreIncompatible, StoreUnavailable, UnknownKind, UnknownMessageType
@@ -21,7 +21,7 @@ from atomic_actors.journal._protocol import JournalUnavailable
 
 __all__ = ("KnownKinds",)
 
-#: How long it is not asked again for what was not there.
+#: How long the registry is not asked again for what was not there.
 MISSING_S: Final = 1.0
 #: How often what is known is read anew: limits may change with a release.
 REFRESH_S: Final = 30.0
@@ -33,7 +33,7 @@ READ_MAX: Final = 100
 NAMED_MAX: Final = 20
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Entry:
     """What the last read of a kind gave."""
 
@@ -55,13 +55,11 @@ class KnownKinds:
         registry: where kinds are registered; None where a node knows only its own.
         namespace: for the texts of errors.
         own: the kinds of this node.
-        clock: seconds that never go back.
     """
 
     registry: KindRegistry | None
     namespace: str
     own: tuple[str, ...]
-    clock: Callable[[], float]
     _entries: dict[str, _Entry] = field(factory=dict[str, _Entry], init=False)
     #: Kinds that the next read asks for.
     _wanted: set[str] = field(factory=set[str], init=False)
@@ -92,7 +90,7 @@ class KnownKinds:
             raise self._unknown_kind(kind, "")
         entry = self._entries.get(kind)
         if entry is None or not _answers(entry, name):
-            if entry is None or self.clock() - entry.read_s >= MISSING_S:
+            if entry is None or current_time() - entry.read_s >= MISSING_S:
                 entry = await self._read_once(self.registry, kind)
             if entry.unreadable is not None:
                 raise StoreIncompatible(f"{entry.unreadable}; another release of atomic_actors wrote it")
@@ -129,10 +127,12 @@ class KnownKinds:
         if len(records) < len(names):
             others = _describe(await registry.list_kinds())
             self._forget_missing()
-        now_s = self.clock()
+        now_s = current_time()
         for name in names:
             record = records.get(name)
-            entry = self._entries[name] = _Entry(None, number, now_s, others if record is None else "")
+            entry = self._entries[name] = _Entry(
+                kind=None, read=number, read_s=now_s, others=others if record is None else ""
+            )
             if record is not None:
                 try:
                     entry.kind = read_record(name, record)

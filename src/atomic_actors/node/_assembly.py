@@ -46,6 +46,7 @@ from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.operations._operations import Operations
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
+from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 from atomic_actors.node.routing._destinations import Calls
@@ -113,9 +114,9 @@ class Parts:
         tasks.run(self.sweeper.run)
         self._listen(tasks)
         if self.supervisor.kinds:
-            if membership.keeper is not None:
-                membership.keeper.start(_report_keeper)
-            await membership.look_and_take_over()
+            if membership.leases.keeper is not None:
+                membership.leases.keeper.start()
+            await membership.refresh_and_take_over()
         tasks.run(membership.run)
         if self.config.handle_signals:
             tasks.run(self._watch_signals)
@@ -145,13 +146,8 @@ class Parts:
 
     async def stop_keeper(self) -> None:
         """End the lease keeper."""
-        if self.membership.keeper is not None:
-            await self.membership.keeper.aclose(SETTLE_LIMIT_S)
-
-
-def _report_keeper(error: BaseException) -> None:
-    """Called in the keeper's thread. The watchdog finds the error and ends the system with it."""
-    logger.error("leases are not renewed any more: %s: %s", type(error).__name__, error)
+        if self.membership.leases.keeper is not None:
+            await self.membership.leases.keeper.aclose(SETTLE_LIMIT_S)
 
 
 # Construction, from the bottom up.
@@ -237,7 +233,6 @@ def _finish(
         volatile=volatile,
         exchange=exchange,
         drain_timeout_s=config.drain_timeout_s,
-        backend=node.backend,
     )
     registration = KindRegistration(
         config, sender.codec, supervisor.kinds, store.kinds, store.journal.settings
@@ -307,10 +302,10 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: C
     keeper = store.keeper
     if store.lease_client is not None:
         keeper = LeaseKeeper(
-            config.partitions,
-            config.lease_renew_interval_s,
-            store.lease_client,
-            config.loop_stall_limit_s,
+            partitions=config.partitions,
+            interval_s=config.lease_renew_interval_s,
+            client=store.lease_client,
+            loop_stall_limit_s=config.loop_stall_limit_s,
         )
     identity = NodeIdentity.of_this_process(config.lease_ttl_s)
     nodes = Nodes(
@@ -319,14 +314,8 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: C
         config.lease_ttl_s,
         config.same_host_takeover,
     )
-    return Membership(
-        journal,
-        nodes,
-        config.partitions,
-        keeper,
-        lease_ttl_s=config.lease_ttl_s,
-        lease_margin_s=config.lease_margin_s,
-    )
+    times = LeaseTimes(ttl_s=config.lease_ttl_s, margin_s=config.lease_margin_s)
+    return Membership(journal=journal, nodes=nodes, leases=OwnLeases(config.partitions, keeper, times))
 
 
 def _destinations(
@@ -339,16 +328,15 @@ def _destinations(
     queues: CommitQueues,
     body: Body,
 ) -> Calls:
-    known = KnownKinds(store.kinds, config.namespace, tuple(kinds), queues.store_clock.clock)
     outlets = Outlets(
         namespace=config.namespace,
         service=config.service,
-        open_journal=store.open_journal,
+        known=KnownKinds(store.kinds, config.namespace, tuple(kinds)),
+        journals=store.journals,
         queues=queues,
-        known=known,
         crashes=body,
     )
-    return Calls(config, codec, kinds, journal, known=known, outlets=outlets)
+    return Calls(config, codec, kinds, journal, known=outlets.known, outlets=outlets)
 
 
 def _volatile_ends(

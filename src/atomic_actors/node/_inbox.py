@@ -51,7 +51,7 @@ class NodeInbox:
             case ForgetFrame():
                 self.host.on_forget(frame)
             case ClaimFrame():
-                self.membership.look_soon()
+                self.membership.refresh_soon()
 
     def channel_opened(self) -> None:
         """This node receives frames from now on, so answers can come."""

@@ -21,7 +21,7 @@ from atomic_actors.node.volatile._host import VolatileHost
 
 __all__ = ("SETTLE_LIMIT_S", "Leaving")
 
-#: How long the way out may take behind a shield, once nobody is waited for any more.
+#: How long the way out may take behind a shield, once nothing is waited for any more.
 SETTLE_LIMIT_S: Final = 5.0
 
 
@@ -66,7 +66,7 @@ class Leaving:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_LIMIT_S) as settling:
             await self._settle()
         if settling.cancelled_caught:
-            logger.warning("the store did not answer in time; the leases run out by themselves")
+            logger.warning("the store did not answer in time; the leases will run out by themselves")
         self.sender.abandon_all()
 
     async def _announce(self) -> None:
@@ -76,7 +76,7 @@ class Leaving:
             try:
                 await self.membership.nodes.announce()
             except (JournalUnavailable, StoreIncompatible) as error:
-                logger.info("the other nodes do not know that this one leaves: %s", error)
+                logger.info("the other nodes could not be told that this one is leaving: %s", error)
 
     async def _settle(self) -> None:
         supervisor = self.supervisor
@@ -100,6 +100,6 @@ class Leaving:
             await self.membership.release_all()
             await self.membership.nodes.leave()
             for partition in freed:
-                await self.handover.tell_next(partition)
+                await self.handover.notify_next(partition)
         except (JournalUnavailable, StoreIncompatible) as error:
-            logger.warning("the partitions could not be released, their leases run out: %s", error)
+            logger.warning("the partitions could not be released; their leases will run out: %s", error)

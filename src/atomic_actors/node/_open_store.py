@@ -25,7 +25,7 @@ async def open_store(config: Config) -> AsyncGenerator[Store]:
     """
     if config.location.scheme is StoreScheme.MEMORY:
         memory = MemoryJournal(journal_settings(config))
-        yield Store(memory, directory=memory.directory, kinds=MemoryKindRegistry())
+        yield Store(journal=memory, directory=memory.directory, kinds=MemoryKindRegistry())
         return
     # The clients of Redis take more time to import than everything else, and the memory does without them.
     from atomic_actors.node._redis_store import open_redis_store  # noqa: PLC0415

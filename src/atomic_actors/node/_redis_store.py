@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 
+from attrs import frozen
 from coredis.connection import BaseConnection
 
 from atomic_actors.base._config import Config
@@ -23,8 +23,8 @@ from atomic_actors.journal.redis._channels import RedisChannels
 from atomic_actors.journal.redis._journal import RedisJournal
 from atomic_actors.journal.redis._kind_registry import RedisKindRegistry
 from atomic_actors.journal.redis._lease_client import RedisLeaseClient
-from atomic_actors.journal.redis._link import Connect, connector, redis_url
-from atomic_actors.journal.redis._replication import replication_of
+from atomic_actors.journal.redis._link import Connector, RedisServer
+from atomic_actors.journal.redis._replication import Replication, replication_of
 from atomic_actors.journal.redis._sentinel import Primary
 from atomic_actors.journal.redis.cluster._channels import ClusterChannels
 from atomic_actors.journal.redis.cluster._journal import ClusterJournal
@@ -48,7 +48,7 @@ async def open_redis_store(config: Config) -> AsyncGenerator[Store]:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
             socket = StoreLocation(StoreScheme.UNIX, path=str(server.socket_path))
-            async with _redis_store(config, socket, before_connect=partial(_keep_running, server)) as store:
+            async with _redis_store(config, socket, embedded=server) as store:
                 yield store
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
         async with _redis_store(config, location) as store:
@@ -66,60 +66,92 @@ async def open_redis_store(config: Config) -> AsyncGenerator[Store]:
             yield store
 
 
-async def _keep_running(server: EmbeddedLocation) -> None:
-    """Start the private server again if it has died; a reconnect then finds it."""
-    try:
-        await ensure_running(server)
-    except EmbeddedServerError as error:
-        raise JournalUnavailable(str(error), sent=False) from error
+@frozen(eq=False)
+class _EmbeddedServer:
+    """Makes connections to the private server (`Connector`), and starts it again if it has died."""
+
+    location: EmbeddedLocation
+    connector: Connector
+
+    async def connect(self) -> BaseConnection:
+        try:
+            await ensure_running(self.location)
+        except EmbeddedServerError as error:
+            raise JournalUnavailable(str(error), sent=False) from error
+        return await self.connector.connect()
+
+
+@frozen(eq=False, kw_only=True)
+class _RedisJournals:
+    """Makes journals on one server."""
+
+    connector: Connector
+    config: Config
+    replication: Replication | None
+
+    def make_journal(self, settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
+        config = self.config
+        return RedisJournal(
+            self.connector,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=_connect_timeout_s(config),
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+            replication=self.replication,
+        )
+
+
+@frozen(eq=False, kw_only=True)
+class _ClusterJournals:
+    """Makes journals in one cluster."""
+
+    location: StoreLocation
+    config: Config
+
+    def make_journal(self, settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
+        config = self.config
+        return ClusterJournal(
+            self.location,
+            settings,
+            timeout_s=config.store_timeout_s,
+            connect_timeout_s=_connect_timeout_s(config),
+            allow_eviction=config.allow_eviction,
+            allow_no_persistence=config.allow_no_persistence,
+            fixes_partitions=offers_kinds,
+        )
 
 
 @asynccontextmanager
 async def _redis_store(
-    config: Config,
-    place: StoreLocation | Primary,
-    before_connect: Callable[[], Awaitable[None]] | None = None,
+    config: Config, place: StoreLocation | Primary, embedded: EmbeddedLocation | None = None
 ) -> AsyncGenerator[Store]:
-    connect_timeout_s = _connect_timeout_s(config)
-    connect: Connect
-    server: str | Primary
-    if isinstance(place, Primary):
-        connect, server = place.connect, place
-    else:
-        connect, server = connector(place, connect_timeout_s=connect_timeout_s), redis_url(place)
-    # Only the journal brings a dead server back to life.
-    reconnect = connect if before_connect is None else _after(before_connect, connect)
-    replication = replication_of(config)
+    connect_timeout_s, replication = _connect_timeout_s(config), replication_of(config)
+    server = place if isinstance(place, Primary) else RedisServer(place, connect_timeout_s=connect_timeout_s)
     settings = journal_settings(config)
-
-    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> RedisJournal:
-        return RedisJournal(
-            reconnect,
-            settings,
-            timeout_s=config.store_timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            allow_eviction=config.allow_eviction,
-            allow_no_persistence=config.allow_no_persistence,
-            fixes_partitions=offers_kinds,
-            replication=replication,
-        )
-
+    journals = _RedisJournals(
+        # Only the journal brings a dead server back to life.
+        connector=server if embedded is None else _EmbeddedServer(embedded, server),
+        config=config,
+        replication=replication,
+    )
     # Who only sends does not decide how many partitions a service has.
-    journal = open_journal(settings, offers_kinds=bool(config.actors))
+    journal = journals.make_journal(settings, offers_kinds=bool(config.actors))
     lease_client = RedisLeaseClient(
         server, journal, timeout_s=_lease_timeout_s(config), replication=replication
     )
     async with RedisChannels(
-        connect, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
+        server, settings, connect_timeout_s=connect_timeout_s, answer_timeout_s=config.store_timeout_s
     ) as channels:
         yield Store(
-            journal,
+            journal=journal,
             lease_client=lease_client,
             exchange=NodeMessenger(channels, commits_publish=replication is None),
             history=journal.history,
             directory=journal.directory,
             kinds=RedisKindRegistry(journal, config.namespace),
-            open_journal=open_journal,
+            journals=journals,
         )
 
 
@@ -137,18 +169,8 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         )
     settings, connect_timeout_s = journal_settings(config), _connect_timeout_s(config)
 
-    def open_journal(settings: JournalSettings, *, offers_kinds: bool = False) -> ClusterJournal:
-        return ClusterJournal(
-            location,
-            settings,
-            timeout_s=config.store_timeout_s,
-            connect_timeout_s=connect_timeout_s,
-            allow_eviction=config.allow_eviction,
-            allow_no_persistence=config.allow_no_persistence,
-            fixes_partitions=offers_kinds,
-        )
-
-    journal = open_journal(settings, offers_kinds=bool(config.actors))
+    journals = _ClusterJournals(location=location, config=config)
+    journal = journals.make_journal(settings, offers_kinds=bool(config.actors))
     lease_client = ClusterLeaseClient(location, journal, timeout_s=_lease_timeout_s(config))
     async with ClusterChannels(
         location,
@@ -158,19 +180,11 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         answer_timeout_s=config.store_timeout_s,
     ) as channels:
         yield Store(
-            journal,
+            journal=journal,
             lease_client=lease_client,
             exchange=NodeMessenger(channels),
             history=journal.history,
             directory=journal.directory,
             kinds=RedisKindRegistry(journal, config.namespace),
-            open_journal=open_journal,
+            journals=journals,
         )
-
-
-def _after(first: Callable[[], Awaitable[None]], connect: Connect) -> Connect:
-    async def connect_after() -> BaseConnection:
-        await first()
-        return await connect()
-
-    return connect_after

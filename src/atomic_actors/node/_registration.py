@@ -70,7 +70,7 @@ class KindRegistration:
             try:
                 await self.register()
             except JournalUnavailable as error:
-                logger.info("the kinds cannot be registered again now: %s", error)
+                logger.info("the kinds cannot be registered again yet: %s", error)
                 await anyio.sleep(self.config.store_ping_interval_s)
             except KindConflict as error:
                 logger.error("the store lost history, and another service has a kind since: %s", error)

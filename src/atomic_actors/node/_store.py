@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from attrs import frozen
@@ -10,14 +9,15 @@ from attrs import frozen
 from atomic_actors.journal._directory import Directory, WithDirectory
 from atomic_actors.journal._history import CommitHistory
 from atomic_actors.journal._kind_registry import KindRegistry
-from atomic_actors.journal._protocol import Journal, JournalSettings
+from atomic_actors.journal._protocol import Journal
 from atomic_actors.node.ownership._lease_keeper import Keeper, LeaseClient
 from atomic_actors.node.routing._node_messenger import NodeMessenger
+from atomic_actors.node.routing._other_services import JournalFactory
 
 __all__ = ("Store", "WithStore", "store_around")
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class Store:
     """An open store."""
 
@@ -30,10 +30,10 @@ class Store:
     history: CommitHistory | None = None
     #: The nodes that use it; None where a node is alone.
     directory: Directory | None = None
-    #: Which service each kind belongs to; None where there is one service only, and nobody says of what kinds.
+    #: Which service each kind belongs to; None where there is one service only, without a record of its kinds.
     kinds: KindRegistry | None = None
-    #: Makes a journal of another service; None where there are no others.
-    open_journal: Callable[[JournalSettings], Journal] | None = None
+    #: None where there are no other services.
+    journals: JournalFactory | None = None
     #: Renews leases by itself, in place of the thread with the `lease_client`.
     keeper: Keeper | None = None
 
@@ -51,4 +51,4 @@ def store_around(journal: Journal) -> Store:
     """The store around a journal of the user's own, with as much as the journal brings."""
     if isinstance(journal, WithStore):
         return journal.make_store()
-    return Store(journal, directory=journal.directory if isinstance(journal, WithDirectory) else None)
+    return Store(journal=journal, directory=journal.directory if isinstance(journal, WithDirectory) else None)

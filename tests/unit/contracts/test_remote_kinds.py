@@ -13,6 +13,7 @@ from atomic_actors import Actor, Command, Config, KindConfig, Query, RawMessage,
 from atomic_actors.actors._kinds import bind_kinds
 from atomic_actors.base._errors import StoreIncompatible, StoreUnavailable, UnknownKind, UnknownMessageType
 from atomic_actors.codec._codec import Codec
+from atomic_actors.contracts import _remote_kinds
 from atomic_actors.contracts._contracts import KnownKind, contract_of, read_record
 from atomic_actors.contracts._remote_kinds import KnownKinds
 from atomic_actors.journal._kind_registry import KindRecord
@@ -144,14 +145,20 @@ class Clock:
         return self.now_s
 
 
-def new_known(registry: Registry | None) -> tuple[KnownKinds, Clock]:
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    return KnownKinds(registry, "ns", ("own",), clock), clock
+    monkeypatch.setattr(_remote_kinds, "current_time", clock)
+    return clock
 
 
-async def test_it_is_read_once() -> None:
+def new_known(registry: Registry | None) -> KnownKinds:
+    return KnownKinds(registry, "ns", ("own",))
+
+
+async def test_it_is_read_once(clock: Clock) -> None:
     registry = Registry({"invoice": record(contract(Invoice))})
-    known, clock = new_known(registry)
+    known = new_known(registry)
     assert known.get("invoice") is None
     kind = await known.find("invoice", "Charge")
     clock.now_s += 1e6
@@ -160,9 +167,9 @@ async def test_it_is_read_once() -> None:
     assert registry.finds == [["invoice"]]
 
 
-async def test_what_is_missing_is_not_asked_for_again_at_once() -> None:
+async def test_what_is_missing_is_not_asked_for_again_at_once(clock: Clock) -> None:
     registry = Registry({"order": record(contract(Invoice))})
-    known, clock = new_known(registry)
+    known = new_known(registry)
     for _ in range(10):
         with pytest.raises(
             UnknownKind, match=r"'invoice' is not known here; .* has own; .* order \(service billing\)"
@@ -177,9 +184,9 @@ async def test_what_is_missing_is_not_asked_for_again_at_once() -> None:
     assert (await known.find("invoice")).name == "invoice"
 
 
-async def test_a_name_is_read_once_more_before_it_is_refused() -> None:
+async def test_a_name_is_read_once_more_before_it_is_refused(clock: Clock) -> None:
     registry = Registry({"invoice": record(contract(Invoice))})
-    known, clock = new_known(registry)
+    known = new_known(registry)
     await known.find("invoice", "Charge")
     clock.now_s += 5
     for _ in range(5):
@@ -194,7 +201,7 @@ async def test_a_name_is_read_once_more_before_it_is_refused() -> None:
 async def test_who_asks_during_a_read_shares_the_next_one() -> None:
     registry = Registry({f"kind-{number}": record(contract(Invoice)) for number in range(20)})
     registry.gate = anyio.Event()
-    known, _ = new_known(registry)
+    known = new_known(registry)
     async with anyio.create_task_group() as task_group:
         for number in range(200):
             task_group.start_soon(known.find, f"kind-{number % 20}")
@@ -207,7 +214,7 @@ async def test_who_asks_during_a_read_shares_the_next_one() -> None:
 async def test_a_cancelled_reader_leaves_the_read_to_the_others() -> None:
     registry = Registry({"invoice": record(contract(Invoice)), "order": record(contract(Invoice))})
     registry.gate = anyio.Event()
-    known, _ = new_known(registry)
+    known = new_known(registry)
     found: list[KnownKind] = []
     scope = anyio.CancelScope()
 
@@ -232,7 +239,7 @@ async def test_a_cancelled_reader_leaves_the_read_to_the_others() -> None:
 
 async def test_a_store_that_is_away() -> None:
     registry = Registry({"invoice": record(contract(Invoice))}, broken=True)
-    known, _ = new_known(registry)
+    known = new_known(registry)
     failed = 0
 
     async def find() -> None:
@@ -253,13 +260,13 @@ async def test_a_store_that_is_away() -> None:
 
 async def test_an_unreadable_kind_is_no_unknown_one() -> None:
     registry = Registry({"invoice": record(b"?"), "order": record(contract(Invoice))})
-    known, _ = new_known(registry)
+    known = new_known(registry)
     with pytest.raises(StoreIncompatible, match="'invoice' cannot be read"):
         await known.find("invoice")
     assert (await known.find("order")).name == "order"
 
 
 async def test_without_a_registry() -> None:
-    known, _ = new_known(None)
+    known = new_known(None)
     with pytest.raises(UnknownKind, match=r"'invoice' is not known here; Config\(actors=\[...\]\) has own$"):
         await known.find("invoice")

@@ -65,7 +65,7 @@ def test_frames_find_their_handlers(handler: str, frame: Frame) -> None:
 def test_a_claim_frame_makes_the_node_look(partition: int) -> None:
     calls: list[Any] = []
     inbox(calls).receive(ClaimFrame(partition))
-    assert calls == [("membership.look_soon",)]
+    assert calls == [("membership.refresh_soon",)]
 
 
 def test_every_frame_has_a_handler() -> None:

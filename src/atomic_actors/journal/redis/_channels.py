@@ -3,14 +3,13 @@
 For what the store keeps, nothing here is needed for correctness. A doorbell that is lost costs the time until
 the owner's next sweep, a reply that is lost costs the asker a look into the store. So everything is sent once,
 nothing is waited for, and a broken connection is opened again with a growing delay. Who sends what the store
-does not keep can learn whether anybody heard it.
+does not keep can learn whether it was heard.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, Final, Self
 
 import anyio
@@ -20,33 +19,23 @@ from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, RedisError
 
 from atomic_actors.base._errors import StoreIncompatible
-from atomic_actors.base._oneshot import clock_function
 from atomic_actors.base._store_url import StoreLocation
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 from atomic_actors.journal.redis._direct_connection import DirectConnection
-from atomic_actors.journal.redis._link import Connect, Link, ask, connector, explain
+from atomic_actors.journal.redis._link import Connector, Link, RedisServer, ask, explain
+from atomic_actors.journal.redis._publisher import OnSent, Publisher
 from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Wire
 
-__all__ = ("RedisChannels",)
+__all__ = ("OnSent", "RedisChannels")
 
 RECONNECT_DELAY_FIRST_S: Final = 0.05
 RECONNECT_DELAY_MAX_S: Final = 1.0
-#: After a refusal: the next answer is the same, until somebody has changed the user's rights.
+#: After a refusal: the next answer is the same, until the user's rights are changed.
 REFUSED_DELAY_S: Final = 5.0
 #: A connection that is silent for so long is asked whether it is still there.
 HEARTBEAT_S: Final = 5.0
-#: Pushes that wait while the store is away; more are dropped.
-PENDING_MAX: Final = 10_000
-
-#: Gets how many heard what was published: 0 means surely nobody, now or later; `UNCOUNTED` that the store has passed
-#: it on and does not say to how many; None that nothing is known.
-OnSent = Callable[[int | None], None]
-
-UNCOUNTED: Final = -1
-
-Outgoing = tuple[bytes, bytes, OnSent | None]
 
 
 class RedisChannels(AsyncContextManagerMixin):
@@ -55,30 +44,33 @@ class RedisChannels(AsyncContextManagerMixin):
     Enter it with `async with`, then run `listen_doorbells` and `listen_replies` in tasks of your own.
 
     Args:
-        location: where the server is, or the function that makes connections to it.
+        location: where the server is, or what makes connections to it.
         settings: the namespace and service; the channels' names begin with them.
         connect_timeout_s: how long it may take to connect and sign in.
         answer_timeout_s: how long a connection may leave a question unanswered before it is given up.
+        counts_all: whether a server counts all that hear a message, and not only those that listen at it.
 
     Raises:
-        InvalidConfig: the location is no single server.
+        InvalidConfig: the location is not a single server.
     """
 
     def __init__(
         self,
-        location: StoreLocation | Connect,
+        location: StoreLocation | Connector,
         settings: JournalSettings,
         *,
         connect_timeout_s: float = 3.0,
         answer_timeout_s: float = 1.5,
+        counts_all: bool = True,
     ) -> None:
-        self._connect = (
-            connector(location, connect_timeout_s=connect_timeout_s)
+        self._connector = (
+            RedisServer(location, connect_timeout_s=connect_timeout_s)
             if isinstance(location, StoreLocation)
             else location
         )
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
+        self._counts_all = counts_all
         self._namespace = settings.namespace
         self._wire = Wire(settings)
         #: The doorbells that are wanted, by channel.
@@ -89,31 +81,28 @@ class RedisChannels(AsyncContextManagerMixin):
         self._reply_link: Link | None = None
         self._deaf: anyio.Event | None = None
         self._task_group: TaskGroup | None = None
-        self._publish_link: Link | None = None
-        #: The publishing task is at work, or about to be: what comes now goes behind that.
-        self._publishing = False
-        #: When each message that was published at once was sent, oldest first; answers come in that order.
-        self._unanswered_s: deque[float] = deque()
-        #: Whether the answer to a message counts all that heard it, and not only those at one server.
-        self._counts_everybody = True
-        #: Messages to publish that were dropped: too many waited, or the store was away.
-        self.dropped = 0
 
     def __repr__(self) -> str:
         return f"<RedisChannels {self._namespace}: {len(self._bells)} doorbells>"
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        self._outgoing_in, self._outgoing_out = anyio.create_memory_object_stream[Outgoing](PENDING_MAX)
-        self._clock = clock_function()
-        with self._outgoing_in, self._outgoing_out:
+        self._publisher = Publisher(
+            self._new_link(), answer_timeout_s=self._answer_timeout_s, counts_all=self._counts_all
+        )
+        with closing(self._publisher):
             async with detached_task_group() as task_group:
                 self._task_group = task_group
-                task_group.start_soon(self._publish_forever)
+                task_group.start_soon(self._publisher.run, task_group)
                 try:
                     yield self
                 finally:
                     self._task_group = None
+
+    @property
+    def dropped(self) -> int:
+        """Messages to publish that were dropped: too many waited, or the store was away."""
+        return self._publisher.dropped
 
     # Doorbells.
 
@@ -126,16 +115,16 @@ class RedisChannels(AsyncContextManagerMixin):
         channel = self.bell_channel(partition)
         if channel not in self._bells:
             self._bells[channel] = partition
-            self._tell(b"SSUBSCRIBE", channel)
+            self._send_bell_command(b"SSUBSCRIBE", channel)
 
     def unwatch(self, partition: int) -> None:
         """Listen to one doorbell less."""
         channel = self.bell_channel(partition)
         if self._bells.pop(channel, None) is not None:
-            self._tell(b"SUNSUBSCRIBE", channel)
+            self._send_bell_command(b"SUNSUBSCRIBE", channel)
 
-    def _tell(self, command: bytes, channel: bytes) -> None:
-        # Without a connection there is nothing to tell: a new one subscribes to all that are wanted.
+    def _send_bell_command(self, command: bytes, channel: bytes) -> None:
+        # Without a connection there is nothing to do: a new one subscribes to all that are wanted.
         connection = self._bell_link.usable if self._bell_link is not None else None
         if connection is not None:
             connection.send_command(command, channel)
@@ -159,7 +148,7 @@ class RedisChannels(AsyncContextManagerMixin):
                 callback(partition, "")
             elif kind == b"smessage":
                 for entity in message[2].split(b"\n"):
-                    # What is no name is nobody's, and must not end the listener.
+                    # A name that cannot be decoded is no entity's, and must not end the listener.
                     callback(partition, entity.decode("utf-8", "replace"))
 
         link = self._bell_link = self._new_link()
@@ -167,7 +156,7 @@ class RedisChannels(AsyncContextManagerMixin):
             await self._listen_forever(link, _subscriber(b"SSUBSCRIBE", self._bells), on_push)
         finally:
             self._bell_link = None
-            link.close("nobody listens any more")
+            link.close("nothing listens any more")
 
     # Replies.
 
@@ -186,7 +175,7 @@ class RedisChannels(AsyncContextManagerMixin):
         Args:
             node: whose channel it is.
             callback: gets each payload.
-            on_heard: told when the channel is heard, and when it is not any more.
+            on_heard: called with True when the channel is heard, and with False when it is not any more.
         """
 
         def on_push(kind: bytes, message: list[Any]) -> None:
@@ -210,10 +199,10 @@ class RedisChannels(AsyncContextManagerMixin):
             await self._listen_forever(link, subscribe, on_push, on_lost)
         finally:
             self._reply_link = None
-            link.close("nobody listens any more")
+            link.close("nothing listens any more")
 
     async def end_replies(self) -> None:
-        """Hear nothing more: what was heard so far is handled, and whoever publishes more learns that nobody hears it.
+        """Hear nothing more: what was heard so far is handled, and what is published later is heard by no one.
 
         Then waits until the store has what was published here. Both take at most the answer's time limit.
         """
@@ -239,49 +228,13 @@ class RedisChannels(AsyncContextManagerMixin):
             payload: what.
             on_sent: called once with how many heard it, unless the channels are left before; must not raise.
         """
-        if self._publish_at_once(channel, payload, on_sent):
-            return
-        try:
-            self._outgoing_in.send_nowait((channel, payload, on_sent))
-            self._publishing = True
-        except anyio.WouldBlock:
-            self.dropped += 1
-            if on_sent is not None:
-                on_sent(0)
-
-    def _publish_at_once(self, channel: bytes, payload: bytes, on_sent: OnSent | None) -> bool:
-        """Write it to the socket here and now: no task has to wake up. False if that is not possible."""
-        link = self._publish_link
-        connection = link.usable if link is not None else None
-        if (
-            link is None
-            or self._publishing
-            or not isinstance(connection, DirectConnection)
-            or not connection.sends_now
-        ):
-            return False
-        sent_s = self._unanswered_s
-        now_s = self._clock()
-        if sent_s and now_s - sent_s[0] > self._answer_timeout_s:
-            link.close("it does not answer")
-            return False
-
-        def on_reply(reply: Any) -> None:
-            sent_s.popleft()
-            if isinstance(reply, Exception):
-                self.dropped += 1
-                logger.debug("a frame to another node was lost: %s", reply)
-            if on_sent is not None:
-                on_sent(self._heard_by(reply))
-
-        sent_s.append(now_s)
-        connection.send_now(((b"PUBLISH", channel, payload), on_reply))
-        return True
+        if not self._publisher.send_now(channel, payload, on_sent):
+            self._publisher.queue(channel, payload, on_sent)
 
     # Connections.
 
     def _new_link(self) -> Link:
-        return Link(self._connect, connect_timeout_s=self._connect_timeout_s)
+        return Link(self._connector, connect_timeout_s=self._connect_timeout_s)
 
     async def _listen_forever(
         self,
@@ -310,10 +263,10 @@ class RedisChannels(AsyncContextManagerMixin):
                 error = ended
             if isinstance(error, StoreIncompatible) and not refused:
                 refused = True  # once, however often it is tried
-                logger.warning("cannot listen at the store, replies and doorbells are late: %s", error)
+                logger.warning("cannot listen to the store; replies and doorbells will be late: %s", error)
             elif error is not None:
                 logger.debug("a listening connection to the store ended: %s", error)
-            link.close("it is of no use any more")
+            link.close("it failed")
             on_end()
             await anyio.sleep(REFUSED_DELAY_S if refused else delay_s)
             delay_s = min(delay_s * 2, RECONNECT_DELAY_MAX_S)
@@ -344,55 +297,6 @@ class RedisChannels(AsyncContextManagerMixin):
             except (RedisError, TimeoutError):
                 connection.invalidate("it does not answer")
                 return
-
-    async def _publish_forever(self) -> None:
-        assert self._task_group is not None
-        link = self._publish_link = self._new_link()
-        async for first in self._outgoing_out:
-            batch = [first]
-            while len(batch) < PENDING_MAX:
-                try:
-                    batch.append(self._outgoing_out.receive_nowait())
-                except anyio.WouldBlock:
-                    break
-            heard: int | None = 0
-            try:
-                connection = await link.open(self._task_group)
-                heard = None
-                await self._publish(connection, batch)
-            except (RedisError, JournalUnavailable, StoreIncompatible, TimeoutError) as error:
-                self.dropped += len(batch)
-                logger.debug("%d frames to other nodes were lost: %s", len(batch), error)
-                link.close("it is of no use any more")
-                for _, _, on_sent in batch:
-                    if on_sent is not None:
-                        on_sent(heard)
-                await anyio.sleep(RECONNECT_DELAY_FIRST_S)
-            # With an empty buffer this task holds nothing that could be overtaken.
-            self._publishing = self._outgoing_out.statistics().current_buffer_used > 0
-
-    async def _publish(self, connection: BaseConnection, batch: list[Outgoing]) -> None:
-        requests = [
-            connection.create_request(b"PUBLISH", channel, payload, decode=False, raise_exceptions=False)
-            for channel, payload, _ in batch
-        ]
-        # Answers come in order: with the last one, all are there.
-        with anyio.fail_after(self._answer_timeout_s):
-            answer = await requests[-1]
-            if isinstance(answer, Exception):
-                raise answer
-            heard = [
-                (on_sent, await request)
-                for request, (_, _, on_sent) in zip(requests, batch, strict=True)
-                if on_sent is not None
-            ]
-        for on_sent, count in heard:
-            on_sent(self._heard_by(count))
-
-    def _heard_by(self, answer: object) -> int | None:
-        if not isinstance(answer, int):
-            return None
-        return answer if answer or self._counts_everybody else UNCOUNTED
 
 
 def _subscriber(command: bytes, channels: Mapping[bytes, int]) -> Callable[[BaseConnection], None]:

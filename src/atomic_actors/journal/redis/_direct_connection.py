@@ -21,7 +21,7 @@ import ssl
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import anyio
 import sniffio
@@ -73,13 +73,29 @@ def pack_command(command: tuple[bytes, ...]) -> bytes:
     return b"".join(parts)
 
 
+class _Receiver(Protocol):
+    """Gets what arrives on a stream."""
+
+    def take_bytes(self, data: bytes) -> None:
+        """Take in some bytes. Must not raise."""
+        ...
+
+
 class _DirectStream(ByteStream):
     """A byte stream that can also be written to without waiting."""
 
     #: Cheaper to ask for than the class, which is abstract.
     writes_now: Final = True
-    #: Once set, it gets what arrives, at once, and `receive` only sees the end.
-    on_data: Callable[[bytes], None] | None = None
+    _receiver: _Receiver | None = None
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether a receiver gets what arrives."""
+        return self._receiver is not None
+
+    def deliver_to(self, receiver: _Receiver) -> None:
+        """Give what arrives to a receiver, at once; `receive` only sees the end from now on."""
+        self._receiver = receiver
 
     @property
     def is_drained(self) -> bool:
@@ -118,8 +134,8 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if self.on_data is not None:
-            self.on_data(data)
+        if self._receiver is not None:
+            self._receiver.take_bytes(data)
             return
         self._unread.append(data)
         if len(self._unread) == UNREAD_CHUNKS_MAX:
@@ -210,9 +226,9 @@ class _TrioStream(_DirectStream):
                 raise anyio.BrokenResourceError from error
             if not data:
                 raise anyio.EndOfStream
-            if self.on_data is None:
+            if self._receiver is None:
                 return data
-            self.on_data(data)
+            self._receiver.take_bytes(data)
 
     def write_nowait(self, data: bytes) -> bool:
         if self._sending or self._rest:
@@ -305,8 +321,8 @@ class DirectConnection(BaseConnection):
 
     def _read_at_once(self) -> None:
         stream = self.stream
-        if isinstance(stream, _DirectStream) and stream.on_data is None and stream.is_drained:
-            stream.on_data = self._feed
+        if isinstance(stream, _DirectStream) and not stream.is_delivering and stream.is_drained:
+            stream.deliver_to(self)
 
     @property
     def sends_now(self) -> bool:
@@ -338,8 +354,8 @@ class DirectConnection(BaseConnection):
             # Whether a part of it arrived, nobody knows: its reply is that the connection is lost.
             self.invalidate(str(error))
 
-    def _feed(self, data: bytes) -> None:
-        # What the driver's reader does with it.
+    def take_bytes(self, data: bytes) -> None:
+        """Parse what arrived, as the driver's reader does (`_Receiver`)."""
         if self._terminated:
             return  # answers and calls may not fit each other any more
         self.statistics.data_received(len(data))

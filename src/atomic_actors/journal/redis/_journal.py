@@ -7,7 +7,8 @@ calls may be in flight at once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, Final, Self, cast
@@ -15,12 +16,12 @@ from typing import Any, Final, Self, cast
 import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
-from attrs import frozen
+from attrs import define
 from coredis.connection import BaseConnection
-from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError, ResponseError
+from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError
 
-from atomic_actors.base._errors import InvalidConfig, StoreIncompatible, StoreUnsafe
-from atomic_actors.base._oneshot import Cell
+from atomic_actors.base._errors import StoreIncompatible
+from atomic_actors.base._oneshot import Cell, cell_factory, clock_function
 from atomic_actors.base._store_url import StoreLocation, parse_store_url
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import (
@@ -32,20 +33,26 @@ from atomic_actors.journal._protocol import (
     Result,
     Step,
 )
-from atomic_actors.journal.redis._answer_watch import AnswerWatch
 from atomic_actors.journal.redis._answers import read_results
 from atomic_actors.journal.redis._direct_connection import Command, DirectConnection, OnReply, ignore_reply
 from atomic_actors.journal.redis._directory import RedisDirectory
 from atomic_actors.journal.redis._library import COMMIT, is_missing, load_library, register_service
-from atomic_actors.journal.redis._link import Connect, Link, ask, connector, explain, request_all
+from atomic_actors.journal.redis._link import Connector, Link, RedisServer, ask, explain, request_all
 from atomic_actors.journal.redis._replication import Replication
+from atomic_actors.journal.redis._store_checks import (
+    SafetyRules,
+    check_names,
+    check_version,
+    read_information,
+)
 from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Call, Wire
 
-__all__ = ("RedisJournal", "StoreTerms", "check_names", "check_store_safety", "check_version")
+__all__ = ("RedisJournal",)
 
-VERSION_MIN: Final = (7, 0)
-#: In larger batches nobody notices who is written to first.
+#: An answer that is late may have come while the loop was busy: the reader gets a last turn.
+GRACE_S: Final = 0.05
+#: In larger batches it does not matter who is written to first.
 FEW_STEPS: Final = 2
 
 #: At the end of a round the store writes to its clients, those first whose answer began last: to the caller, and
@@ -54,20 +61,82 @@ FEW_STEPS: Final = 2
 _WRITE_OTHERS_FIRST: Final[tuple[Command, OnReply]] = ((b"PING",), ignore_reply)
 
 
-@frozen
-class StoreTerms:
-    """What a server is accepted as a store on; see `RedisJournal`."""
+class _AnswerWatch:
+    """Gives up a connection on which the answer to a call does not come in time. Made inside the event loop."""
 
-    allow_eviction: bool
-    allow_no_persistence: bool
+    def __init__(self, link: Link, timeout_s: float) -> None:
+        self._link = link
+        self._timeout_s = timeout_s
+        self._clock = clock_function()
+        self.new_cell = cell_factory()
+        #: When each call that waits for its answer went out, oldest first; answers come in that order.
+        self.sent_s: deque[float] = deque()
+        #: The task waits here while nothing is on its way.
+        self._resting: Cell[None] | None = None
+        self._scope = anyio.CancelScope(shield=True)
+
+    def watched(self, on_reply: OnReply) -> OnReply:
+        """Note that a call goes out now; returns what has to get its answer instead."""
+
+        def answer_to(reply: Any) -> None:
+            self.sent_s.popleft()
+            on_reply(reply)
+
+        self.sent_s.append(self._clock())
+        if self._resting is not None:
+            self._resting.set(None)
+        return answer_to
+
+    async def run(self) -> None:
+        """Watch until stopped; a cancel from outside does not end it."""
+        with self._scope:
+            while True:
+                if not self.sent_s:
+                    self._resting = self.new_cell()
+                    await self._resting
+                    self._resting = None
+                oldest_s = self.sent_s[0] if self.sent_s else self._clock()
+                await anyio.sleep(max(0.0, oldest_s + self._timeout_s - self._clock()))
+                if not self.sent_s or self._clock() < self.sent_s[0] + self._timeout_s:
+                    continue
+                late_s = self.sent_s[0]
+                await anyio.sleep(GRACE_S)
+                if self.sent_s and self.sent_s[0] == late_s:
+                    self._link.close(f"no answer within {self._timeout_s:g} s")
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        self._scope.cancel()
+
+
+@define(eq=False, kw_only=True)
+class _Greeting:
+    """What each new connection is checked for, and the store once for each run of its server."""
+
+    settings: JournalSettings
+    safety: SafetyRules
+    replication: Replication | None
     fixes_partitions: bool
+    #: The server's run id at the last connect: another one means that it was restarted or replaced.
+    run_id: str = ""
+
+    async def greet(self, connection: BaseConnection) -> None:
+        check_version(connection)
+        run_id = await _read_run_id(connection)
+        if not run_id or run_id != self.run_id:
+            await self.safety.check(connection)
+            await load_library(connection)
+            await register_service(connection, self.settings, fixes_partitions=self.fixes_partitions)
+            if self.replication is not None:
+                await self.replication.check(connection)
+            self.run_id = run_id
 
 
 class RedisJournal(AsyncContextManagerMixin):
     """A journal in one Redis (7.0 or newer) or Valkey server.
 
     Args:
-        location: where the server is, or the function that makes connections to it.
+        location: where the server is, or what makes connections to it.
         settings: the namespace, the service and its limits.
         merge_partitions: whether the steps of several partitions may share a call; not in a cluster.
         timeout_s: how long the answer to a call may take before the connection is given up.
@@ -78,12 +147,12 @@ class RedisJournal(AsyncContextManagerMixin):
         replication: what replicas must have before an answer counts; None for nothing.
 
     Raises:
-        InvalidConfig: the location is no single server, or a name holds braces or control characters.
+        InvalidConfig: the location is not a single server, or a name holds braces or control characters.
     """
 
     def __init__(
         self,
-        location: StoreLocation | Connect,
+        location: StoreLocation | Connector,
         settings: JournalSettings,
         *,
         merge_partitions: bool = True,
@@ -95,13 +164,11 @@ class RedisJournal(AsyncContextManagerMixin):
         replication: Replication | None = None,
     ) -> None:
         check_names(settings)
-        connect = (
-            connector(location, connect_timeout_s=connect_timeout_s)
+        connector = (
+            RedisServer(location, connect_timeout_s=connect_timeout_s)
             if isinstance(location, StoreLocation)
             else location
         )
-        #: The server's run id at the last connect: another one means that it was restarted or replaced.
-        self.run_id = ""
         #: Notices that the store went back in time.
         self.history = CommitHistory()
         #: The nodes that use the store.
@@ -112,8 +179,13 @@ class RedisJournal(AsyncContextManagerMixin):
         self._replication = replication
         # Two batches may be on their way, and the second one's answer waits for the first one's replicas.
         self._timeout_s = timeout_s + (2 * replication.timeout_s if replication is not None else 0.0)
-        self._terms = StoreTerms(allow_eviction, allow_no_persistence, fixes_partitions)
-        self._link = Link(connect, connect_timeout_s=connect_timeout_s, greet=self._greet, shielded=True)
+        self._greeting = _Greeting(
+            settings=settings,
+            safety=SafetyRules(allow_eviction=allow_eviction, allow_no_persistence=allow_no_persistence),
+            replication=replication,
+            fixes_partitions=fixes_partitions,
+        )
+        self._link = Link(connector, connect_timeout_s=connect_timeout_s, greeter=self, shielded=True)
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
 
@@ -136,7 +208,12 @@ class RedisJournal(AsyncContextManagerMixin):
         return self._settings
 
     @property
-    def commits(self) -> Mapping[int, int]:
+    def run_id(self) -> str:
+        """The server's run id at the last connect."""
+        return self._greeting.run_id
+
+    @property
+    def commits(self) -> dict[int, int]:
         """The highest commit number that is known of each partition."""
         return self.history.numbers
 
@@ -154,17 +231,17 @@ class RedisJournal(AsyncContextManagerMixin):
             StoreUnsafe: it may lose what it accepted.
         """
         self._lock = anyio.Lock()
-        self._watch = AnswerWatch(self._link, self._timeout_s)
+        self._answers = _AnswerWatch(self._link, self._timeout_s)
         async with detached_task_group() as task_group:
             self._task_group = task_group
             try:
                 await self._link.open(task_group)
-                task_group.start_soon(self._watch.run)
+                task_group.start_soon(self._answers.run)
                 yield self
             finally:
                 self._task_group = None
                 self._link.close_all()
-                self._watch.stop()
+                self._answers.stop()
 
     # Steps.
 
@@ -176,7 +253,7 @@ class RedisJournal(AsyncContextManagerMixin):
             StoreIncompatible: the store's library or namespace does not fit, or its user may not do this.
         """
         if self._task_group is None:
-            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+            raise JournalUnavailable("the journal is not open; enter it with `async with` first", sent=False)
         if not steps:
             await anyio.lowlevel.checkpoint()
             return BatchResult((), self._now_ms)
@@ -184,11 +261,11 @@ class RedisJournal(AsyncContextManagerMixin):
         losses = self.history.losses
         connection = self._link.usable
         if connection is None or self._lock.locked():
-            # Whoever waits here first is sent first; nobody who comes later may overtake.
+            # Those who wait here are sent in order; none that comes later may overtake.
             async with self._lock:
                 connection = await self._link.open(self._task_group)
                 if self.history.losses != losses:
-                    # Some of these steps may belong to what was lost: whoever made them has to look again.
+                    # Some of these steps may belong to what was lost: their makers have to look again.
                     raise JournalUnavailable("the store has lost history", sent=False)
                 question = self.history.ask()
                 pending = self._send(connection, calls)
@@ -204,14 +281,14 @@ class RedisJournal(AsyncContextManagerMixin):
         return self._read(calls, positions, replies, len(steps))
 
     async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Call a function of the library that is no step, with at least one key, and return what it answers.
+        """Call a function of the library that is not a step, with at least one key, and return what it answers.
 
         Raises:
             JournalUnavailable: no usable answer; it may have been called unless `sent` is False.
             StoreIncompatible: as `execute`.
         """
         if self._task_group is None:
-            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+            raise JournalUnavailable("the journal is not open; enter it with `async with` first", sent=False)
         command: list[Sequence[bytes | int]] = [(function, len(keys), *keys, *arguments)]
         connection = self._link.usable
         if connection is None or self._lock.locked():
@@ -233,7 +310,7 @@ class RedisJournal(AsyncContextManagerMixin):
             replies = await self._receive(connection, pending)
         if isinstance(replies[0], Exception):
             if isinstance(replies[0], ReadOnlyError):
-                self._link.close("it is no primary any more")
+                self._link.close("it is not a primary any more")
             raise explain(replies[0], sent=True) from replies[0]
         return replies[0]
 
@@ -267,7 +344,7 @@ class RedisJournal(AsyncContextManagerMixin):
             else:
                 on_answer(answer)
 
-        question, answer_to = self.history.ask(), self._watch.expect(on_reply)
+        question, answer_to = self.history.ask(), self._answers.watched(on_reply)
         command: Command = (b"FCALL", COMMIT, b"%d" % len(call.keys), *call.keys, *call.arguments)
         commands: list[tuple[Command, OnReply]] = [(command, answer_to)]
         if self._replication is not None:
@@ -298,10 +375,10 @@ class RedisJournal(AsyncContextManagerMixin):
     ) -> list[Any]:
         if self._replication is None and isinstance(connection, DirectConnection) and connection.sends_now:
             # Not by the driver's writer: as long as that has something to do, no batch can be sent directly.
-            cells: list[Cell[Any]] = [self._watch.new_cell() for _ in commands]
+            cells: list[Cell[Any]] = [self._answers.new_cell() for _ in commands]
             connection.send_now(
                 *(
-                    (_function_call(command), self._watch.expect(cell.set))
+                    (_function_call(command), self._answers.watched(cell.set))
                     for command, cell in zip(commands, cells, strict=True)
                 )
             )
@@ -336,7 +413,7 @@ class RedisJournal(AsyncContextManagerMixin):
         return self._wire.partition(next(reversed(calls[-1].partitions))).prefix + b":ack"
 
     async def _send_again(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
-        """Load the library, which somebody flushed, and repeat the calls that missed it."""
+        """Load the library, which was flushed, and repeat the calls that missed it."""
         assert self._task_group is not None
         missed = [position for position, reply in enumerate(replies) if is_missing(reply)]
         async with self._lock:
@@ -392,20 +469,9 @@ class RedisJournal(AsyncContextManagerMixin):
 
     # A new connection.
 
-    async def _greet(self, connection: BaseConnection) -> None:
-        check_version(connection)
-        run_id = await _read_run_id(connection)
-        if not run_id or run_id != self.run_id:
-            await check_store_safety(
-                connection,
-                allow_eviction=self._terms.allow_eviction,
-                allow_no_persistence=self._terms.allow_no_persistence,
-            )
-            await load_library(connection)
-            await register_service(connection, self._settings, fixes_partitions=self._terms.fixes_partitions)
-            if self._replication is not None:
-                await self._replication.check(connection)
-            self.run_id = run_id
+    async def greet(self, connection: BaseConnection) -> None:
+        """Check a new connection, before anything else is sent over it (`Greeter`)."""
+        await self._greeting.greet(connection)
         await self._look_back(connection)
 
     async def _look_back(self, connection: BaseConnection) -> None:
@@ -422,7 +488,7 @@ class RedisJournal(AsyncContextManagerMixin):
             raise JournalUnavailable(str(error), sent=False) from error
         for reply in replies:
             if is_missing(reply):
-                return  # somebody flushed the library: the answers to come tell it, too
+                return  # the library was flushed: the answers to come tell it, too
             if isinstance(reply, JournalUnavailable):
                 raise JournalUnavailable(str(reply), sent=False)
             if isinstance(reply, Exception):
@@ -441,89 +507,9 @@ def _tells_others(step: Step) -> bool:
     return isinstance(step, Finish) and bool(step.pushes)
 
 
-def check_names(settings: JournalSettings) -> None:
-    """Refuse names that the store's keys cannot be made of.
-
-    Raises:
-        InvalidConfig: the namespace or the service is empty, or holds braces or control characters.
-    """
-    for name, text in (("namespace", settings.namespace), ("service", settings.service)):
-        if not text or any(letter in "{}" or letter < " " for letter in text):
-            raise InvalidConfig(f"{name}: {text!r} must not be empty, nor hold braces or control characters")
-
-
-def check_version(connection: BaseConnection) -> None:
-    """Refuse a store that is too old.
-
-    Raises:
-        StoreIncompatible: it is.
-    """
-    version = connection.server_version or "0"
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers < VERSION_MIN:
-        raise StoreIncompatible(f"the store is version {version}; Redis 7.0 or newer, or Valkey, is needed")
-
-
-def _read_information(text: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
-    return {name: value for name, colon, value in lines if colon}
-
-
 async def _read_run_id(connection: BaseConnection) -> str:
     try:
-        information = _read_information(await ask(connection, b"INFO", b"server"))
+        information = read_information(await ask(connection, b"INFO", b"server"))
     except AuthorizationError:
         return ""
     return information.get("run_id", "")
-
-
-async def _read_store_settings(connection: BaseConnection) -> tuple[str, str, str]:
-    """Eviction policy, `yes` or `no` for the append-only file, its fsync policy; "" for what nobody may know."""
-    names = (b"maxmemory-policy", b"appendonly", b"appendfsync")
-    try:
-        answer: Mapping[bytes, bytes] = await ask(connection, b"CONFIG GET", *names)
-        policy, append_only, fsync = (answer[name].decode() for name in names)
-        return policy, append_only, fsync
-    except (ResponseError, KeyError):
-        # Hosted stores forbid CONFIG; INFO says the same, but for the fsync policy.
-        pass
-    try:
-        memory = _read_information(await ask(connection, b"INFO", b"memory"))
-        persistence = _read_information(await ask(connection, b"INFO", b"persistence"))
-    except ResponseError:
-        return "", "", ""
-    append_only = {"1": "yes", "0": "no"}.get(persistence.get("aof_enabled", ""), "")
-    return memory.get("maxmemory_policy", ""), append_only, ""
-
-
-async def check_store_safety(
-    connection: BaseConnection, *, allow_eviction: bool, allow_no_persistence: bool
-) -> None:
-    """Refuse a store that may lose what it accepted, unless the user allows it by name.
-
-    Raises:
-        StoreUnsafe: it may evict keys, writes no append-only file, or never forces it to the disk; the text
-            says what to set.
-    """
-    if allow_eviction and allow_no_persistence:
-        return
-    policy, append_only, fsync = await _read_store_settings(connection)
-    if not allow_eviction and policy != "noeviction":
-        found = f"maxmemory-policy is {policy}" if policy else "maxmemory-policy cannot be read"
-        raise StoreUnsafe(
-            f"{found}: a full store may throw accepted messages away. Run `CONFIG SET maxmemory-policy "
-            "noeviction` and write it into the server's configuration file, or set allow_eviction=True"
-        )
-    if not allow_no_persistence and append_only != "yes":
-        found = f"appendonly is {append_only}" if append_only else "appendonly cannot be read"
-        raise StoreUnsafe(
-            f"{found}: a restart of the store may lose accepted messages. Run `CONFIG SET appendonly yes` "
-            "and write it into the server's configuration file, or set allow_no_persistence=True"
-        )
-    # Not refused where it cannot be read: whoever forbids CONFIG runs the store for others, and says what it keeps.
-    if not allow_no_persistence and fsync == "no":
-        raise StoreUnsafe(
-            "appendfsync is no: a power loss may take every message that the operating system had not "
-            "written yet. Run `CONFIG SET appendfsync always` (or everysec, which may lose about a second) "
-            "and write it into the server's configuration file, or set allow_no_persistence=True"
-        )

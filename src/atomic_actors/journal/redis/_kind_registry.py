@@ -9,7 +9,7 @@ from attrs import define, field
 
 from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import PROTOCOL_VERSION
-from atomic_actors.journal.redis._directory import Library
+from atomic_actors.journal.redis._function_caller import FunctionCaller
 
 __all__ = ("KINDS", "RedisKindRegistry")
 
@@ -22,11 +22,11 @@ class RedisKindRegistry:
     """The kinds of a namespace in a Redis or Valkey server.
 
     Args:
-        library: the library in the server.
+        caller: calls the functions of the store's library.
         namespace: whose kinds they are.
     """
 
-    _library: Library
+    _caller: FunctionCaller
     namespace: str
     _keys: list[bytes] = field(init=False)
 
@@ -41,13 +41,13 @@ class RedisKindRegistry:
         arguments = [b"register", service.encode(), b"%d" % partitions]
         for name, contract in kinds.items():
             arguments += (name.encode(), contract)
-        owners = await self._library.call(KINDS, self._keys, arguments)
+        owners = await self._caller.call(KINDS, self._keys, arguments)
         # Where an owner's name is damaged, it is not this service's.
         return {name: owner.decode("utf-8", "replace") for name, owner in zip(kinds, owners, strict=True)}
 
     async def find_kinds(self, names: Sequence[str]) -> dict[str, KindRecord]:
         """See `KindRegistry`."""
-        rows = await self._library.call(KINDS, self._keys, [b"find", *(name.encode() for name in names)])
+        rows = await self._caller.call(KINDS, self._keys, [b"find", *(name.encode() for name in names)])
         found: dict[str, KindRecord] = {}
         for name, row in zip(names, rows, strict=True):
             if not row:
@@ -61,6 +61,6 @@ class RedisKindRegistry:
 
     async def list_kinds(self) -> dict[str, str]:
         """See `KindRegistry`."""
-        pairs = await self._library.call(KINDS, self._keys, [b"list"])
+        pairs = await self._caller.call(KINDS, self._keys, [b"list"])
         names = [text.decode("utf-8", "replace") for text in pairs]
         return dict(zip(names[::2], names[1::2], strict=True))

@@ -17,22 +17,26 @@ from redis.retry import Retry
 from atomic_actors.base._errors import StoreIncompatible
 from atomic_actors.journal.redis._replication import Replication
 
-__all__ = ("LeaseKeys", "RedisLeaseClient")
+__all__ = ("Addressed", "LeaseKeys", "RedisLeaseClient")
 
 
-class LeaseKeys(Protocol):
-    """What knows the keys of leases: a journal."""
+class Addressed(Protocol):
+    """A server that knows where it is."""
 
-    def lease_key(self, partition: int) -> bytes:
-        """The key of a partition's lease."""
+    def url(self) -> str:
+        """Its URL with the password, as of now; never log it. Called in the keeper's thread.
+
+        Raises:
+            ConnectionError: that is not known yet.
+        """
         ...
 
 
-class Place(Protocol):
-    """A server that may move: see `Primary`."""
+class LeaseKeys(Protocol):
+    """Knows the keys of leases: a journal does."""
 
-    def url(self) -> str:
-        """Where it is now, with its credentials."""
+    def lease_key(self, partition: int) -> bytes:
+        """The key of a partition's lease."""
         ...
 
 
@@ -40,32 +44,29 @@ class RedisLeaseClient:
     """Renews leases in one Redis or Valkey server.
 
     Args:
-        place: the URL of the server, with its credentials; or what knows where it is now.
-        keys: what knows the keys of leases.
+        server: which server; behind Sentinel it is another one after a failover.
+        keys: the keys of the leases.
         timeout_s: how long a renewal may take; a later answer does not count.
         replication: what replicas must have before a renewal counts; None for nothing.
     """
 
     def __init__(
         self,
-        place: str | Place,
+        server: Addressed,
         keys: LeaseKeys,
         *,
         timeout_s: float,
         replication: Replication | None = None,
     ) -> None:
-        self._place = place
+        self._server = server
         self._keys = keys
         self._timeout_s = timeout_s
         self._replication = replication
         self._url = ""
         self._client: Any = None
 
-    def _where(self) -> str:
-        return self._place if isinstance(self._place, str) else self._place.url()
-
     def _connect(self) -> Any:
-        url = self._where()
+        url = self._server.url()
         if self._client is None or url != self._url:
             self.close()
             # No retries: the keeper's next round is the retry, and a late renewal must not be believed.
@@ -103,7 +104,7 @@ class RedisLeaseClient:
             raise
         except (AuthenticationError, NoPermissionError) as error:
             raise StoreIncompatible(f"the store does not let this user renew leases: {error}") from error
-        if self._where() != self._url:
+        if self._server.url() != self._url:
             raise redis.ConnectionError("there is another primary since the renewal was sent")
         return [int(answer) >= 0 for answer in answers]
 

@@ -1,7 +1,7 @@
 """One connection to a Redis or Valkey server, and what its errors mean to a journal.
 
 coredis writes requests in the order in which they were made and gives the answers back in the same order,
-also where somebody who waited was cancelled meanwhile; so a connection is never closed for a cancellation,
+also where a caller was cancelled meanwhile; so a connection is never closed for a cancellation,
 only when an answer does not come in time.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 import anyio
@@ -46,10 +46,11 @@ from atomic_actors.journal.redis._direct_connection import DirectTCPConnection, 
 __all__ = (
     "ACL_RULES",
     "CLUSTER_ACL_RULES",
-    "Connect",
+    "Connector",
+    "Greeter",
     "Link",
+    "RedisServer",
     "ask",
-    "connector",
     "explain",
     "node_location",
     "redis_url",
@@ -75,8 +76,6 @@ _CERTIFICATES: Final = {
 }
 _STREAMS: Final[tuple[type[Any], ...]] = (MemoryObjectSendStream, MemoryObjectReceiveStream)
 
-#: Makes a connection that is not open yet. Asynchronous, because a Sentinel has to be asked where to.
-Connect = Callable[[], Awaitable[BaseConnection]]
 Argument = bytes | str | int
 
 #: Set in the tasks of our connections.
@@ -90,6 +89,22 @@ def _is_others(_: logging.LogRecord) -> bool:
 # The driver writes a traceback for each connection that does not come about: in an outage, one with every try.
 # Our own log says once what is wrong.
 logging.getLogger("coredis").addFilter(_is_others)
+
+
+class Connector(Protocol):
+    """Makes connections."""
+
+    async def connect(self) -> BaseConnection:
+        """A connection that is not open yet. Asynchronous, because a Sentinel has to be asked where it leads."""
+        ...
+
+
+class Greeter(Protocol):
+    """Looks at each new connection before anything else is sent over it."""
+
+    async def greet(self, connection: BaseConnection) -> None:
+        """Raise to reject the connection."""
+        ...
 
 
 def tls_context(location: StoreLocation) -> ssl.SSLContext:
@@ -107,7 +122,7 @@ def tls_context(location: StoreLocation) -> ssl.SSLContext:
         raise InvalidConfig(f"url: the certificates of {location} cannot be read: {error}") from error
     needed = options.get("ssl_cert_reqs", "required")
     if needed not in _CERTIFICATES:
-        raise InvalidConfig(f"url: ssl_cert_reqs={needed!r}; it is none, optional or required")
+        raise InvalidConfig(f"url: ssl_cert_reqs={needed!r}; expected none, optional or required")
     context.check_hostname = needed == "required" and options.get("ssl_check_hostname", "true") not in (
         "0",
         "false",
@@ -116,35 +131,40 @@ def tls_context(location: StoreLocation) -> ssl.SSLContext:
     return context
 
 
-def connector(location: StoreLocation, *, connect_timeout_s: float) -> Connect:
-    """What opens connections to a single server at `location` (`redis:`, `rediss:` or `unix:`).
+class RedisServer:
+    """Makes connections to a single server (`redis:`, `rediss:` or `unix:`): a `Connector`.
+
+    Args:
+        location: where it is.
+        connect_timeout_s: how long connecting may take.
 
     Raises:
         InvalidConfig: the location is of another sort, or its certificates cannot be read.
     """
-    parameters: BaseConnectionParams = {
-        "connect_timeout": connect_timeout_s,
-        "username": location.username,
-        "password": location.password,
-        "db": location.db,
-    }
-    if location.scheme is StoreScheme.UNIX:
-        place = UnixDomainSocketLocation(location.path)
 
-        async def connect_unix() -> BaseConnection:
-            return DirectUnixConnection(place, **parameters)
+    def __init__(self, location: StoreLocation, *, connect_timeout_s: float) -> None:
+        if location.scheme not in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):
+            raise InvalidConfig(f"url: {location} is not a single Redis or Valkey server")
+        self._location = location
+        self._parameters: BaseConnectionParams = {
+            "connect_timeout": connect_timeout_s,
+            "username": location.username,
+            "password": location.password,
+            "db": location.db,
+        }
+        if location.scheme is StoreScheme.REDISS:
+            self._parameters["ssl_context"] = tls_context(location)
 
-        return connect_unix
-    if location.scheme not in (StoreScheme.REDIS, StoreScheme.REDISS):
-        raise InvalidConfig(f"url: {location} is no single Redis or Valkey server")
-    if location.scheme is StoreScheme.REDISS:
-        parameters["ssl_context"] = tls_context(location)
-    address = TCPLocation(location.host, location.port)
+    def url(self) -> str:
+        """Its URL with the password, for the blocking client; never log it."""
+        return redis_url(self._location)
 
-    async def connect_tcp() -> BaseConnection:
-        return DirectTCPConnection(address, **parameters)
-
-    return connect_tcp
+    async def connect(self) -> BaseConnection:
+        """A connection that is not open yet."""
+        location = self._location
+        if location.scheme is StoreScheme.UNIX:
+            return DirectUnixConnection(UnixDomainSocketLocation(location.path), **self._parameters)
+        return DirectTCPConnection(TCPLocation(location.host, location.port), **self._parameters)
 
 
 def node_location(location: StoreLocation, address: tuple[str, int]) -> StoreLocation:
@@ -189,23 +209,25 @@ def explain(error: Exception, *, sent: bool) -> JournalUnavailable | StoreIncomp
         return error
     if isinstance(error, AuthenticationError):
         return StoreIncompatible(
-            f"the store needs another user or password: {error}; set username and password in Config, "
+            f"the store rejected the user or the password: {error}; set username and password in Config, "
             "or in the url: redis://user:password@host"
         )
     if isinstance(error, AuthorizationError) or str(error).startswith(_DENIED_IN_FUNCTION):
-        return StoreIncompatible(f"the store's user may not do this: {error}; it needs {ACL_RULES}")
+        return StoreIncompatible(f"the store's user lacks a permission: {error}; it needs {ACL_RULES}")
     if isinstance(error, ReadOnlyError | BusyLoadingError | ClusterDownError | TryAgainError):
-        return JournalUnavailable(f"the store takes no writes now: {error}", sent=False)
+        return JournalUnavailable(f"the store does not accept writes now: {error}", sent=False)
     if isinstance(error, AskError):
-        return StoreIncompatible("the store is a node of a cluster; write redis+cluster:// in the url")
+        return StoreIncompatible("the store is a node of a cluster; use redis+cluster:// in the url")
     if isinstance(error, UnknownCommandError):
-        return StoreIncompatible(f"the store lacks a command: {error}; Redis 7.0 or Valkey is needed")
+        return StoreIncompatible(
+            f"the store lacks a command: {error}; Redis 7.0 or newer, or Valkey, is required"
+        )
     if isinstance(error, ResponseError):
         if "wrong kind of value" in str(error):
-            # Somebody wrote over a key of ours; it may be put right.
-            return JournalUnavailable(f"a key in the store is of another type: {error}", sent=True)
+            # A key of ours was overwritten; that may be put right.
+            return JournalUnavailable(f"a key in the store has the wrong type: {error}", sent=True)
         if str(error).startswith(_REFUSALS):
-            return JournalUnavailable(f"the store takes no writes now: {error}", sent=False)
+            return JournalUnavailable(f"the store does not accept writes now: {error}", sent=False)
         return StoreIncompatible(f"the store answered: {error}")
     if isinstance(error, TimeoutError):
         return JournalUnavailable(f"the store did not answer in time: {error}", sent=sent)
@@ -232,24 +254,24 @@ class Link:
     """Keeps one connection: opens it where there is none, and closes it with the task group.
 
     Args:
-        connect: makes the connections.
-        connect_timeout_s: how long to connect, sign in and `greet` may take.
-        greet: run on every new connection before anybody else gets it; raises to refuse it.
+        connector: makes the connections.
+        connect_timeout_s: how long it may take to connect, sign in and greet.
+        greeter: looks at each new connection; None where there is nothing to check.
         shielded: a connection ends only when it is closed, not when what runs around it is cancelled.
     """
 
     def __init__(
         self,
-        connect: Connect,
+        connector: Connector,
         *,
         connect_timeout_s: float,
-        greet: Callable[[BaseConnection], Awaitable[None]] | None = None,
+        greeter: Greeter | None = None,
         shielded: bool = False,
     ) -> None:
-        self._connect = connect
+        self._connector = connector
         self._shielded = shielded
         self._connect_timeout_s = connect_timeout_s
-        self._greet = greet
+        self._greeter = greeter
         self._connection: BaseConnection | None = None
         self._scopes: dict[BaseConnection, anyio.CancelScope] = {}
 
@@ -273,17 +295,17 @@ class Link:
         connection: BaseConnection | None = None
         try:
             with anyio.fail_after(self._connect_timeout_s):
-                connection = await self._connect()
+                connection = await self._connector.connect()
                 await task_group.start(self._run, connection)
-                if self._greet is not None:
-                    await self._greet(connection)
+                if self._greeter is not None:
+                    await self._greeter.greet(connection)
         except (RedisError, OSError) as error:
             if connection is not None:
-                connection.invalidate("it was refused")
+                connection.invalidate("it was rejected")
             raise explain(error, sent=False) from error
         except BaseException:
             if connection is not None:
-                connection.invalidate("it was refused")
+                connection.invalidate("it was rejected")
             raise
         self._connection = connection
         return connection
@@ -309,14 +331,14 @@ class Link:
         except RedisError as error:
             if not started:
                 raise
-            # Those who wait for answers are told by the connection itself.
+            # The connection itself fails the calls that wait for answers.
             logger.debug("a connection to the store ended: %s", error)
         finally:
             self._scopes.pop(connection, None)
             _close_buffers(connection)
 
     def close(self, reason: str) -> None:
-        """Close the connection; whoever waits for an answer on it gets an error."""
+        """Close the connection; calls that wait for an answer on it get an error."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.invalidate(reason)

@@ -5,7 +5,7 @@ server: a lease that is renewed at one primary while another one takes the steps
 
 The sentinels are all asked at once. What more than half of those named in the URL say is taken; where that does
 not come about in time, what most of those say that answered. A sentinel that was cut off for a while can still name
-a demoted primary, so the server itself is asked for its role before anybody uses it.
+a demoted primary, so the server itself is asked for its role before it is used.
 
 A failover of Sentinel ends the connections to an old primary that lives, but only after the new one was appointed,
 and not if it cannot be reached. Until then the old one goes on, and what it acknowledges is lost. So the sentinels are
@@ -31,7 +31,7 @@ from atomic_actors.base._store_url import StoreLocation, StoreScheme
 from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import JournalUnavailable
 from atomic_actors.journal.redis._direct_connection import connect_stream, pack_command
-from atomic_actors.journal.redis._link import connector, explain, redis_url, tls_context
+from atomic_actors.journal.redis._link import RedisServer, explain, redis_url, tls_context
 from atomic_actors.journal.redis._task_groups import detached_task_group
 
 __all__ = ("Primary",)
@@ -73,13 +73,13 @@ class Primary(AsyncContextManagerMixin):
         self, location: StoreLocation, *, connect_timeout_s: float = 3.0, warn_asynchronous: bool = True
     ) -> None:
         if location.scheme is not StoreScheme.SENTINEL:
-            raise InvalidConfig(f"url: {location} names no sentinels")
+            raise InvalidConfig(f"url: {location} does not name any sentinels")
         options = dict(location.options)
         tls = options.pop("tls", "yes" if options else "")
         if tls not in (*_YES, *_NO):
-            raise InvalidConfig(f"url: tls={tls!r}; it is true or false")
+            raise InvalidConfig(f"url: tls={tls!r} is neither true nor false")
         if options and tls in _NO:
-            raise InvalidConfig(f"url: {min(options)} has no use with tls=false")
+            raise InvalidConfig(f"url: {min(options)} has no effect with tls=false")
         self._location = location
         self._server = attrs.evolve(
             location,
@@ -112,18 +112,18 @@ class Primary(AsyncContextManagerMixin):
             ConnectionError: it was not found yet.
         """
         if self._address is None:
-            raise ConnectionError(f"the primary of {self._location.service_name!r} is not known yet")
+            raise ConnectionError(f"the primary of {self._location.service_name!r} has not been found yet")
         return redis_url(self._at(self._address))
 
     async def connect(self) -> BaseConnection:
-        """A connection to it that is not open yet (`Connect`).
+        """A connection to it that is not open yet (`Connector`).
 
         Raises:
             JournalUnavailable: no sentinel answers, or there is no primary now.
             StoreIncompatible: no sentinel knows the service, or they want another password.
         """
         address = await self.find()
-        connection = await connector(self._at(address), connect_timeout_s=self._connect_timeout_s)()
+        connection = await RedisServer(self._at(address), connect_timeout_s=self._connect_timeout_s).connect()
         self._connections[connection] = address
         return connection
 
@@ -172,23 +172,25 @@ class Primary(AsyncContextManagerMixin):
                 if information.get("role") == "master":
                     self._adopt(address, information)
                     return address
-                troubles.append(f"{_text(address)} is a {information.get('role', 'server without a role')}")
+                troubles.append(
+                    f"{_text(address)}, which is a {information.get('role', 'server without a role')}"
+                )
             raise JournalUnavailable(
-                f"there is no primary of {name!r} now; the sentinels name {'; '.join(troubles)}", sent=False
+                f"service {name!r} has no primary now; the sentinels name {'; '.join(troubles)}", sent=False
             )
 
     def _no_answer(self, survey: _Survey) -> JournalUnavailable | StoreIncompatible:
         name = self._location.service_name
         if survey.refusals:
-            text = f"a sentinel of {name!r} refuses to answer ({survey.refusals[0]})"
+            text = f"a sentinel of {name!r} refused to answer ({survey.refusals[0]})"
         elif survey.strangers:
             text = (
-                f"the sentinels ({', '.join(survey.strangers)}) know no service {name!r}; the url ends with the "
-                "name that stands behind `sentinel monitor` in their configuration"
+                f"the sentinels ({', '.join(survey.strangers)}) do not know service {name!r}; the url must end with "
+                "the name that follows `sentinel monitor` in their configuration"
             )
         else:
-            text = f"no sentinel of {name!r} answers ({'; '.join(survey.troubles)})"
-        # Where it was known before, a sentinel that lost its configuration is no reason to end.
+            text = f"no sentinel of {name!r} answered ({'; '.join(survey.troubles)})"
+        # Where it was known before, a sentinel that lost its configuration is not a reason to give up.
         if self._address is None and (survey.refusals or survey.strangers):
             return StoreIncompatible(text)
         return JournalUnavailable(text, sent=False)
@@ -199,13 +201,15 @@ class Primary(AsyncContextManagerMixin):
         if before is None:
             if self._warn_asynchronous and "min_slaves_good_slaves" not in information:
                 logger.warning(
-                    "the primary of %r acknowledges writes that no replica has: a failover may lose accepted "
-                    'messages, and turns that are done may run again. Set replication="acknowledged", or '
-                    "min-replicas-to-write in the store; docs/guarantees.md says what each gives",
+                    "the primary of %r acknowledges writes that no replica has yet: a failover may lose accepted "
+                    'messages, and finished turns may run again. Set replication="acknowledged", or '
+                    "min-replicas-to-write in the store; docs/guarantees.md explains both",
                     name,
                 )
         elif before != address:
-            logger.warning("the primary of %r is %s now, no longer %s", name, _text(address), _text(before))
+            logger.warning(
+                "the primary of %r is now %s, not %s any more", name, _text(address), _text(before)
+            )
         for connection, place in tuple(self._connections.items()):
             if place != address:
                 connection.invalidate("there is another primary now")
@@ -256,8 +260,8 @@ class Primary(AsyncContextManagerMixin):
         """Ask one question on a connection of its own.
 
         Raises:
-            JournalUnavailable: nobody answers there in time.
-            StoreIncompatible: somebody refuses to.
+            JournalUnavailable: there is no answer in time.
+            StoreIncompatible: the answer is a refusal.
         """
         server, questions = self._server, [question]
         if server.password is not None:

@@ -86,7 +86,9 @@ class OwnedPartition:
 
     def is_valid(self) -> bool:
         """Whether the claim's lease certainly still holds. Asked before every turn."""
-        return self.membership.claims[self.number] == self.claim and self.membership.is_valid(self.number)
+        return self.membership.claims[self.number] == self.claim and self.membership.leases.is_valid(
+            self.number
+        )
 
     def lose(self, why: str) -> None:
         """Stop owning it now: the store, or the clock, says that it is not this node's under this claim."""

@@ -1,4 +1,4 @@
-"""Dead letters: what failed or was interrupted for good, until a person decides.
+"""Dead letters: what failed or was interrupted for good, until an operator decides.
 
 Nothing is ever dropped: a letter stays until it is purged (or `dead_letter_ttl_s` is set), and a replay
 is a new message that the letter remembers, so that asking twice replays once.
@@ -55,8 +55,8 @@ PAGE: Final = 100
 
 #: What a letter says that no handler wrote.
 _REASONS: Final = {
-    "interrupted": "the turn was cut off: it may have run wholly, partly or not at all",
-    "expired": "its deadline passed before it began",
+    "interrupted": "the turn was cut off; it may have run completely, in part, or not at all",
+    "expired": "its deadline passed before its turn began",
 }
 
 
@@ -93,7 +93,7 @@ class DeadLetters:
             try:
                 letters.append(read_letter(stored))
             except InvalidMessageId as error:
-                logger.error("a dead letter in the store is nobody's: %s", error)
+                logger.error("the entity of a dead letter in the store cannot be parsed: %s", error)
         return letters
 
     async def _list_partition(self, partition: int, kind: str, limit: int) -> Iterable[StoredLetter]:
@@ -122,7 +122,7 @@ class DeadLetters:
 
         Raises:
             UnknownMessage: there is no dead letter of this id.
-            InvalidMessageId: the text is no message id.
+            InvalidMessageId: the text is not a message id.
             StoreUnavailable: the store gave no answer.
         """
         entity, _, partition = self._locate(message_id)
@@ -183,7 +183,7 @@ class DeadLetters:
         """Forget dead letters by id; returns how many were there.
 
         Raises:
-            InvalidMessageId: a text is no message id.
+            InvalidMessageId: a text is not a message id.
             StoreUnavailable: the store gave no answer.
         """
         by_partition: dict[int, list[str]] = {}
@@ -216,7 +216,7 @@ def read_letter(stored: StoredLetter) -> DeadLetter:
     """A stored dead letter, for people: what cannot be read of it is shown as bytes, or left out.
 
     Raises:
-        InvalidMessageId: not even whose letter it is can be told.
+        InvalidMessageId: not even its entity can be parsed.
     """
     entity, unique = split_message_id(stored.message_id)
     failure = read_failure(stored.error)

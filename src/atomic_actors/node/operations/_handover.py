@@ -1,7 +1,7 @@
-"""How a partition goes from this node to the next: drain, end, release, tell.
+"""How a partition goes from this node to the next: drain, end, release, notify.
 
 Nothing more is taken in the partition, what runs may end within `drain_timeout_s`, the rest is interrupted.
-Then its lease is free, and the node that should own it is told to look. What is sent meanwhile is accepted as
+Then its lease is free, and the node that should own it is notified. What is sent meanwhile is accepted as
 ever: it waits in the store until the next owner finds it.
 """
 
@@ -15,14 +15,13 @@ import anyio
 from attrs import define
 
 from atomic_actors.base._errors import DrainTimeout, NotSupported, UnknownNode
-from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._frames import ClaimFrame
 from atomic_actors.journal._directory import Directory
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.execution._supervisor import Supervisor
-from atomic_actors.node.operations._reports import ALL, NodeInfo, PartitionInfo
+from atomic_actors.node.operations._reports import NodeInfo, PartitionInfo
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord
@@ -33,11 +32,11 @@ __all__ = ("Handover",)
 
 #: How long an interrupted turn may take to unwind until its partition is left to its lease.
 SETTLE_LIMIT_S: Final = 5.0
-#: How often a drain looks whether everything is given up.
-DRAIN_LOOK_S: Final = 0.1
+#: How often a drain checks whether everything is given up.
+DRAIN_POLL_S: Final = 0.1
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Handover:
     """Gives partitions up, one by one or all of them; asks other nodes to.
 
@@ -46,7 +45,7 @@ class Handover:
         membership: which partitions are owned.
         supervisor: what runs in them.
         volatile: what runs in them without a journal.
-        exchange: how the next owner is told; None where nobody else can be there.
+        exchange: notifies the next owner; None where there can be no other node.
         drain_timeout_s: how long running turns may take to end; 0 means without end.
     """
 
@@ -56,11 +55,15 @@ class Handover:
     volatile: VolatileKinds
     exchange: NodeMessenger | None
     drain_timeout_s: float
-    backend: Backend
 
     @property
-    def _directory(self) -> Directory | None:
-        return self.membership.nodes.directory
+    def _directory(self) -> Directory:
+        directory = self.membership.nodes.directory
+        if directory is None:
+            raise NotSupported(
+                "this store has no directory of nodes; leave the system to give up what it owns"
+            )
+        return directory
 
     # Giving up.
 
@@ -68,18 +71,18 @@ class Handover:
         """Give one partition up in good order; what does not end within `drain_timeout_s` is interrupted."""
         with anyio.CancelScope() as scope:
             if self.drain_timeout_s:
-                scope.deadline = self.backend.clock() + self.drain_timeout_s
+                scope.deadline = anyio.current_time() + self.drain_timeout_s
             await self._drain(partition)
         if scope.cancelled_caught:
             logger.warning(
-                "turns in partition %d are interrupted: they did not end within drain_timeout_s", partition
+                "turns in partition %d did not end within drain_timeout_s and are interrupted", partition
             )
         await self._give_up(partition)
 
     async def hand_over_all(self) -> None:
         """Give every partition up, each as soon as its own turns have ended; waits for them without end."""
         if not any(await self.membership.nodes.placement(self.membership.partitions)):
-            # Nobody takes over: what running turns still ask has to be answered here, until all have ended.
+            # No node takes over: what running turns still ask has to be answered here, until all have ended.
             await self.volatile.drain()
             await self.supervisor.drain()
         async with anyio.create_task_group() as task_group:
@@ -116,58 +119,62 @@ class Handover:
             else:
                 self.supervisor.node.deferred.lost(partition)
                 self.volatile.lost(partition)
-                await self.tell_next(partition)
+                await self.notify_next(partition)
         if limit.cancelled_caught:
             self.membership.lose(partition, "a turn in it did not end")
 
-    async def tell_next(self, partition: int) -> None:
-        """Tell the node that should own a partition that it is free; lost, it costs that node a look."""
+    async def notify_next(self, partition: int) -> None:
+        """Tell the node that should own a partition that it is free; lost, it costs that node a moment."""
         nodes = self.membership.nodes
         owner = (await nodes.placement(self.membership.partitions))[partition]
         if self.exchange is not None and owner and owner != nodes.node_id:
             self.exchange.push(owner, ClaimFrame(partition))
         elif owner == nodes.node_id:
-            self.membership.look_soon()  # the table has changed back meanwhile
+            self.membership.refresh_soon()  # the table has changed back meanwhile
 
     # Asking others.
 
     async def drain(self, node: str, timeout_s: float) -> None:
         """See `ActorSystem.drain`."""
+        found = await self._directory.drain([node])
+        if not found:
+            raise UnknownNode(f"there is no node {node!r}; `nodes()` lists the nodes")
+        await self._wait_drained(set(found), timeout_s)
+
+    async def drain_all(self, timeout_s: float) -> None:
+        """See `ActorSystem.drain_all`."""
         directory = self._directory
-        if directory is None:
-            raise NotSupported(
-                "this store has no directory of nodes; leave the system to give up what it owns"
-            )
-        wanted = [entry.node_id for entry in await directory.read()] if node == ALL else [node]
-        found = set(await directory.drain(wanted))
-        if not found and node != ALL:
-            raise UnknownNode(f"there is no node {node!r}; `nodes()` shows those that are there")
+        found = await directory.drain([entry.node_id for entry in await directory.read()])
+        await self._wait_drained(set(found), timeout_s)
+
+    async def _wait_drained(self, node_ids: Collection[str], timeout_s: float) -> None:
         with anyio.move_on_after(timeout_s or float("inf")):
-            self.tell_to_look(found)
-            while await self._owned_by(found):  # noqa: ASYNC110 nobody tells when others give up
-                await anyio.sleep(DRAIN_LOOK_S)
+            self.notify(node_ids)
+            while await self._owned_by(node_ids):  # noqa: ASYNC110 other nodes do not say when they are through
+                await anyio.sleep(DRAIN_POLL_S)
             return
         raise DrainTimeout(
-            f"{', '.join(sorted(found))}: partitions are still owned after {timeout_s:g} s; the nodes go on giving them up"
+            f"{', '.join(sorted(node_ids))}: partitions are still owned after {timeout_s:g} s; the nodes go on giving "
+            "them up"
         )
 
-    def tell_to_look(self, node_ids: Collection[str]) -> None:
-        """Tell nodes that something has changed; lost, it costs them the time until their next look."""
+    def notify(self, node_ids: Collection[str]) -> None:
+        """Tell nodes that something has changed; lost, it costs them the time until their next refresh."""
         for node_id in node_ids:
             if node_id == self.membership.nodes.node_id:
-                self.membership.look_soon()
+                self.membership.refresh_soon()
             elif self.exchange is not None:
                 self.exchange.push(node_id, ClaimFrame(-1))
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
-        # What a dead node has, it gives to nobody; and while all drain, nobody takes it either.
+        # What a dead node has, it never gives up; and while all drain, no node takes it over either.
         nodes = self.membership.nodes
-        await nodes.announce()  # the last look may be long ago
+        await nodes.announce()  # the last refresh may be long ago
         dead = {peer.node_id for peer in nodes.peers() if not nodes.is_live(peer)}
         waited_for = set(node_ids) - dead
         return sum(partition.node_id in waited_for for partition in await self.partitions())
 
-    # Looking.
+    # Reports.
 
     async def partitions(self) -> list[PartitionInfo]:
         """See `ActorSystem.partitions`."""
@@ -194,17 +201,17 @@ class Handover:
                 is_dead = nodes.knows_dead(record.identity)
                 found.append(
                     NodeInfo(
-                        entry.node_id,
-                        record.host,
-                        record.identity.pid,
-                        record.service,
-                        tuple(sorted(record.kinds)),
-                        record.weight,
-                        record.release,
-                        owned[entry.node_id],
-                        entry.node_id in live and not is_dead,
-                        is_draining,
-                        entry.node_id == nodes.node_id,
+                        node_id=entry.node_id,
+                        host=record.host,
+                        pid=record.identity.pid,
+                        service=record.service,
+                        kinds=tuple(sorted(record.kinds)),
+                        weight=record.weight,
+                        release=record.release,
+                        partitions=owned[entry.node_id],
+                        is_live=entry.node_id in live and not is_dead,
+                        is_draining=is_draining,
+                        is_here=entry.node_id == nodes.node_id,
                     )
                 )
         return sorted(found, key=lambda info: (info.service, info.host, info.pid, info.node_id))

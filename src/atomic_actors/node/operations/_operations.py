@@ -45,7 +45,7 @@ from atomic_actors.node.volatile._activations import VolatileKinds
 __all__ = ("Operations",)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Operations:
     """Implements the operating calls of `ActorSystem`."""
 
@@ -138,6 +138,13 @@ class Operations:
         except JournalUnavailable as error:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
 
+    async def drain_all(self, timeout_s: float) -> None:
+        """See `ActorSystem.drain_all`."""
+        try:
+            await self.handover.drain_all(timeout_s)
+        except JournalUnavailable as error:
+            raise StoreUnavailable(f"the store gave no answer: {error}") from error
+
     async def where(self, ref: EntityRef) -> Location:
         """See `ActorSystem.where`."""
         entity, partition, journal, is_ours = await self._address(ref)
@@ -148,15 +155,16 @@ class Operations:
         if not isinstance(status, EntityStatus) or not isinstance(lease, LeaseState):
             raise SystemFailed(f"the journal answered an inspection with {status!r} and {lease!r}")
         return Location(
-            ref,
-            partition,
-            NodeIdentity.id_in(lease.node) if lease.claim else "",
-            is_ours and bool(self.membership.claims[partition]),
-            is_ours and (self.supervisor.catalog.find(entity) is not None or self.volatile.find(ref)),
-            status.waiting,
-            status.dispatched,
-            status.parked,
-            status.version,
+            entity=ref,
+            partition=partition,
+            node_id=NodeIdentity.id_in(lease.node) if lease.claim else "",
+            is_here=is_ours and bool(self.membership.claims[partition]),
+            is_active=is_ours
+            and (self.supervisor.catalog.find(entity) is not None or self.volatile.find(ref)),
+            waiting=status.waiting,
+            dispatched=status.dispatched,
+            is_parked=status.parked,
+            version=status.version,
         )
 
     async def counts(self, kind: str) -> KindCounts:
@@ -171,11 +179,11 @@ class Operations:
             raise StoreUnavailable(f"the store gave no answer: {error}") from error
         found = [result for result in answer.results if isinstance(result, KindCount)]
         return KindCounts(
-            kind,
-            self.supervisor.catalog.count(kind) + self.volatile.count(kind),
-            sum(count.dispatched for count in found),
-            sum(count.ready for count in found),
-            sum(count.dead_letters for count in found),
+            kind=kind,
+            active=self.supervisor.catalog.count(kind) + self.volatile.count(kind),
+            dispatched=sum(count.dispatched for count in found),
+            waiting=sum(count.ready for count in found),
+            dead_letters=sum(count.dead_letters for count in found),
         )
 
     async def passivate(self, ref: EntityRef) -> bool:

@@ -1,4 +1,4 @@
-"""What operators are told: nodes, partitions, entities, counts."""
+"""What operators get: nodes, partitions, entities, counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from atomic_actors.journal._protocol import Audited, Rejected
 from atomic_actors.journal.commit._commit_queue import GroupCommitStatistics
 
 __all__ = (
-    "ALL",
     "AuditReport",
     "KindCounts",
     "Location",
@@ -23,11 +22,8 @@ __all__ = (
     "make_report",
 )
 
-#: Every node that is there now, for `ActorSystem.drain`.
-ALL: Final = "ALL"
 
-
-@frozen
+@frozen(kw_only=True)
 class NodeInfo:
     """A node of the namespace."""
 
@@ -55,13 +51,13 @@ class PartitionInfo:
     """Who owns a partition."""
 
     partition: int
-    #: "" while nobody does.
+    #: "" while no node does.
     node_id: str
     #: Grows with every change of owner: the fencing token of its turns.
     epoch: int
 
 
-@frozen
+@frozen(kw_only=True)
 class AuditReport:
     """The books of a whole service.
 
@@ -90,13 +86,13 @@ class AuditReport:
         return not self.problems
 
 
-@frozen
+@frozen(kw_only=True)
 class Location:
     """Where an entity lives, and what waits for it."""
 
     entity: EntityRef
     partition: int
-    #: The id of the node that owns the partition; "" while nobody does.
+    #: The id of the node that owns the partition; "" while none does.
     node_id: str
     #: Whether this node owns the partition.
     is_here: bool
@@ -109,7 +105,7 @@ class Location:
     version: int
 
 
-@frozen
+@frozen(kw_only=True)
 class KindCounts:
     """Entities of one kind."""
 
@@ -123,7 +119,7 @@ class KindCounts:
     dead_letters: int
 
 
-@frozen
+@frozen(kw_only=True)
 class SystemStatistics:
     """Counters of this node since it started, and what it holds now."""
 
@@ -148,7 +144,13 @@ class SystemStatistics:
 
 #: What is known of a partition whose books cannot be read.
 _NO_BOOKS: Final = Audited(
-    {"accepted": 0, "refused": 0, **dict.fromkeys(map(str, State), 0)}, 0, 0, 0, 0, 0, 0
+    counts={"accepted": 0, "refused": 0, **dict.fromkeys(map(str, State), 0)},
+    indexed_dispatched=0,
+    indexed_ready=0,
+    dead_letters=0,
+    outbound=0,
+    commit=0,
+    incarnation=0,
 )
 
 

@@ -32,7 +32,7 @@ def _process_start_time(pid: int) -> str:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process is there, of another user, of which /proc does not tell us (`hidepid`)."""
+    """Whether a process is there, of another user, of which /proc shows nothing (`hidepid`)."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -42,7 +42,7 @@ def _is_hidden(pid: int) -> bool:
     return False
 
 
-@frozen
+@frozen(kw_only=True)
 class NodeIdentity:
     """Which process a node is, so that its successors on the same host can tell that it is dead."""
 
@@ -51,7 +51,7 @@ class NodeIdentity:
     pid_namespace: str
     pid: int
     start_time: str
-    #: How long its own leases last, which others may have set to less; 0 where it did not say.
+    #: How long its own leases last, which others may have set to less; 0 where that is not known.
     lease_ttl_s: float = 0.0
 
     @classmethod
@@ -96,14 +96,18 @@ class NodeIdentity:
         """Read a stored form; None where it is not one (written by another version)."""
         try:
             plain = json.loads(data)
-            node_id, boot_id, pid_namespace = str(plain["node"]), str(plain["boot"]), str(plain["pidns"])
             lease_ttl_s = float(plain.get("lease", 0))
             identity = cls(
-                node_id, boot_id, pid_namespace, int(plain["pid"]), str(plain["start"]), lease_ttl_s
+                node_id=str(plain["node"]),
+                boot_id=str(plain["boot"]),
+                pid_namespace=str(plain["pidns"]),
+                pid=int(plain["pid"]),
+                start_time=str(plain["start"]),
+                lease_ttl_s=lease_ttl_s,
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
-        # What is no time at all would keep a lease, and a node, alive without end.
+        # An endless or undefined time would keep a lease, and a node, alive without end.
         return identity if 0 <= lease_ttl_s < float("inf") else None
 
     @classmethod

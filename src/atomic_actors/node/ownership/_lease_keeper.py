@@ -1,11 +1,11 @@
 """Renews leases from an OS thread, so that a busy event loop does not lose them.
 
 The thread owns a blocking client and publishes plain values: for every partition the instant *before*
-the last successful renewal was sent. It changes nothing else and calls nobody: moving cancel scopes
+the last successful renewal was sent. It changes nothing else and calls no other part: moving cancel scopes
 from a thread would cancel healthy turns after a stall.
 
 A loop that has not answered for `loop_stall_limit_s` is as good as dead: the keeper stops renewing, so
-that another node may take over, and logs the stacks, so that a person can see who blocked it.
+that another node may take over, and logs the stacks, so that a person can see what blocked it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import anyio
@@ -55,7 +55,7 @@ class LeaseClient(Protocol):
 
 @define(eq=False)
 class Keeper(ABC):
-    """What whoever renews the leases shares with the event loop.
+    """Renews leases, and shares with the event loop which ones and since when.
 
     Single items of lists and single floats are replaced, never changed, so no lock is needed.
     """
@@ -76,8 +76,8 @@ class Keeper(ABC):
         self.renewed = [NEVER] * self.partitions
 
     @abstractmethod
-    def start(self, on_crash: Callable[[BaseException], None]) -> None:
-        """Start to renew; `on_crash` is called if it ends by an error of ours."""
+    def start(self) -> None:
+        """Start to renew. An error of ours that ends it is put into `crash`."""
 
     @abstractmethod
     async def aclose(self, timeout_s: float) -> None:
@@ -96,7 +96,7 @@ class Keeper(ABC):
         return sum(renewed is None for renewed in answers)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class LeaseKeeper(Keeper):
     """The thread. The event loop writes `claims` and `beat`; the thread writes `renewed`."""
 
@@ -106,15 +106,16 @@ class LeaseKeeper(Keeper):
     _thread: threading.Thread | None = field(default=None, init=False)
     _loop_thread_id: int = field(factory=threading.get_ident, init=False)
 
-    def start(self, on_crash: Callable[[BaseException], None]) -> None:
-        """Start the thread; `on_crash` is called from it if it ends by an error of ours."""
+    def start(self) -> None:
+        """Start the thread."""
 
         def run() -> None:
             try:
                 self._run()
             except BaseException as error:
+                # `Membership` finds it, and ends the system with it.
                 self.crash = error
-                on_crash(error)
+                logger.error("leases are not renewed any more: %s: %s", type(error).__name__, error)
             finally:
                 self.client.close()
 
@@ -155,7 +156,7 @@ class LeaseKeeper(Keeper):
             try:
                 unknown = self._renew()
                 if unknown:
-                    raise ConnectionError(f"{unknown} of them had no answer")
+                    raise ConnectionError(f"{unknown} of them got no answer")
             except StoreIncompatible:
                 raise  # another try would get the same answer
             except Exception as error:
@@ -182,8 +183,8 @@ class LeaseKeeper(Keeper):
         frame = sys._current_frames().get(self._loop_thread_id)  # pyright: ignore[reportPrivateUsage]
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
         logger.error(
-            "the event loop has not answered for %.1f s; leases are not renewed until it does. "
-            "Move blocking work to anyio.to_thread.run_sync. It is here:\n%s",
+            "the event loop has not run for %.1f s; leases are not renewed until it does. "
+            "Move blocking work to anyio.to_thread.run_sync. The loop is here:\n%s",
             silence_s,
             stack,
         )

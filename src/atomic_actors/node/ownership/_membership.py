@@ -13,11 +13,11 @@ The claim id fences every step in the store whatever the clocks do; the lease on
 handlers from running at the same time.
 
 Which free partitions to claim, and which of its own to hand over, the placement says (`_peers`, `_placement`).
-Nobody but the owner gives a partition up: it hands it over, and the next owner finds the lease free.
+Only the owner gives a partition up: it hands it over, and the next owner finds the lease free.
 
 A partition that has lost history is given up at once and claimed again, with a new incarnation, as soon as
-that can be. What this node had under way is settled, before anybody takes it for a message that never ran.
-Then nothing runs until a lease has passed since the loss was noticed: somebody who owned the partition in
+that can be. What this node had under way is settled, before it is taken for messages that never ran.
+Then nothing runs until a lease has passed since the loss was noticed: a node that owned the partition in
 the history that is gone may not have noticed yet.
 """
 
@@ -47,40 +47,27 @@ from atomic_actors.journal._protocol import (
     Swept,
 )
 from atomic_actors.journal.commit._commit_queue import CommitQueue
-from atomic_actors.node.ownership._identity import NodeIdentity
-from atomic_actors.node.ownership._instants import NEVER, Instant, elapsed_s, instant_now
-from atomic_actors.node.ownership._lease_keeper import Keeper
+from atomic_actors.node.ownership._instants import Instant, elapsed_s, instant_now
+from atomic_actors.node.ownership._leases import OwnLeases, SeenLeases
 from atomic_actors.node.ownership._peers import Nodes
 
 __all__ = ("Membership", "PartitionHost")
 
 WATCH_INTERVAL_S: Final = 0.05
-#: How often the nodes and the leases are looked at, as a part of a lease.
-LOOKS_A_LEASE: Final = 4
-#: The shortest time between two looks, however often one is asked for.
-LOOK_PAUSE_S: Final = 0.01
+#: How often the nodes and the leases are read, as a part of a lease.
+REFRESHES_PER_LEASE: Final = 4
+#: The shortest time between two refreshes, however often one is asked for.
+REFRESH_PAUSE_S: Final = 0.01
 #: How often a release is tried that still finds turns to settle.
 RELEASE_TRIES: Final = 5
 
 
-@define(eq=False)
-class _Seen:
-    """What a claimant saw of somebody else's lease, and since when it has not changed."""
-
-    claim: str
-    renewals: int
-    since: Instant
-    holder: NodeIdentity | None
-    #: An earlier claim of this very node, under which nothing runs any more.
-    is_ours: bool
-
-
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Loss:
     """A partition that has lost history, until it is this node's again."""
 
     since: Instant
-    #: Nobody else knows what ran: it is claimed anew whatever the placement says.
+    #: Only this node knows what ran: it claims the partition anew whatever the placement says.
     was_owned: bool
     #: The claim by which it is held already, while nothing runs in it yet; "" where it is not.
     claim: str = ""
@@ -120,57 +107,44 @@ class PartitionHost(Protocol):
         ...
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Membership:
     """Claims partitions, watches leases, gives them up.
 
     Args:
         journal: where claims are made.
         nodes: who else is there.
-        partitions: how many the service has.
-        keeper: renews the leases; None for a store that lives in this process, where no lease ends.
-        lease_ttl_s: how long others must see no renewal before they take over.
-        lease_margin_s: how much earlier this node believes its leases to end.
+        leases: what this node holds.
     """
 
     journal: CommitQueue
     nodes: Nodes
-    partitions: int
-    keeper: Keeper | None
-    lease_ttl_s: float
-    lease_margin_s: float
-    #: What runs in the partitions asks for their leases here, so it comes with `start`: nothing is claimed before.
+    leases: OwnLeases
     host: PartitionHost = field(init=False)
-    #: The claim id for each owned partition; "" where this node is not the owner. Read on the hot path.
+    #: Those of `leases`, which are read on the hot path.
     claims: list[str] = field(init=False)
-    #: Epochs of the owned partitions: the fencing tokens.
     epochs: list[int] = field(init=False)
-    _renewed: list[Instant] = field(init=False)
-    _usable_s: float = field(init=False)
-    _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
+    _seen: SeenLeases = field(init=False)
     _losses: dict[int, _Loss] = field(factory=dict[int, _Loss], init=False)
     _leaving: bool = field(default=False, init=False)
-    #: Partitions that are damaged in the store, as was said already.
+    #: Damaged partitions that have been logged.
     _damaged: set[int] = field(factory=set[int], init=False)
     #: Partitions that are being handed over.
     _handing: set[int] = field(factory=set[int], init=False)
-    _look_now: anyio.Event = field(factory=anyio.Event, init=False)
+    _refresh_now: anyio.Event = field(factory=anyio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.claims = [""] * self.partitions
-        self.epochs = [0] * self.partitions
-        self._renewed = self.keeper.renewed if self.keeper is not None else [NEVER] * self.partitions
-        self._usable_s = self.lease_ttl_s - self.lease_margin_s
+        self.claims, self.epochs = self.leases.claims, self.leases.epochs
+        self._seen = SeenLeases(self.nodes, self.leases.times.ttl_s)
 
     def start(self, host: PartitionHost) -> None:
         """Use `host` for what is in the partitions; then they may be claimed."""
         self.host = host
 
-    def is_valid(self, partition: int) -> bool:
-        """Whether the lease certainly still holds. Asked before every turn."""
-        if not self.claims[partition]:
-            return False
-        return self.keeper is None or elapsed_s(self._renewed[partition]) < self._usable_s
+    @property
+    def partitions(self) -> int:
+        """How many partitions the service has."""
+        return self.leases.partitions
 
     def owns(self, partition: int) -> bool:
         """Whether a partition is this node's, as far as it knows."""
@@ -178,11 +152,11 @@ class Membership:
 
     def owned(self) -> list[int]:
         """The partitions that this node owns."""
-        return [partition for partition, claim in enumerate(self.claims) if claim]
+        return self.leases.owned()
 
-    # Looking: who is there, what to claim, what to hand over.
+    # Who is there, what to claim, what to hand over.
 
-    async def look(self) -> tuple[str, ...]:
+    async def refresh(self) -> tuple[str, ...]:
         """See who is there, and claim what is free or may be taken over and should be ours.
 
         Returns:
@@ -195,10 +169,8 @@ class Membership:
             await self.nodes.announce()
         except JournalUnavailable as error:
             # In a cluster the directory's primary may be away alone. What was seen last has to do; claims decide.
-            logger.debug("the nodes cannot be seen now: %s", error)
-        for seen in self._seen.values():
-            if seen.holder is not None and self._left_s(seen) <= 0:
-                self.nodes.suspect(seen.holder.node_id)
+            logger.debug("the directory of nodes cannot be read now: %s", error)
+        self._seen.suspect_holders()
         table = await self.nodes.placement(self.partitions)
         claim, node = os.urandom(8).hex(), self.nodes.record.identity.encode()
         steps: list[ClaimPartition | ReadLease | Renew] = [
@@ -208,7 +180,7 @@ class Membership:
             for partition, held in enumerate(self.claims)
             if not held and not self._claimed_anew(partition)
         ]
-        if self.keeper is None:
+        if self.leases.keeper is None:
             # A store in this process has no thread for that; several systems may share it all the same.
             steps += [Renew(partition, held) for partition, held in enumerate(self.claims) if held]
         sent = instant_now()
@@ -218,7 +190,7 @@ class Membership:
             raise failures[0]
         for step, result in zip(steps, results, strict=True):
             if isinstance(result, LeaseHeld | LeaseState):
-                self._observe(step.partition, result)
+                self._seen.observe(step.partition, result)
             elif isinstance(result, Claimed) and isinstance(step, ClaimPartition):
                 self._on_claimed(step, result, sent)
             elif isinstance(step, Renew) and isinstance(result, Stale):
@@ -228,12 +200,10 @@ class Membership:
         return table
 
     def damaged(self, partition: int, why: str) -> None:
-        """The store cannot read something that a whole partition needs: say so, once."""
+        """The store cannot read something that a whole partition needs: log it, once."""
         if partition not in self._damaged:
             self._damaged.add(partition)
-            logger.error(
-                "partition %d is damaged in the store, and its entities stand still: %s", partition, why
-            )
+            logger.error("partition %d is damaged in the store; its entities cannot run: %s", partition, why)
 
     def _not_renewed(self, step: Renew) -> None:
         if self.claims[step.partition] == step.claim:
@@ -250,7 +220,7 @@ class Membership:
             partition,
             claim,
             node,
-            *self._expected(partition),
+            *self._seen.takeable(partition),
             new_incarnation=partition in self._losses,
             epoch_above=self.epochs[partition],
         )
@@ -263,55 +233,51 @@ class Membership:
         elif step.new_incarnation:
             loss.claim, loss.epoch = step.claim, result.epoch
             self._hold(partition, step.claim, sent)
-        # Else the loss came to light by this very claim: the next one replaces it (`_observe`).
+        # Else this very claim brought the loss to light: the next one replaces it (`SeenLeases.observe`).
 
-    async def look_and_take_over(self) -> tuple[str, ...]:
-        """Look, and once more if claims were found that may be taken over; returns what `look` does.
+    async def refresh_and_take_over(self) -> tuple[str, ...]:
+        """Refresh, and once more if claims were found that may be taken over; returns what `refresh` does.
 
         Raises:
             JournalUnavailable: the store gave no answer.
         """
-        table = await self.look()
+        table = await self.refresh()
         if any(self._may_take_over(partition, table) for partition in self._seen):
-            table = await self.look()
+            table = await self.refresh()
         return table
 
     def _may_take_over(self, partition: int, table: tuple[str, ...]) -> bool:
-        return bool(self._is_wanted(partition, table) and self._expected(partition)[0])
+        return bool(self._is_wanted(partition, table) and self._seen.takeable(partition)[0])
 
-    def look_soon(self) -> None:
-        """Something has changed: look at once, not when it is time."""
-        self._look_now.set()
+    def refresh_soon(self) -> None:
+        """Something has changed: refresh at once, not when it is time."""
+        self._refresh_now.set()
 
     async def run(self) -> None:
         """Watch the leases, claim what this node should own, hand over the rest. Runs until cancelled."""
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(self._watch)
             while True:
-                await self._wait_for_look()
+                await self._wait_for_refresh()
                 if not self.journal.available:
                     continue
                 try:
-                    table = await self.look_and_take_over()
+                    table = await self.refresh_and_take_over()
                     await self._end_losses()
                 except JournalUnavailable as error:
-                    logger.info("cannot look at the partitions now: %s", error)
+                    logger.info("cannot read the leases of the partitions now: %s", error)
                     continue
                 for partition in self._to_hand_over(table):
                     self._handing.add(partition)
                     task_group.start_soon(self._hand_over, partition)
 
-    async def _wait_for_look(self) -> None:
-        """Return when it is time for the next look: soon where a lease ends, or somebody asks for it."""
-        wait_s = self.lease_ttl_s / LOOKS_A_LEASE
-        for seen in self._seen.values():
-            left_s = self._left_s(seen)
-            if left_s > 0:
-                wait_s = min(wait_s, left_s)
-        await anyio.sleep(LOOK_PAUSE_S)
-        with anyio.move_on_after(max(0.0, wait_s - LOOK_PAUSE_S)):
-            await self._look_now.wait()
-        self._look_now = anyio.Event()
+    async def _wait_for_refresh(self) -> None:
+        """Return when it is time for the next refresh: soon where a lease ends, or one is asked for."""
+        wait_s = self._seen.first_end_s(self.leases.times.ttl_s / REFRESHES_PER_LEASE)
+        await anyio.sleep(REFRESH_PAUSE_S)
+        with anyio.move_on_after(max(0.0, wait_s - REFRESH_PAUSE_S)):
+            await self._refresh_now.wait()
+        self._refresh_now = anyio.Event()
 
     def _to_hand_over(self, table: tuple[str, ...]) -> list[int]:
         if self._leaving:
@@ -332,58 +298,27 @@ class Membership:
     async def _watch(self) -> None:
         """End what outlived its lease. Sleeps, *re-reads* what the keeper published, then decides."""
         while True:
-            if self.keeper is not None:
-                self.keeper.beat = time.monotonic()
-                if self.keeper.crash is not None:
-                    raise self.keeper.crash
-                ended = [
-                    partition
-                    for partition in self.owned()
-                    if elapsed_s(self._renewed[partition]) >= self._usable_s
-                ]
+            keeper = self.leases.keeper
+            if keeper is not None:
+                keeper.beat = time.monotonic()
+                if keeper.crash is not None:
+                    raise keeper.crash
+                ended = [partition for partition in self.owned() if self.leases.has_run_out(partition)]
                 for partition in ended:
                     self.lose(partition, "its lease was not renewed in time")
                 if ended:
                     logger.warning("the leases of %d partitions were not renewed in time", len(ended))
             if self.nodes.find_dead():
-                self.look_soon()
+                self.refresh_soon()
             await anyio.sleep(WATCH_INTERVAL_S)
-
-    def _expected(self, partition: int) -> tuple[str, int]:
-        """The lease that may be taken over, as `(claim, renewals)`; `("", 0)` for a free one only."""
-        seen = self._seen.get(partition)
-        if seen is None:
-            return "", 0
-        is_dead = seen.holder is not None and self.nodes.knows_dead(seen.holder)
-        may_be_taken = seen.is_ours or is_dead or self._left_s(seen) <= 0
-        return (seen.claim, seen.renewals) if may_be_taken else ("", 0)
-
-    def _left_s(self, seen: _Seen) -> float:
-        """How long somebody's lease may last yet: as long as ours, or as its holder says, if that is longer."""
-        said_s = seen.holder.lease_ttl_s if seen.holder is not None else 0.0
-        return max(self.lease_ttl_s, said_s) - elapsed_s(seen.since)
-
-    def _observe(self, partition: int, held: LeaseHeld | LeaseState) -> None:
-        if not held.claim:
-            self._seen.pop(partition, None)
-            return
-        seen = self._seen.get(partition)
-        if seen is None or (seen.claim, seen.renewals) != (held.claim, held.renewals):
-            holder = NodeIdentity.decode(held.node)
-            is_ours = holder is not None and holder.node_id == self.nodes.node_id
-            seen = _Seen(held.claim, held.renewals, instant_now(), holder, is_ours)
-            self._seen[partition] = seen
 
     def _hold(self, partition: int, claim: str, sent: Instant) -> None:
         """Keep the lease of a partition alive."""
-        self._seen.pop(partition, None)
-        self._renewed[partition] = sent
-        if self.keeper is not None:
-            self.keeper.claims[partition] = claim
+        self._seen.forget(partition)
+        self.leases.hold(partition, claim, sent)
 
     def _take(self, partition: int, claim: str, epoch: int) -> None:
-        self.epochs[partition] = epoch
-        self.claims[partition] = claim
+        self.leases.take(partition, claim, epoch)
         self.host.claimed(partition)
 
     # Lost history.
@@ -392,20 +327,20 @@ class Membership:
         """Stop owning a partition whose store went back in time, and claim it anew when that can be."""
         before = self._losses.get(partition)
         was_owned = bool(self.claims[partition]) or (before is not None and before.was_owned)
-        self._losses[partition] = _Loss(instant_now(), was_owned)
+        self._losses[partition] = _Loss(since=instant_now(), was_owned=was_owned)
         if self.claims[partition]:
             self.lose(partition, why)
         else:
-            self._forget(partition)
+            self.leases.forget(partition)
 
     def _claimed_anew(self, partition: int) -> bool:
         """Whether a partition that lost history is held already; if its lease ran out, it is not any more."""
         loss = self._losses.get(partition)
         if loss is None or not loss.claim:
             return False
-        if self.keeper is not None and elapsed_s(self._renewed[partition]) >= self._usable_s:
+        if self.leases.has_run_out(partition):
             loss.claim = ""
-            self._forget(partition)
+            self.leases.forget(partition)
         return bool(loss.claim)
 
     async def _end_losses(self) -> None:
@@ -420,13 +355,13 @@ class Membership:
                 continue  # it lost history once more meanwhile
             if loss.claim and not loss.settled:
                 loss.claim = ""
-                self._forget(partition)
-            elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.lease_ttl_s:
+                self.leases.forget(partition)
+            elif self._claimed_anew(partition) and elapsed_s(loss.since) >= self.leases.times.ttl_s:
                 del self._losses[partition]
                 self._take(partition, loss.claim, loss.epoch)
 
     async def _try_to_settle(self, partition: int, claim: str) -> bool | None:
-        """As `settle_lost`; None where the partition's store gives no answer: the others need not wait for it."""
+        """As `settle_lost`; None where the partition's store gives no answer, so that the others need not wait for it."""
         try:
             return await self.host.settle_lost(partition, claim)
         except JournalUnavailable as error:
@@ -437,14 +372,8 @@ class Membership:
         """Stop owning a partition now. Its scope ends; its dispatches are for the next owner to settle."""
         if not self.claims[partition]:
             return
-        self._forget(partition)
+        self.leases.forget(partition)
         self.host.lost(partition, why)
-
-    def _forget(self, partition: int) -> None:
-        self.claims[partition] = ""
-        self._renewed[partition] = NEVER
-        if self.keeper is not None:
-            self.keeper.claims[partition] = ""
 
     # Giving up.
 
@@ -466,7 +395,7 @@ class Membership:
             result = await self.journal.request(Release(partition, claim))
             if not isinstance(result, Rejected):
                 if self.claims[partition] == claim:  # it may have been lost, and claimed anew, meanwhile
-                    self._forget(partition)
+                    self.leases.forget(partition)
                 return isinstance(result, Released)
             left = await self.journal.request(Sweep(partition, claim, own_from=own_from))
             if isinstance(left, Swept):
@@ -478,7 +407,7 @@ class Membership:
         try:
             return await self.release(partition)
         except JournalUnavailable as error:
-            logger.info("partition %d is left to its lease: %s", partition, error)
+            logger.info("partition %d could not be released; its lease will run out: %s", partition, error)
             return False
 
     async def release_all(self) -> int:
@@ -500,7 +429,7 @@ class Membership:
             is_free = isinstance(result, Released)
             if isinstance(result, Rejected) and self.claims[partition]:
                 is_free = await self._try_to_release(partition)
-            self._forget(partition)
+            self.leases.forget(partition)
             kept += not is_free
         failures = [result for result in results if isinstance(result, JournalUnavailable)]
         if failures and len(failures) == len(results):

@@ -3,7 +3,7 @@
 It announces this node again and again, and watches how often the others do. One whose count stands still for a
 lease on this node's clock is taken for dead, one that was a process of this host and is gone at once. Views of
 two nodes may differ for a moment: then both believe that a partition should be theirs, or neither does. Claims
-settle the first, and the next look the second.
+settle the first, and the next refresh the second.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ("NodeRecord", "Nodes", "Peer")
 
 #: An entry of a node that has been dead for so many leases is taken off.
 FORGET_AFTER_LEASES: Final = 10
-#: How long somebody who looks for the first time watches others: a little longer than they may keep silent.
+#: How long a node that does not announce itself watches others: a little longer than they may keep silent.
 WATCHED_LEASES: Final = 1.05
 #: Pairs of a node and a partition above which the table is computed in a thread: that takes some 10 ms.
 PAIRS_INLINE_MAX: Final = 5_000
 
 
-@frozen
+@frozen(kw_only=True)
 class NodeRecord:
     """What a node says of itself."""
 
@@ -55,7 +55,14 @@ class NodeRecord:
         cls, identity: NodeIdentity, service: str, kinds: Iterable[str], weight: float
     ) -> NodeRecord:
         """The record of a node of this process."""
-        return cls(identity, socket.gethostname(), service, frozenset(kinds), weight, release=_release())
+        return cls(
+            identity=identity,
+            host=socket.gethostname(),
+            service=service,
+            kinds=frozenset(kinds),
+            weight=weight,
+            release=_release(),
+        )
 
     def encode(self) -> bytes:
         """The stored form."""
@@ -101,21 +108,21 @@ def _decode(data: bytes) -> NodeRecord | None:
         if identity is None:
             return None
         record = NodeRecord(
-            identity,
-            str(plain["host"]),
-            str(plain["service"]),
-            frozenset(map(str, plain["kinds"])),
-            float(plain["weight"]),
-            int(plain["protocol"]),
-            str(plain["release"]),
-            bool(plain["draining"]),
+            identity=identity,
+            host=str(plain["host"]),
+            service=str(plain["service"]),
+            kinds=frozenset(map(str, plain["kinds"])),
+            weight=float(plain["weight"]),
+            protocol=int(plain["protocol"]),
+            release=str(plain["release"]),
+            is_draining=bool(plain["draining"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return record if 0 < record.weight < float("inf") else None
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Peer:
     """Another node, and since when its count stands still."""
 
@@ -145,7 +152,7 @@ class Nodes:
     lease_ttl_s: float
     same_host_takeover: bool
     _peers: dict[str, Peer] = field(factory=dict[str, Peer], init=False)
-    #: This node has taken itself off: a look that was under way must not bring it back.
+    #: This node has taken itself off: a refresh that was under way must not bring it back.
     _has_left: bool = field(default=False, init=False)
     _table: tuple[tuple[Candidate, ...], int, tuple[str, ...]] = field(default=((), 0, ()), init=False)
 
@@ -217,19 +224,24 @@ class Nodes:
         for entry in entries:
             if entry.node_id == self.node_id:
                 if entry.is_draining and not self.is_draining:
-                    logger.warning("this node was asked to drain: it gives up what it owns")
+                    logger.warning("this node was asked to drain; it is giving up what it owns")
                     self.drain()
                 continue
             peer = before.get(entry.node_id)
             if peer is None or peer.beats != entry.beats:
-                record = NodeRecord.decode(entry.record)
-                peer = Peer(entry.node_id, record, entry.beats, instant_now(), entry.is_draining)
+                peer = Peer(
+                    node_id=entry.node_id,
+                    record=NodeRecord.decode(entry.record),
+                    beats=entry.beats,
+                    since=instant_now(),
+                    is_draining=entry.is_draining,
+                )
             peer.is_draining = entry.is_draining
             self._peers[entry.node_id] = peer
         self.find_dead()
 
     def find_dead(self) -> bool:
-        """Look whether processes of this host are gone; returns whether one was found that was not known."""
+        """Check whether processes of this host are gone; returns whether one was found that was not known."""
         found = False
         if self.same_host_takeover:
             for peer in self._peers.values():
@@ -238,13 +250,13 @@ class Nodes:
         return found
 
     def knows_dead(self, identity: NodeIdentity) -> bool:
-        """Whether somebody was a process of this very host, is certainly gone, and may be succeeded at once."""
+        """Whether a node was a process of this very host, is certainly gone, and may be succeeded at once."""
         return self.same_host_takeover and self.record.identity.knows_dead(identity)
 
     def suspect(self, node_id: str) -> None:
         """A lease of a node has run out: it is dead until it is heard of again.
 
-        Unless it was heard of just now: then it is this node that has not looked for long.
+        Unless it was heard of just now: then it is this node that has not read the lease for long.
         """
         peer = self._peers.get(node_id)
         if peer is not None and elapsed_s(peer.since) >= self.lease_ttl_s / 2:
@@ -252,8 +264,8 @@ class Nodes:
 
     def is_live(self, peer: Peer) -> bool:
         """Whether a node has announced itself within a lease: ours or its own, whichever is longer."""
-        said_s = peer.record.identity.lease_ttl_s if peer.record is not None else 0.0
-        return not peer.is_dead and elapsed_s(peer.since) < max(self.lease_ttl_s, said_s)
+        claimed_s = peer.record.identity.lease_ttl_s if peer.record is not None else 0.0
+        return not peer.is_dead and elapsed_s(peer.since) < max(self.lease_ttl_s, claimed_s)
 
     def peers(self) -> list[Peer]:
         """The other nodes of the namespace, dead ones among them."""
@@ -281,7 +293,7 @@ class Nodes:
         self._table = ((), 0, ())
 
     async def placement(self, partitions: int) -> tuple[str, ...]:
-        """The id of the node that should own each partition; "" where nobody can."""
+        """The id of the node that should own each partition; "" where none can."""
         candidates = self._candidates()
         known_for, known_partitions, table = self._table
         if candidates != known_for or partitions != known_partitions:

@@ -1,6 +1,6 @@
 """Which node should own which partition: a pure function of the nodes that are there.
 
-Every node computes the same table from the same nodes, so nobody has to be elected to decide. A partition and a
+Every node computes the same table from the same nodes, so no node has to be elected to decide. A partition and a
 node have a score (weighted rendezvous hashing: Thaler and Ravishankar 1998, with the logarithm of Schindelhauer
 and Schomaker 2005), and each node has a quota, its share of the partitions rounded up or down. The highest
 scores are granted first, while the quotas last.
@@ -39,7 +39,7 @@ class Candidate:
 def eligible(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Those that partitions are given to, in the order of their ids.
 
-    A partition holds entities of all kinds of its service. So nodes that offer every kind that anybody offers
+    A partition holds entities of all kinds of its service. So nodes that offer every kind that any node offers
     come first; where there is none, all that offer any take part.
     """
     offering = sorted(candidate for candidate in candidates if candidate.kinds)

@@ -12,7 +12,7 @@ the system is left: a sender that is cancelled takes nothing with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -26,28 +26,36 @@ from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUna
 from atomic_actors.journal.commit._commit_queue import CommitQueue, CrashSink
 from atomic_actors.journal.commit._commit_queues import CommitQueues
 
-__all__ = ("Outlets",)
+__all__ = ("JournalFactory", "Outlets")
 
-#: How long opening may take for the relay, which has nobody waiting for it.
+#: How long opening may take for the relay, where no caller limits it.
 OPEN_LIMIT_S: Final = 10.0
 
 
-class _Outlet:
-    """One other service. `ready` is set when it is open, or will not be."""
+class JournalFactory(Protocol):
+    """Makes the journals of other services in the same store."""
 
-    def __init__(self, service: str, journal: Journal, queues: CommitQueues) -> None:
-        self.service = service
-        self.journal = queues.around(journal, crashes=self)
-        self.scope = anyio.CancelScope()
-        self.ready = anyio.Event()
-        self.is_open = False
-        self.error: Exception | None = None
+    def make_journal(self, settings: JournalSettings) -> Journal:
+        """A journal of a service, which is not open yet."""
+        ...
+
+
+@define(eq=False)
+class _Outlet:
+    """One other service. `ready` is set when it is open, or will not be. Learns of its journal's crash."""
+
+    service: str
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
+    ready: anyio.Event = field(factory=anyio.Event, init=False)
+    #: Its journal, while it is open.
+    journal: CommitQueue | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
 
     def crashed(self, error: BaseException) -> None:
-        """See `CrashSink`. That service's half of the store is wrong, which is no reason to end this one."""
+        """Close the way. That service's half of the store is wrong, which does not concern this service."""
         logger.error("the way to service %r is closed: %s", self.service, error)
         self.error = error if isinstance(error, Exception) else None
-        self.is_open = False
+        self.journal = None
         self.scope.cancel()
 
 
@@ -58,17 +66,17 @@ class Outlets:
     Args:
         namespace: whose services they are.
         service: this node's own.
-        open_journal: makes a journal with other settings in the same store; None where there can be none.
-        queues: puts a commit queue around a journal.
         known: finds out which service a kind belongs to.
-        crashes: told when an outlet ends by its own fault.
+        journals: makes journals with other settings; None where there are no other services.
+        queues: puts a commit queue around a journal.
+        crashes: ends the system when an outlet ends by its own fault.
     """
 
     namespace: str
     service: str
-    open_journal: Callable[[JournalSettings], Journal] | None
-    queues: CommitQueues
     known: KnownKinds
+    journals: JournalFactory | None
+    queues: CommitQueues
     crashes: CrashSink
     _outlets: dict[str, _Outlet] = field(factory=dict[str, _Outlet], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
@@ -85,7 +93,7 @@ class Outlets:
     def get(self, service: str) -> CommitQueue | None:
         """The journal of a service, if it is open."""
         outlet = self._outlets.get(service)
-        return outlet.journal if outlet is not None and outlet.is_open else None
+        return outlet.journal if outlet is not None else None
 
     async def open(self, kind: KnownKind) -> CommitQueue:
         """The journal of a kind's service; opened, where it is not.
@@ -98,29 +106,31 @@ class Outlets:
         if outlet is None:
             outlet = self._begin(kind)
         await outlet.ready.wait()
-        if outlet.is_open:
+        if outlet.journal is not None:
             return outlet.journal
         if isinstance(outlet.error, AtomicActorsError):
             raise outlet.error
         why = outlet.error or "the actor system is being left"
         raise StoreUnavailable(
-            f"nothing was sent: no way to service {kind.service!r}: {why}"
+            f"nothing was sent: service {kind.service!r} cannot be reached: {why}"
         ) from outlet.error
 
     def _begin(self, kind: KnownKind) -> _Outlet:
-        if self._task_group is None or self.open_journal is None:
-            raise StoreUnavailable(f"nothing was sent: there is no way to service {kind.service!r} from here")
-        journal = self.open_journal(kind.journal_settings(self.namespace))
-        outlet = _Outlet(kind.service, journal, self.queues)
+        if self._task_group is None or self.journals is None:
+            raise StoreUnavailable(f"nothing was sent: service {kind.service!r} cannot be reached from here")
+        outlet = _Outlet(kind.service)
+        journal = self.queues.around(
+            self.journals.make_journal(kind.journal_settings(self.namespace)), crashes=outlet
+        )
         self._outlets[kind.service] = outlet
-        self._task_group.start_soon(self._keep_open, outlet)
+        self._task_group.start_soon(self._keep_open, outlet, journal)
         return outlet
 
-    async def _keep_open(self, outlet: _Outlet) -> None:
+    async def _keep_open(self, outlet: _Outlet, journal: CommitQueue) -> None:
         try:
             with outlet.scope:
-                async with outlet.journal:
-                    outlet.is_open = True
+                async with journal:
+                    outlet.journal = journal
                     outlet.ready.set()
                     await anyio.sleep_forever()
         except (JournalUnavailable, AtomicActorsError) as error:
@@ -129,8 +139,8 @@ class Outlets:
             outlet.error = error
             self.crashes.crashed(error)
         finally:
-            outlet.is_open = False
-            # The next one who needs it tries again.
+            outlet.journal = None
+            # The next message tries again.
             if self._outlets.get(outlet.service) is outlet:
                 del self._outlets[outlet.service]
             outlet.ready.set()
@@ -162,7 +172,10 @@ class Outlets:
                     journal = await self.open(known)
                 else:
                     logger.error(
-                        "messages wait for service %r, but kind %r is of %r", service, kind, known.service
+                        "messages wait for service %r, but kind %r belongs to %r",
+                        service,
+                        kind,
+                        known.service,
                     )
             except AtomicActorsError as error:
                 logger.warning("messages wait for service %r, which cannot be reached: %s", service, error)
@@ -171,4 +184,5 @@ class Outlets:
     def forsake(self, partition: int) -> None:
         """A partition of this node has lost history: send nothing any more that was read from it."""
         for outlet in self._outlets.values():
-            outlet.journal.forsake(f"{self.service}/{partition}")
+            if outlet.journal is not None:
+                outlet.journal.forsake(f"{self.service}/{partition}")

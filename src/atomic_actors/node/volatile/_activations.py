@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -105,22 +105,36 @@ class Failed:
         self.error = error
 
 
+class _Mailbox(deque[Waiting]):
+    """What waits for one entity, and what the entity's task waits with while nothing does."""
+
+    waiter: Cell[None] | None = None
+
+    def put(self, waiting: Waiting) -> None:
+        self.append(waiting)
+        self.wake()
+
+    def wake(self) -> None:
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            waiter.set(None)
+
+
 @define(eq=False)
 class _VolatileActivation:
     owner: VolatileKinds
     kind: Kind
     ref: EntityRef
     partition: int
-    #: Asked to passivate.
-    closing: bool
+    #: closing: asked to passivate; lost: its node does not own the partition any more, so that it is being
+    #: cancelled, and nothing may begin in it.
+    status: Literal["active", "closing", "lost"]
     used_at_s: float = field(init=False)
     #: Its `committed` bytes are those after the last turn that ended well: what a failed turn goes back to.
     state: EntityState = field(init=False)
-    #: Its node does not own the partition any more: it is being cancelled, and nothing may begin in it.
-    is_lost: bool = field(default=False, init=False)
     is_running: bool = field(default=False, init=False)
-    mailbox: deque[Waiting] = field(factory=deque[Waiting], init=False)
-    idle: Cell[None] | None = field(default=None, init=False)
+    mailbox: _Mailbox = field(factory=_Mailbox, init=False)
     turn_scope: TurnScope = field(factory=TurnScope, init=False)
     context: TurnContext = field(init=False)
     _instance: Any = field(default=None, init=False)
@@ -145,22 +159,9 @@ class _VolatileActivation:
             raise NotSupported("context.start_soon: only while the handler runs")
         self._children.start(function, args)
 
-    def put(self, waiting: Waiting) -> None:
-        self.mailbox.append(waiting)
-        idle = self.idle
-        if idle is not None:
-            self.idle = None
-            idle.set(None)
-
-    def wake(self) -> None:
-        idle = self.idle
-        if idle is not None:
-            self.idle = None
-            idle.set(None)
-
     def end(self) -> None:
         """Cancel what runs: the partition belongs to nobody here. What has not begun does not run."""
-        self.is_lost = True
+        self.status = "lost"
         lost = Failed(OwnerUnavailable(f"{self.ref}: its partition was lost before the message began"))
         while self.mailbox:
             self.mailbox.popleft().resolve(lost)
@@ -173,7 +174,7 @@ class _VolatileActivation:
         ended_well = False
         try:
             async with anyio.create_task_group() as self._children.task_group:
-                if not self.is_lost:
+                if self.status != "lost":
                     await self._start()
                     await self._serve()
                     await self._stop()
@@ -197,7 +198,7 @@ class _VolatileActivation:
         mailbox, owner, partition, turn_scope = self.mailbox, self.owner, self.partition, self.turn_scope
         while True:
             while mailbox:
-                if self.is_lost:
+                if self.status == "lost":
                     return
                 waiting = mailbox.popleft()
                 if not waiting.done and (owner.owns(partition) or self._give_back(waiting)):
@@ -206,10 +207,10 @@ class _VolatileActivation:
                     self.is_running, turn_scope.deadline_s = False, 0.0
                     if turn_scope.cut_by is not None:
                         return
-            if self.closing or self.is_lost:
+            if self.status != "active":
                 return
-            self.idle = owner.backend.new_cell()
-            await self.idle
+            mailbox.waiter = owner.backend.new_cell()
+            await mailbox.waiter
 
     def _give_back(self, waiting: Waiting) -> bool:
         text = f"{self.ref}: this node did not own its partition when the message was to begin"
@@ -238,11 +239,11 @@ class _VolatileActivation:
         failure = Failed(_handler_failed(error))
         while self.mailbox:
             self.mailbox.popleft().resolve(failure)
-        self.closing = True
+        self.status = "closing"
 
     async def _stop(self) -> None:
         hook = self.kind.spec.on_passivate
-        if self.is_lost:
+        if self.status == "lost":
             return
         if hook is not None and self._instance is not None:
             try:
@@ -372,7 +373,7 @@ class VolatileKinds:
 
     def owns(self, partition: int) -> bool:
         """Whether this node's lease on a partition certainly holds, and it is not being released."""
-        return self.membership.is_valid(partition) and partition not in self.releasing
+        return self.membership.leases.is_valid(partition) and partition not in self.releasing
 
     def claim_of(self, partition: int) -> str:
         """The claim under which others may send messages here; "" where they are for the next owner."""
@@ -414,14 +415,16 @@ class VolatileKinds:
         Raises:
             NotExecuted: as of `ask`.
         """
-        self._activation(kind, ref, partition).put(waiting)
+        self._activation(kind, ref, partition).mailbox.put(waiting)
         if waiting.deadline_s != float("inf"):
             self._ends.add(waiting.deadline_s, waiting)
 
     def tell(self, kind: Kind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
         """Hand a message over; it is handled at most once."""
         handler_message, handler = self._handler(kind, message)
-        self._activation(kind, ref, partition).put(Waiting(handler_message, handler, None, is_asked=False))
+        self._activation(kind, ref, partition).mailbox.put(
+            Waiting(handler_message, handler, None, is_asked=False)
+        )
         self._told += 1
         return Receipt(f"{ref}/{self._told:032x}", ref)
 
@@ -464,7 +467,8 @@ class VolatileKinds:
 
     def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
         assert self._task_group is not None
-        activation = _VolatileActivation(self, kind, ref, partition, closing=self.is_draining(partition))
+        status: Literal["active", "closing"] = "closing" if self.is_draining(partition) else "active"
+        activation = _VolatileActivation(self, kind, ref, partition, status)
         self._by_ref[ref] = activation
         self._task_group.start_soon(activation.run)
         return activation
@@ -475,15 +479,16 @@ class VolatileKinds:
 
     def _evict(self) -> bool:
         for activation in self._by_ref.values():
-            if not activation.is_running and not activation.mailbox and not activation.closing:
+            if not activation.is_running and not activation.mailbox and activation.status != "closing":
                 self.close(activation)
                 return True
         return False
 
     def close(self, activation: _VolatileActivation) -> None:
         """Ask an activation to passivate."""
-        activation.closing = True
-        activation.wake()
+        if activation.status == "active":
+            activation.status = "closing"
+        activation.mailbox.wake()
 
     def ended(self, activation: _VolatileActivation, *, ended_well: bool) -> None:
         """An activation is gone; what came while it went to sleep wakes its successor."""
@@ -517,7 +522,7 @@ class VolatileKinds:
     def passivate(self, ref: EntityRef) -> bool:
         """Ask an entity to go to sleep; returns whether it was alive."""
         activation = self._by_ref.get(ref)
-        if activation is None or activation.closing:
+        if activation is None or activation.status == "closing":
             return False
         self.close(activation)
         return True

@@ -344,7 +344,7 @@ class NodeJournal:
         """See `WithStore.make_store`."""
         node, config = self.node, self.node.world.config
         return Store(
-            self,
+            journal=self,
             exchange=NodeMessenger(node.channels),
             history=self.history,
             directory=_NodeDirectory(self, node.world.store.directory),
@@ -502,7 +502,7 @@ class _TaskKeeper(Keeper):
     node: SimulatedNode
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
 
-    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+    def start(self) -> None:
         self.node.process.start_soon(self.node.world.nursery, self._run)
 
     async def aclose(self, timeout_s: float) -> None:

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from rich.text import Text
 
 from atomic_actors._system import ActorSystem
-from atomic_actors.node.operations._reports import ALL, NodeInfo, PartitionInfo
+from atomic_actors.node.operations._reports import NodeInfo, PartitionInfo
 from atomic_actors.tools.cli._misused import Misused
 from atomic_actors.tools.cli._operation import StoreOptions, operate
 from atomic_actors.tools.cli._screen import Screen, plain_table, printable
@@ -96,11 +96,13 @@ def drain(
     screen = Screen()
     if (node_id is None) != every:
         raise Misused("name the node to drain, as `atomic-actors nodes` shows it, or write --all")
-    target = ALL if node_id is None else node_id
 
     async def work(system: ActorSystem) -> None:
         with screen.status("waiting until everything is handed over"):
-            await system.drain(target, timeout_s=timeout)
+            if node_id is None:
+                await system.drain_all(timeout_s=timeout)
+            else:
+                await system.drain(node_id, timeout_s=timeout)
 
     operate(store, screen, work)
     screen.say(

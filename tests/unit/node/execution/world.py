@@ -143,6 +143,10 @@ class Leases:
     def __attrs_post_init__(self) -> None:
         self.claims, self.epochs = [""] * self.partitions, [0] * self.partitions
 
+    @property
+    def leases(self) -> Leases:
+        return self
+
     def is_valid(self, partition: int) -> bool:
         return bool(self.claims[partition]) and partition not in self.run_out
 

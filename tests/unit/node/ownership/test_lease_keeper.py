@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from attrs import evolve
 
 from atomic_actors.node.ownership import _identity
 from atomic_actors.node.ownership._identity import NodeIdentity
@@ -36,11 +37,11 @@ class HalfAnswered:
 
 def test_what_is_not_known_keeps_its_instant() -> None:
     client = HalfAnswered()
-    keeper = LeaseKeeper(3, 0.01, client, 60.0)
+    keeper = LeaseKeeper(partitions=3, interval_s=0.01, client=client, loop_stall_limit_s=60.0)
     before = instant_now()
     keeper.claims[:] = ["a", "b", "c"]
     keeper.renewed[:] = [before] * 3
-    keeper.start(lambda error: None)
+    keeper.start()
     try:
         assert client.called.wait(10)
     finally:
@@ -52,8 +53,8 @@ def test_what_is_not_known_keeps_its_instant() -> None:
 
 def test_a_process_that_may_not_be_looked_at_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where /proc is mounted with hidepid, or a service has ProtectProc=invisible."""
-    ours = NodeIdentity("a", "boot", "pid:[1]", os.getpid(), "1")
-    other = NodeIdentity("b", "boot", "pid:[1]", 4321, "1")
+    ours = NodeIdentity(node_id="a", boot_id="boot", pid_namespace="pid:[1]", pid=os.getpid(), start_time="1")
+    other = evolve(ours, node_id="b", pid=4321)
 
     def hidden(pid: int) -> str:
         return ""

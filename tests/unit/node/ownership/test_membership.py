@@ -28,10 +28,11 @@ from atomic_actors.journal._protocol import (
 )
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.memory._journal import MemoryJournal
-from atomic_actors.node.ownership import _membership
+from atomic_actors.node.ownership import _leases
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import Instant
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
+from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases, SeenLeases
 from atomic_actors.node.ownership._membership import Membership
 from atomic_actors.node.ownership._peers import NodeRecord, Nodes
 
@@ -57,17 +58,14 @@ class Node:
 
     def __attrs_post_init__(self) -> None:
         self.membership = Membership(
-            self.journal,
-            Nodes(
+            journal=self.journal,
+            nodes=Nodes(
                 None,
                 NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0),
                 LEASE_S,
                 False,
             ),
-            1,
-            None,
-            LEASE_S,
-            LEASE_S / 4,
+            leases=OwnLeases(1, None, LeaseTimes(ttl_s=LEASE_S, margin_s=LEASE_S / 4)),
         )
         self.membership.start(self)
 
@@ -94,7 +92,7 @@ class Node:
 
     async def settle_lost(self, partition: int, claim: str) -> bool:
         answer = self.answers.pop(0) if self.answers else True
-        assert not self.membership.is_valid(partition)
+        assert not self.membership.leases.is_valid(partition)
         assert isinstance((await self.store.execute([Renew(0, claim)])).results[0], Renewed)
         self._note(f"settled: {answer}")
         self.claims[-1] = claim
@@ -117,7 +115,7 @@ async def owner() -> AsyncGenerator[Node]:
     store = MemoryJournal(JournalSettings(partitions=1))
     async with GroupCommit(store) as journal, anyio.create_task_group() as task_group:
         node = Node(store, journal)
-        await node.membership.look_and_take_over()
+        await node.membership.refresh_and_take_over()
         assert node.log == ["claimed"]
         task_group.start_soon(node.membership.run)
         yield node
@@ -136,7 +134,7 @@ async def test_it_is_claimed_anew_and_rests_for_a_lease() -> None:
         assert node.times_s[-2] - noticed_s < LEASE_S <= node.times_s[-1] - noticed_s
         assert (await node.audit()).incarnation > before.incarnation
         assert node.membership.epochs[0] > epoch
-        assert node.membership.is_valid(0)
+        assert node.membership.leases.is_valid(0)
 
 
 async def test_nobody_else_gets_it_while_it_rests() -> None:
@@ -144,8 +142,8 @@ async def test_nobody_else_gets_it_while_it_rests() -> None:
         first = node.membership.claims[0]
         node.membership.lose_history(0, "gone")
         # This node's own lease need not run out: nothing runs under it any more.
-        await node.membership.look()
-        await node.membership.look()
+        await node.membership.refresh()
+        await node.membership.refresh()
         stale, other = (
             await node.store.execute([Renew(0, first), ClaimPartition(0, "other", b"other", first, 0)])
         ).results
@@ -178,8 +176,8 @@ async def test_what_cannot_be_settled_is_claimed_once_more() -> None:
 async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
     async with owner() as node:
         node.membership.lose_history(0, "gone")
-        await node.membership.look()
-        await node.membership.look()
+        await node.membership.refresh()
+        await node.membership.refresh()
         assert await node.membership.release_all() == 0
         assert node.log[-1] == "settled: True"
         claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]
@@ -197,7 +195,7 @@ async def test_a_late_release_leaves_a_newer_claim_alone() -> None:
                 result = (await node.store.execute([step])).results[0]
                 membership.lose(0, "late")
                 membership.journal = node.journal
-                await membership.look()
+                await membership.refresh()
                 return result
 
         late: Any = Late()
@@ -215,18 +213,18 @@ async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
         claim = ClaimPartition(0, "other", patient)
         assert isinstance((await node.store.execute([claim])).results[0], Claimed)
         other = Node(node.store, node.journal)
-        await other.membership.look()
+        await other.membership.refresh()
         await anyio.sleep(LEASE_S * 1.2)
-        await other.membership.look()
+        await other.membership.refresh()
         assert other.log == []
         await anyio.sleep(LEASE_S * 3)
-        await other.membership.look()
+        await other.membership.refresh()
         assert other.log == ["claimed"]
 
 
 @define(eq=False)
 class DriftingClock:
-    """A clock that is as much too fast as its rate says, and what `_membership` reads while it is set."""
+    """A clock that is as much too fast as its rate says, and what `_leases` reads while it is set."""
 
     rate: float
     true_s: float = 1_000.0
@@ -248,19 +246,22 @@ def test_an_owner_ends_before_its_successor_begins(drift: float, monkeypatch: py
         interval_s=config.lease_renew_interval_s,
         loop_stall_limit_s=config.loop_stall_limit_s,
     )
-    owner, other = lone_membership(config, keeper), lone_membership(config, None)
+    times = LeaseTimes(ttl_s=config.lease_ttl_s, margin_s=config.lease_margin_s)
+    record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0)
+    owner = OwnLeases(1, keeper, times)
+    seen = SeenLeases(Nodes(None, record, times.ttl_s, False), times.ttl_s)
 
     def use(clock: DriftingClock) -> None:
-        monkeypatch.setattr(_membership, "instant_now", clock.now)
-        monkeypatch.setattr(_membership, "elapsed_s", clock.elapsed_s)
+        monkeypatch.setattr(_leases, "instant_now", clock.now)
+        monkeypatch.setattr(_leases, "elapsed_s", clock.elapsed_s)
 
     slow, fast = DriftingClock(1 - drift), DriftingClock(1 + drift)
     owner.claims[0], keeper.renewed[0] = "claim", slow.now()
     use(fast)
     # The renewal needed no time to the store, and the other one looked at once: it cannot come sooner.
-    other._observe(0, LeaseHeld(b"elsewhere", 1, "claim", 1))
+    seen.observe(0, LeaseHeld(b"elsewhere", 1, "claim", 1))
     overlap_s = 0.0
-    while other._left_s(other._seen[0]) > 0:
+    while seen.left_s(0) > 0:
         slow.true_s += 0.001
         fast.true_s += 0.001
     use(slow)
@@ -268,16 +269,3 @@ def test_an_owner_ends_before_its_successor_begins(drift: float, monkeypatch: py
         slow.true_s += 0.001
         overlap_s += 0.001
     assert overlap_s == 0.0
-
-
-def lone_membership(config: Config, keeper: LeaseKeeper | None) -> Membership:
-    """One that only counts the time."""
-    record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0)
-    return Membership(
-        GroupCommit(MemoryJournal(JournalSettings(partitions=1))),
-        Nodes(None, record, config.lease_ttl_s, False),
-        1,
-        keeper,
-        config.lease_ttl_s,
-        config.lease_margin_s,
-    )

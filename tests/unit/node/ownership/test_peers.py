@@ -21,7 +21,8 @@ LEASE_S = 0.5
 def nodes_of(directory: MemoryDirectory, *, host: str = "here") -> Nodes:
     # A strange boot id: whether it lives can only be told by its announcements.
     identity = evolve(NodeIdentity.of_this_process(), boot_id=host)
-    return Nodes(directory, NodeRecord(identity, host, "default", frozenset({"a"})), LEASE_S, True)
+    record = NodeRecord(identity=identity, host=host, service="default", kinds=frozenset({"a"}))
+    return Nodes(directory, record, LEASE_S, True)
 
 
 async def test_a_bystander_waits_until_it_knows_who_lives() -> None:

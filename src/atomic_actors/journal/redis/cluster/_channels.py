@@ -23,7 +23,8 @@ from coredis.connection import BaseConnection
 from atomic_actors.base._store_url import StoreLocation
 from atomic_actors.journal._protocol import JournalSettings
 from atomic_actors.journal.redis._channels import RedisChannels
-from atomic_actors.journal.redis._link import Connect, Link, connector, node_location
+from atomic_actors.journal.redis._link import Link
+from atomic_actors.journal.redis.cluster._servers import ClusterServers
 from atomic_actors.journal.redis.cluster._slots import Address, SlotMap, slot_of
 
 __all__ = ("ClusterChannels",)
@@ -38,13 +39,28 @@ class _Place:
     channels: dict[bytes, int] = field(factory=dict[bytes, int])
 
 
+class _AnyNode:
+    """Connects to one node of the cluster after the other (`Connector`): for plain channels each will do."""
+
+    def __init__(self, servers: ClusterServers, slots: SlotMap) -> None:
+        self._servers = servers
+        self._slots = slots
+        #: The node that was connected to last: the next connection goes to another one.
+        self._turn = 0
+
+    async def connect(self) -> BaseConnection:
+        nodes = self._slots.primaries() or list(self._slots.seeds)
+        self._turn += 1
+        return await self._servers.at(nodes[self._turn % len(nodes)]).connect()
+
+
 class ClusterChannels(RedisChannels):
     """Doorbells and replies over the nodes of a cluster; used like `RedisChannels`.
 
     Args:
         location: a `redis+cluster:` location.
         settings: the namespace and service.
-        slots: which primary has which slot; somebody else keeps it up to date.
+        slots: which primary has which slot; `ClusterNodes` keeps it up to date.
         answer_timeout_s: how long a connection may leave a question unanswered before it is given up.
     """
 
@@ -57,33 +73,17 @@ class ClusterChannels(RedisChannels):
         connect_timeout_s: float = 3.0,
         answer_timeout_s: float = 1.5,
     ) -> None:
+        self._servers = ClusterServers(location, connect_timeout_s=connect_timeout_s)
         super().__init__(
-            self._connect_to_any,
+            _AnyNode(self._servers, slots),
             settings,
             connect_timeout_s=connect_timeout_s,
             answer_timeout_s=answer_timeout_s,
+            counts_all=False,
         )
-        self._counts_everybody = False
-        self._location = location
         self._slots = slots
-        self._connectors: dict[Address, Connect] = {}
         self._places: dict[Address, _Place] = {}
         self._changed = anyio.Event()
-        #: The node that was connected to last for replies: the next one tries another.
-        self._turn = 0
-
-    def _connector(self, address: Address) -> Connect:
-        found = self._connectors.get(address)
-        if found is None:
-            found = self._connectors[address] = connector(
-                node_location(self._location, address), connect_timeout_s=self._connect_timeout_s
-            )
-        return found
-
-    async def _connect_to_any(self) -> BaseConnection:
-        nodes = self._slots.primaries() or list(self._slots.seeds)
-        self._turn += 1
-        return await self._connector(nodes[self._turn % len(nodes)])()
 
     def watch(self, partition: int) -> None:
         """Listen to one doorbell more. Once it is heard, the callback gets `(partition, "")`."""
@@ -100,10 +100,7 @@ class ClusterChannels(RedisChannels):
         for partition in partitions:
             self._bells[self.bell_channel(partition)] = partition
 
-        def on_change() -> None:
-            self._changed.set()
-
-        self._slots.on_change.append(on_change)
+        self._slots.add_watcher(self)
         try:
             async with anyio.create_task_group() as task_group:
                 while True:
@@ -111,8 +108,12 @@ class ClusterChannels(RedisChannels):
                     self._share_out(task_group, callback)
                     await self._changed.wait()
         finally:
-            self._slots.on_change.remove(on_change)
+            self._slots.remove_watcher(self)
             self._places.clear()
+
+    def slots_changed(self) -> None:
+        """See `SlotWatcher`."""
+        self._changed.set()
 
     def _share_out(self, task_group: TaskGroup, callback: Callable[[int, str], None]) -> None:
         """Listen to each wanted channel where its slot is, and to no other."""
@@ -126,13 +127,13 @@ class ClusterChannels(RedisChannels):
         for address, channels in wanted.items():
             place = self._places.get(address)
             if place is None:
-                link = Link(self._connector(address), connect_timeout_s=self._connect_timeout_s)
+                link = Link(self._servers.at(address), connect_timeout_s=self._connect_timeout_s)
                 place = self._places[address] = _Place(link, anyio.CancelScope(), channels)
                 task_group.start_soon(self._listen_at, place, callback)
                 continue
             before, place.channels = place.channels, channels
             connection = place.link.usable
-            # Without a connection there is nothing to tell: a new one subscribes to all that are wanted.
+            # Without a connection there is nothing to do: a new one subscribes to all that are wanted.
             if connection is not None:
                 for channel in before.keys() - channels.keys():
                     connection.send_command(b"SUNSUBSCRIBE", channel)
@@ -161,7 +162,7 @@ class ClusterChannels(RedisChannels):
                     place.link, partial(self._subscribe, place), on_push, on_end=self._slots.suspect
                 )
             finally:
-                place.link.close("nobody listens here any more")
+                place.link.close("nothing listens here any more")
 
     @staticmethod
     def _subscribe(place: _Place, connection: BaseConnection) -> None:

@@ -2,7 +2,7 @@
 
 The keys of a partition share one hash slot, so a call concerns one partition and goes to the primary that
 has its slot; calls to one primary are pipelined on one connection, and the primaries work side by side. What
-one of them cannot do stops nobody else: a call to a primary that is known to be away fails at once, while a
+one of them cannot do stops none of the others: a call to a primary that is known to be away fails at once, while a
 task of its own tries to reach it again.
 
 A slot may move at any time. Who has it now is learnt from the answers: `MOVED` (it has moved), `ASK` and
@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
+from attrs import define
 from coredis.connection import BaseConnection
 from coredis.exceptions import (
     AskError,
@@ -42,7 +43,6 @@ from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import BatchResult, JournalSettings, JournalUnavailable, Result, Step
 from atomic_actors.journal.redis._answers import read_results
 from atomic_actors.journal.redis._directory import RedisDirectory
-from atomic_actors.journal.redis._journal import StoreTerms, check_names, check_store_safety, check_version
 from atomic_actors.journal.redis._library import (
     COMMIT,
     REGISTER,
@@ -52,6 +52,7 @@ from atomic_actors.journal.redis._library import (
     registration,
 )
 from atomic_actors.journal.redis._link import explain
+from atomic_actors.journal.redis._store_checks import SafetyRules, check_names, check_version
 from atomic_actors.journal.redis._task_groups import detached_task_group
 from atomic_actors.journal.redis._wire import Wire
 from atomic_actors.journal.redis.cluster._nodes import ClusterNodes, Shard, name_of
@@ -59,13 +60,24 @@ from atomic_actors.journal.redis.cluster._slots import Address, parse_redirect, 
 
 __all__ = ("ClusterJournal",)
 
-#: Pauses before a call is sent again to a slot that is on the move.
+#: Pauses before a call is sent again to a slot that is moving.
 MOVING_PAUSE_FIRST_S: Final = 0.005
 MOVING_PAUSE_MAX_S: Final = 0.1
 #: A slot that has just moved is found at once; nodes that send us to and fro are left alone for a while.
 REDIRECTS_AT_ONCE: Final = 3
-#: Loads of the library for one call, which somebody may flush at any time.
+#: Loads of the library for one call; it may be flushed at any time.
 LOADS_MAX: Final = 3
+
+
+@define(eq=False)
+class _Partition:
+    """What is known of a partition."""
+
+    slot: int
+    #: Its own: shards answer side by side, and an answer of one says nothing of another.
+    history: CommitHistory
+    #: The connection over which its commit number was compared last.
+    compared: BaseConnection | None = None
 
 
 class ClusterJournal(AsyncContextManagerMixin):
@@ -81,7 +93,7 @@ class ClusterJournal(AsyncContextManagerMixin):
         fixes_partitions: whether this decides how many partitions the service has, where nothing did before.
 
     Raises:
-        InvalidConfig: the location is no cluster, or a name holds braces or control characters.
+        InvalidConfig: the location is not a cluster, or a name holds braces or control characters.
     """
 
     fails_by_partition = True
@@ -99,8 +111,8 @@ class ClusterJournal(AsyncContextManagerMixin):
     ) -> None:
         check_names(settings)
         if location.scheme is not StoreScheme.CLUSTER:
-            raise InvalidConfig(f"url: {location} is no cluster")
-        self._nodes = ClusterNodes(location, self._greet, connect_timeout_s=connect_timeout_s)
+            raise InvalidConfig(f"url: {location} is not a cluster")
+        self._nodes = ClusterNodes(location, self, connect_timeout_s=connect_timeout_s)
         #: Which primary has which slot.
         self.slots = self._nodes.slots
         #: Passes on that a partition's store went back in time.
@@ -108,14 +120,11 @@ class ClusterJournal(AsyncContextManagerMixin):
         #: The nodes that use the store.
         self.directory = RedisDirectory(self, settings.namespace)
         self._settings = settings
-        self._terms = StoreTerms(allow_eviction, allow_no_persistence, fixes_partitions)
+        self._fixes_partitions = fixes_partitions
         self._wire = Wire(settings)
         self._timeout_s = timeout_s
-        # Of each partition its own: shards answer side by side, and an answer of one says nothing of another.
-        self._histories: dict[int, CommitHistory] = {}
-        #: The connection over which each partition's commit number was compared last.
-        self._compared: dict[int, BaseConnection] = {}
-        self._partition_slots: dict[int, int] = {}
+        self._safety = SafetyRules(allow_eviction=allow_eviction, allow_no_persistence=allow_no_persistence)
+        self._partitions: dict[int, _Partition] = {}
         self._task_group: TaskGroup | None = None
         self._now_ms = 0
 
@@ -144,7 +153,9 @@ class ClusterJournal(AsyncContextManagerMixin):
     def commits(self) -> dict[int, int]:
         """The highest commit number that is known of each partition."""
         return {
-            number: found for history in self._histories.values() for number, found in history.numbers.items()
+            number: found
+            for partition in self._partitions.values()
+            for number, found in partition.history.numbers.items()
         }
 
     def lease_key(self, partition: int) -> bytes:
@@ -160,7 +171,7 @@ class ClusterJournal(AsyncContextManagerMixin):
 
         Raises:
             JournalUnavailable: the cluster cannot be reached.
-            StoreIncompatible: a node is too old, is no cluster's, or wants another password; or the service has
+            StoreIncompatible: a node is too old, does not belong to a cluster, or wants another password; or the service has
                 another number of partitions.
             StoreUnsafe: a primary may lose what it accepted.
         """
@@ -169,7 +180,7 @@ class ClusterJournal(AsyncContextManagerMixin):
             self._task_group = task_group
             try:
                 await self._nodes.open(task_group)
-                key, arguments = registration(self._settings, fixes_partitions=self._terms.fixes_partitions)
+                key, arguments = registration(self._settings, fixes_partitions=self._fixes_partitions)
                 check_registration(self._settings, await self.call(REGISTER, (key,), arguments))
                 yield self
             finally:
@@ -188,7 +199,7 @@ class ClusterJournal(AsyncContextManagerMixin):
             StoreUnsafe: a primary that is new may lose what it accepts.
         """
         if self._task_group is None:
-            raise JournalUnavailable("the journal is not open: enter it with `async with` first", sent=False)
+            raise JournalUnavailable("the journal is not open; enter it with `async with` first", sent=False)
         groups: dict[int, list[int]] = {}
         for position, step in enumerate(steps):
             groups.setdefault(step.partition, []).append(position)
@@ -228,16 +239,16 @@ class ClusterJournal(AsyncContextManagerMixin):
     async def _execute_partition(self, partition: int, steps: Sequence[Step]) -> BatchResult:
         call = self._wire.encode(steps)
         command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(partition), *call.arguments)
-        reply, question = await self._deliver(self._slot(partition), command, partition)
+        reply, question = await self._deliver(self._partition(partition).slot, command, partition)
         if isinstance(reply, Exception):
             raise explain(reply, sent=True) from reply
         assert question is not None
-        self._history(partition).read(question, zip(call.partitions, reply[1], strict=True))
+        self._partition(partition).history.read(question, zip(call.partitions, reply[1], strict=True))
         self._now_ms = int(reply[0])
         return BatchResult(read_results(call.steps, reply[2:]), self._now_ms)
 
     async def call(self, function: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Call a function of the library that is no step, at the primary that has its keys' slot.
+        """Call a function of the library that is not a step, at the primary that has its keys' slot.
 
         Args:
             function: the function's name.
@@ -256,27 +267,22 @@ class ClusterJournal(AsyncContextManagerMixin):
             raise explain(reply, sent=True) from reply
         return reply
 
-    def _slot(self, partition: int) -> int:
-        slot = self._partition_slots.get(partition)
-        if slot is None:
-            slot = self._partition_slots[partition] = slot_of(self._wire.lease_key(partition))
-        return slot
-
     def _absent_key(self, partition: int) -> bytes:
         return self._wire.partition(partition).prefix + b":-"
 
-    def _history(self, partition: int) -> CommitHistory:
-        history = self._histories.get(partition)
-        if history is None:
-            history = self._histories[partition] = CommitHistory(self.history)
-        return history
+    def _partition(self, number: int) -> _Partition:
+        found = self._partitions.get(number)
+        if found is None:
+            slot = slot_of(self._wire.lease_key(number))
+            found = self._partitions[number] = _Partition(slot, CommitHistory(self.history))
+        return found
 
     # One call.
 
     async def _deliver(
         self, slot: int, command: Sequence[Any], partition: int | None = None
     ) -> tuple[Any, Question | None]:
-        """Send one call to whoever has the slot, until it was not refused for the slot's sake.
+        """Send one call to the node that has the slot, until it was not refused for the slot's sake.
 
         Args:
             slot: of all its keys.
@@ -287,10 +293,10 @@ class ClusterJournal(AsyncContextManagerMixin):
             The answer or the store's error, and the question that the answer belongs to.
 
         Raises:
-            JournalUnavailable: nobody has the slot, its primary is away, the slot moves for too long, or the
+            JournalUnavailable: no node has the slot, its primary is away, the slot moves for too long, or the
                 partition has lost history.
         """
-        history = None if partition is None else self._history(partition)
+        history = None if partition is None else self._partition(partition).history
         losses = history.losses if history is not None else 0
         redirect: Address | None = None
         give_up_s, pause_s = self._clock() + self._timeout_s, MOVING_PAUSE_FIRST_S
@@ -301,9 +307,9 @@ class ClusterJournal(AsyncContextManagerMixin):
             reply: Any = None
             question: Question | None = None
             if partition is not None and history is not None:
-                reply = await self._compare(shard, connection, partition, history)
+                reply = await self._compare(shard, connection, partition)
                 if history.losses != losses:
-                    # Some of these steps may belong to what was lost: whoever made them has to look again.
+                    # Some of these steps may belong to what was lost: their makers have to look again.
                     raise JournalUnavailable("the store has lost history", sent=False)
                 question = history.ask()
             if reply is None:
@@ -328,9 +334,7 @@ class ClusterJournal(AsyncContextManagerMixin):
             redirects += 1
             if (is_moving and redirect is None) or redirects > REDIRECTS_AT_ONCE:
                 if self._clock() + pause_s >= give_up_s:
-                    raise JournalUnavailable(
-                        f"slot {slot} of the cluster is on the move: {reply}", sent=False
-                    )
+                    raise JournalUnavailable(f"slot {slot} of the cluster is moving: {reply}", sent=False)
                 await anyio.sleep(pause_s)
                 pause_s = min(pause_s * 2, MOVING_PAUSE_MAX_S)
 
@@ -359,14 +363,14 @@ class ClusterJournal(AsyncContextManagerMixin):
             raise JournalUnavailable(why, sent=True) from reply
         return reply
 
-    async def _compare(
-        self, shard: Shard, connection: BaseConnection, partition: int, history: CommitHistory
-    ) -> Any:
+    async def _compare(self, shard: Shard, connection: BaseConnection, number: int) -> Any:
         """Compare the commit number before anything is sent that would raise it; the error that came instead."""
-        if partition not in history.numbers or self._compared.get(partition) is connection:
+        partition = self._partition(number)
+        history = partition.history
+        if number not in history.numbers or partition.compared is connection:
             return None
-        call = self._wire.encode((), (partition,))
-        command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(partition), *call.arguments)
+        call = self._wire.encode((), (number,))
+        command = (COMMIT, len(call.keys) + 1, *call.keys, self._absent_key(number), *call.arguments)
         question = history.ask()
         try:
             reply = await self._ask(shard, connection, command, is_asked=False)
@@ -376,25 +380,22 @@ class ClusterJournal(AsyncContextManagerMixin):
             return reply
         if isinstance(reply, Exception):
             raise explain(reply, sent=False) from reply
-        self._compared[partition] = connection
+        partition.compared = connection
         history.read(question, zip(call.partitions, reply[1], strict=True))
         return None
 
     async def _load(self, connection: BaseConnection) -> None:
-        """Load the library, which somebody flushed."""
+        """Load the library, which was flushed."""
         try:
             with anyio.fail_after(self._timeout_s):
                 await load_library(connection)
         except (RedisError, TimeoutError) as error:
             raise explain(error, sent=False) from error
 
-    async def _greet(self, connection: BaseConnection) -> None:
+    async def greet(self, connection: BaseConnection) -> None:
+        """Check a new connection to a primary, before anything else is sent over it (`Greeter`)."""
         check_version(connection)
-        await check_store_safety(
-            connection,
-            allow_eviction=self._terms.allow_eviction,
-            allow_no_persistence=self._terms.allow_no_persistence,
-        )
+        await self._safety.check(connection)
         try:
             await load_library(connection)
         except ResponseError as error:

@@ -37,7 +37,7 @@ class ClusterLeaseClient:
 
     Args:
         location: a `redis+cluster:` location.
-        keys: what knows the keys of leases.
+        keys: the keys of the leases.
         timeout_s: how long a round of renewals may take; a later answer does not count.
     """
 
@@ -48,7 +48,7 @@ class ClusterLeaseClient:
         #: Of this thread alone.
         self._slots = SlotMap(location.hosts)
         self._connections: dict[Address, Any] = {}
-        #: Who is asked for the slots next, where nobody is connected.
+        #: Which node is asked for the slots next, where none is connected.
         self._turn = 0
         self._error: RedisError = redis.ConnectionError("no node of the cluster was reached")
 

@@ -6,7 +6,6 @@ it again. Anything that does not fit, in this or in the slots, makes another tas
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
@@ -22,13 +21,12 @@ from atomic_actors.journal._protocol import JournalUnavailable
 from atomic_actors.journal.redis._link import (
     ACL_RULES,
     CLUSTER_ACL_RULES,
-    Connect,
+    Greeter,
     Link,
     ask,
-    connector,
     explain,
-    node_location,
 )
+from atomic_actors.journal.redis.cluster._servers import ClusterServers
 from atomic_actors.journal.redis.cluster._slots import Address, SlotMap, read_slots
 
 __all__ = ("ClusterNodes", "Shard", "name_of")
@@ -62,23 +60,22 @@ class ClusterNodes:
 
     Args:
         location: a `redis+cluster:` location.
-        greet: run on every new connection to a primary before anybody else gets it; raises to refuse it.
-        connect_timeout_s: how long it may take to connect to a node, sign in and `greet` it.
+        greeter: looks at each new connection to a primary.
+        connect_timeout_s: how long it may take to connect to a node, sign in and greet it.
     """
 
     def __init__(
         self,
         location: StoreLocation,
-        greet: Callable[[BaseConnection], Awaitable[None]],
+        greeter: Greeter,
         *,
         connect_timeout_s: float,
     ) -> None:
         #: Which primary has which slot.
         self.slots = SlotMap(location.hosts)
-        self._location = location
-        self._greet = greet
+        self._servers = ClusterServers(location, connect_timeout_s=connect_timeout_s)
+        self._greeter = greeter
         self._connect_timeout_s = connect_timeout_s
-        self._connectors: dict[Address, Connect] = {}
         self._shards: dict[Address, Shard] = {}
         #: Who was asked for the slots first.
         self._turn = 0
@@ -91,7 +88,7 @@ class ClusterNodes:
 
         Raises:
             JournalUnavailable: no node answers.
-            Otherwise what `greet` raises, and what says that this is no cluster, or not for this user.
+            Otherwise what greeting raises, or that this is not a cluster, or not for this user.
         """
         self._task_group = task_group
         await self._refresh()
@@ -122,22 +119,14 @@ class ClusterNodes:
             raise JournalUnavailable(f"no node of the cluster has slot {slot}", sent=False)
         return self.shard(owner)
 
-    def _connect(self, address: Address) -> Connect:
-        found = self._connectors.get(address)
-        if found is None:
-            found = self._connectors[address] = connector(
-                node_location(self._location, address), connect_timeout_s=self._connect_timeout_s
-            )
-        return found
-
     def shard(self, address: Address) -> Shard:
         """The primary at an address."""
         shard = self._shards.get(address)
         if shard is None:
             link = Link(
-                self._connect(address),
+                self._servers.at(address),
                 connect_timeout_s=self._connect_timeout_s,
-                greet=self._greet,
+                greeter=self._greeter,
                 shielded=True,
             )
             shard = self._shards[address] = Shard(address, link, anyio.Lock())
@@ -155,7 +144,7 @@ class ClusterNodes:
             return connection
         if shard.down:
             raise JournalUnavailable(shard.down, sent=False)
-        # Whoever waits here first is sent first; nobody who comes later may overtake.
+        # Those who wait here are sent in order; none that comes later may overtake.
         async with shard.lock:
             if shard.down:
                 raise JournalUnavailable(shard.down, sent=False)
@@ -187,7 +176,7 @@ class ClusterNodes:
             await anyio.sleep(pause_s)
             pause_s = min(pause_s * 2, REVIVE_PAUSE_MAX_S)
             if shard.address not in self.slots.primaries():
-                # If it comes back as a primary, it is somebody new.
+                # If it comes back as a primary, it counts as a new one.
                 self._shards.pop(shard.address, None)
                 return
             self.slots.suspect()
@@ -220,7 +209,7 @@ class ClusterNodes:
 
         Raises:
             JournalUnavailable: no node answers.
-            StoreIncompatible: a node is no cluster's, or wants another user or password.
+            StoreIncompatible: a node does not belong to a cluster, or wants another user or password.
         """
         self._turn += 1
         is_open = [a for a, shard in self._shards.items() if shard.link.usable is not None and not shard.down]
@@ -239,7 +228,7 @@ class ClusterNodes:
             if ranges:  # else it was put out of the cluster
                 self.slots.replace(ranges, nodes)
                 return
-        raise JournalUnavailable(f"no node of the cluster answers; the last one: {last}", sent=False)
+        raise JournalUnavailable(f"no node of the cluster answered; the last one: {last}", sent=False)
 
     async def _ask_slots(self, address: Address) -> Any:
         shard = self._shards.get(address)
@@ -251,17 +240,17 @@ class ClusterNodes:
                 if connection is None:
                     if self._task_group is None:
                         raise JournalUnavailable("the journal is being left", sent=False)
-                    own = Link(self._connect(address), connect_timeout_s=limit_s)
+                    own = Link(self._servers.at(address), connect_timeout_s=limit_s)
                     connection = await own.open(self._task_group)
                 return await ask(connection, b"CLUSTER SLOTS")
         except AuthorizationError as error:
             raise StoreIncompatible(
-                f"the store's user may not do this: {error}; it needs {ACL_RULES} {CLUSTER_ACL_RULES}"
+                f"the store's user lacks a permission: {error}; it needs {ACL_RULES} {CLUSTER_ACL_RULES}"
             ) from error
         except ResponseError as error:
             if "cluster support disabled" in str(error):
                 raise StoreIncompatible(
-                    f"{name_of(address)} is no node of a cluster; write redis:// in the url"
+                    f"{name_of(address)} is not a node of a cluster; use redis:// in the url"
                 ) from error
             raise explain(error, sent=False) from error
         except TimeoutError as error:

@@ -1,19 +1,19 @@
 """Which primary of a Redis Cluster has which hash slot, as far as is known.
 
-Only data: `ClusterJournal` asks the nodes and fills it in, whoever needs it reads it. It may be out of date
+Only data: `ClusterJournal` asks the nodes and fills it in, everything else reads it. It may be out of date
 at any time; a node that does not have a slot says so (`MOVED`), and that is how it is found out.
 """
 
 from __future__ import annotations
 
 from binascii import crc_hqx
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import anyio
 from attrs import define, field
 
-__all__ = ("SLOTS", "Address", "SlotMap", "parse_redirect", "read_slots", "slot_of")
+__all__ = ("SLOTS", "Address", "SlotMap", "SlotWatcher", "parse_redirect", "read_slots", "slot_of")
 
 SLOTS: Final = 16_384
 
@@ -56,19 +56,26 @@ def read_slots(answer: Any, asked: Address) -> tuple[list[tuple[int, int, Addres
     return ranges, nodes
 
 
+class SlotWatcher(Protocol):
+    """Acts on changes of the map."""
+
+    def slots_changed(self) -> None:
+        """A slot has another primary than before. Must be quick, and must not raise."""
+        ...
+
+
 @define(eq=False)
 class SlotMap:
     """The primaries of the slots.
 
     Args:
-        seeds: where the cluster can be asked for the first time, and again when nobody else answers.
+        seeds: where the cluster can be asked for the first time, and again when no other node answers.
     """
 
     seeds: Sequence[Address]
     #: Every primary and replica that was heard of last.
     nodes: set[Address] = field(factory=set[Address], init=False)
-    #: Called whenever a slot has another primary than before.
-    on_change: list[Callable[[], None]] = field(factory=list[Callable[[], None]], init=False)
+    _watchers: list[SlotWatcher] = field(factory=list[SlotWatcher], init=False)
     _owners: list[Address | None] = field(init=False)
     _suspected: anyio.Event | None = field(default=None, init=False)
     _is_suspect: bool = field(default=False, init=False)
@@ -102,12 +109,20 @@ class SlotMap:
         # Where one slot went, others may have gone.
         self.suspect()
 
+    def add_watcher(self, watcher: SlotWatcher) -> None:
+        """Report each change to a watcher, too."""
+        self._watchers.append(watcher)
+
+    def remove_watcher(self, watcher: SlotWatcher) -> None:
+        """Report nothing more to a watcher."""
+        self._watchers.remove(watcher)
+
     def _changed(self) -> None:
-        for callback in tuple(self.on_change):
-            callback()
+        for watcher in tuple(self._watchers):
+            watcher.slots_changed()
 
     def suspect(self) -> None:
-        """Something does not fit: whoever keeps the map should ask again."""
+        """Something does not fit: the map should be read again."""
         self._is_suspect = True
         if self._suspected is not None:
             self._suspected.set()

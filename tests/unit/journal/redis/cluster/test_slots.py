@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from attrs import define
 
 from atomic_actors.journal.redis.cluster._slots import SlotMap, parse_redirect, read_slots, slot_of
 
@@ -40,24 +41,30 @@ def test_answers() -> None:
     assert nodes == {("10.0.0.1", 7000), ("10.0.0.2", 7001), ("asked", 7002)}
 
 
+@define(eq=False)
+class Watcher:
+    changes: int = 0
+
+    def slots_changed(self) -> None:
+        self.changes += 1
+
+
 def test_the_map() -> None:
     one, two = ("one", 1), ("two", 2)
-    slots, changes = SlotMap([one]), [0]
-
-    def on_change() -> None:
-        changes[0] += 1
-
-    slots.on_change.append(on_change)
+    slots, watcher = SlotMap([one]), Watcher()
+    slots.add_watcher(watcher)
     assert slots.owner(3) is None
     slots.replace([(0, 5, one), (7, 16383, two)], {one, two})
     assert (slots.owner(5), slots.owner(6), slots.owner(7)) == (one, None, two)
     assert slots.primaries() == [one, two]
     slots.replace([(0, 5, one), (7, 16383, two)], {one, two})
-    assert changes == [1]
+    assert watcher.changes == 1
     slots.move(5, two)
     slots.move(5, two)
     assert slots.owner(5) == two
-    assert changes == [2]
+    slots.remove_watcher(watcher)
+    slots.move(6, one)
+    assert watcher.changes == 2
 
 
 @pytest.mark.anyio
