@@ -6,7 +6,7 @@ Nothing here sends anything or reads a clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from math import inf
 from typing import Final
@@ -16,12 +16,15 @@ from msgspec import Struct
 
 from atomic_actors.journal._protocol import (
     Append,
+    Appended,
     BatchResult,
     ClaimPartition,
     Finish,
+    Finished,
     JournalUnavailable,
     RelayIn,
     Replay,
+    Replayed,
     Result,
     Step,
     Target,
@@ -41,10 +44,10 @@ __all__ = (
     "OnResult",
     "Pace",
     "Queue",
-    "answers_of",
     "belongs_to_owner",
     "cut_batch",
     "decide",
+    "learn",
 )
 
 #: What a step costs on the wire beside its bodies, roughly.
@@ -60,6 +63,9 @@ CONTENDED_TIMES: Final = 4.0
 QUICKEST_FADE: Final = 1.001
 #: No answer counts as quicker: a clock may be coarse.
 QUICKEST_MIN_S: Final = 0.00005
+#: The answers that may begin a turn.
+_OFFERING: Final = (Appended, Finished, Replayed)
+
 OnResult = Callable[[Result | JournalUnavailable], None]
 
 
@@ -109,11 +115,6 @@ def belongs_to_owner(step: Step, partition: Target) -> bool:
     if isinstance(step, Append | ClaimPartition | Replay):
         return False
     return step.partition == partition and bool(getattr(step, "claim", ""))
-
-
-def answers_of(step: Step) -> int:
-    """How many senders wait for this step: the commit of a run answers as many as it has messages."""
-    return len(step.verdicts) if isinstance(step, Finish) else 1
 
 
 class Entry(Struct, eq=False, gc=False):
@@ -223,6 +224,23 @@ def decide(queue: Queue, entry: Entry) -> Decision:
     return GATHER if queue.fills_a_batch() else WAIT
 
 
+def learn(queue: Queue, batch: Batch, results: Sequence[Result], now_s: float) -> None:
+    """Take an answer into account: how much load there is, and what comes next."""
+    size = len(batch.entries)
+    commit_due = False
+    if size <= 2:
+        queue.pace.note(now_s - batch.sent_s)
+        for entry in batch.entries:
+            if type(entry.step) is Finish:
+                # The commit of a run answers as many senders as it has messages.
+                size += len(entry.step.verdicts) - 1
+        if size <= 2:
+            for result in results:
+                if isinstance(result, _OFFERING) and result.offer.dispatch is not None:
+                    commit_due = True
+    queue.last_size, queue.commit_due = size, commit_due
+
+
 def _can_overtake(queue: Queue, commit: Entry) -> bool:
     """Whether all that waits before a commit are a few messages that could not begin before it anyway.
 
@@ -253,6 +271,9 @@ def cut_batch(queue: Queue, *, steps_max: int, bytes_max: int) -> Batch | None:
     pending, in_flight = queue.pending, queue.in_flight
     if not pending or queue.failing or len(in_flight) >= queue.places:
         return None
+    if len(pending) == 1 and not in_flight:
+        step = pending[0].step
+        return Batch([pending.popleft()], {step.entity} if type(step) is Append else set())
     # Batches of equal size keep the store and this process busy at the same time; a large one beside
     # a small one makes them wait for each other.
     steps_out = sum(len(batch.entries) for batch in in_flight) if in_flight else 0

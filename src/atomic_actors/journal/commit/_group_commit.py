@@ -22,17 +22,14 @@ from msgspec.structs import replace
 
 from atomic_actors.journal._protocol import (
     Append,
-    Appended,
     Audit,
     BatchResult,
     DirectJournal,
-    Finished,
     Journal,
     JournalSettings,
     JournalUnavailable,
     Rejected,
     Replay,
-    Replayed,
     Result,
     Stale,
     Step,
@@ -47,10 +44,10 @@ from atomic_actors.journal.commit._batches import (
     Entry,
     OnResult,
     Queue,
-    answers_of,
     belongs_to_owner,
     cut_batch,
     decide,
+    learn,
 )
 from atomic_actors.journal.commit._commit_queue import (
     CommitLimits,
@@ -69,9 +66,6 @@ __all__ = ("GroupCommit",)
 
 #: How soon a batch without a usable answer is sent again, at first.
 RETRY_DELAY_FIRST_S: Final = 0.02
-
-#: The answers that may begin a turn.
-_OFFERING: Final = (Appended, Finished, Replayed)
 
 
 def _ignore(_: object) -> None:
@@ -240,9 +234,10 @@ class GroupCommit:
     def _send_ready(self) -> None:
         """Send what may go now: directly where that is possible, else by a flusher."""
         queue, limits = self._queue, self.limits
-        while (
-            batch := cut_batch(queue, steps_max=limits.max_batch_steps, bytes_max=limits.max_batch_bytes)
-        ) is not None:
+        while queue.pending:
+            batch = cut_batch(queue, steps_max=limits.max_batch_steps, bytes_max=limits.max_batch_bytes)
+            if batch is None:
+                break
             queue.overtaken = 0
             self._send(batch)
 
@@ -366,31 +361,23 @@ class GroupCommit:
             queue.answering = False
         if not in_flight:
             queue.failing = False
-        self._flushers.answered(drained=False)
         if pending:
             if in_flight or len(pending) >= SPLIT_STEPS_MIN:
                 self._send_ready()
             else:
                 # Whoever was answered just now is about to add what is worth waiting for.
                 self._flushers.wake()
-        if not pending and not in_flight:
-            self._flushers.answered(drained=True)
+        self._flushers.answered(drained=not pending and not in_flight)
 
     def _answered(self, batch: Batch, answer: BatchResult) -> None:
-        counts, queue, now_s = self._counts, self._queue, self.store_clock.clock()
+        counts, now_s = self._counts, self.store_clock.clock()
         entries, results = batch.entries, answer.results
         counts.batches += 1
         counts.steps += len(entries)
-        queue.last_size = len(entries)
-        if queue.last_size <= 2:
-            queue.pace.note(now_s - batch.sent_s)
-            queue.last_size = sum(answers_of(entry.step) for entry in entries)
+        learn(self._queue, batch, results, now_s)
         self.store_clock.note(answer.now_ms, now_s)
         if counts.failures:
             self._recovered()
-        queue.commit_due = queue.last_size <= 2 and any(
-            isinstance(result, _OFFERING) and result.offer.dispatch is not None for result in results
-        )
         for entry, result in zip(entries, results, strict=True):
             if entry.sent and type(result) is Rejected and result.code == "queue_depth_exceeded":
                 # An earlier copy, that was sent and not answered, may still be on its way.

@@ -347,8 +347,10 @@ class Router:
         if timeout_s > 0:
             pending.end_s = now_s + timeout_s
         self._watch(pending, now_s)
+        journal = pending.call.journal
+        assert journal is not None
         try:
-            pending.journal.submit(step, pending.on_appended)
+            journal.submit(step, pending.on_appended)
         except JournalUnavailable as error:
             pending.on_appended(error)
 
@@ -414,7 +416,7 @@ class Router:
         if waiting is None:
             return False
         # A message id that somebody made up may carry the unique part of another entity's message.
-        meant = [pending for pending in waiting if pending.entity == entity]
+        meant = [pending for pending in waiting if pending.call.entity == entity]
         for pending in meant:
             pending.resolve(outcome)
         return bool(meant)

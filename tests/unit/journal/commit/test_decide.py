@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from atomic_actors.journal._protocol import Append, Audit, Finish, Step, Verdict
+from atomic_actors.journal._protocol import (
+    NOTHING,
+    Append,
+    Appended,
+    Audit,
+    Dispatch,
+    Finish,
+    Finished,
+    Offer,
+    Result,
+    Stale,
+    Step,
+    Verdict,
+)
 from atomic_actors.journal.commit._batches import (
     GATHER,
     OVERTAKE,
@@ -20,6 +33,7 @@ from atomic_actors.journal.commit._batches import (
     Queue,
     cut_batch,
     decide,
+    learn,
 )
 
 LIMITS = {"steps_max": 256, "bytes_max": 1 << 20}
@@ -176,3 +190,26 @@ def test_only_appends_are_sorted() -> None:
     steps: list[Step] = [append("account/b"), append("account/a"), append("account/b")]
     assert cut(queue_with(*steps)) == [append("account/a"), append("account/b"), append("account/b")]
     assert cut(queue_with(*steps, Audit(0))) == [*steps, Audit(0)]
+
+
+TURN = Offer(Dispatch(1, (), False, 0, None))
+
+
+@pytest.mark.parametrize(
+    ("steps", "results", "last_size", "commit_due"),
+    [
+        ([Audit(0)], [Stale("claim")], 1, False),
+        ([append()], [Appended("0" * 32, False, None, TURN)], 1, True),
+        ([append()], [Appended("0" * 32, False, None, NOTHING)], 1, False),
+        ([commit()], [Finished(1, TURN)], 1, True),
+        # The commit of a run answers many senders, and they are about to send.
+        ([commit(5)], [Finished(1, TURN)], 5, False),
+        ([append()] * 3, [Appended("0" * 32, False, None, TURN)] * 3, 3, False),
+    ],
+)
+def test_an_answer_says_what_comes_next(
+    steps: list[Step], results: list[Result], last_size: int, commit_due: bool
+) -> None:
+    queue = queue_with(commit_due=not commit_due)
+    learn(queue, Batch([entry(step) for step in steps], set()), results, 0.0)
+    assert (queue.last_size, queue.commit_due) == (last_size, commit_due)
