@@ -39,7 +39,6 @@ from atomic_actors.node.execution._schedule import Schedule
 from atomic_actors.node.execution._settlements import Settlements
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._ticker import Sweeper, Ticking
-from atomic_actors.node.execution._turn import encode_refusal
 from atomic_actors.node.execution._turn_runner import NodeParts
 from atomic_actors.node.operations._dead_letters import DeadLetters
 from atomic_actors.node.operations._handover import Handover
@@ -343,24 +342,22 @@ def _volatile_ends(
     node: NodeParts, store: Store, volatile: VolatileKinds, refusals: RefusalReader, *, kinds: dict[str, Kind]
 ) -> tuple[VolatileHost | None, VolatileRoutes | None]:
     """Both ends of volatile messages between nodes, where there can be other nodes."""
-    exchange, backend = store.exchange, node.backend
+    exchange = store.exchange
     if exchange is None:
         return None, None
     host = VolatileHost(
         volatile,
         kinds,
         exchange,
-        volatile.claim_of,
-        backend.clock,
-        encode_refusal=partial(encode_refusal, node.codec),
+        node.backend,
+        codec=node.codec,
         max_payload_bytes=node.config.max_payload_bytes,
     )
     routes = VolatileRoutes(
         exchange,
         node.replies.node_id,
         NodeIdentity.id_in,
-        backend.new_cell,
-        backend.clock,
+        node.backend,
         decode_refusal=refusals.read,
         accept_timeout_s=node.config.accept_timeout_s,
     )

@@ -144,7 +144,7 @@ class Sender:
             if key is not None:
                 raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
             return await self._ask_volatile(call, message, timeout_s, headers)
-        return await self._ask(call, timeout_s, key, on_cancel, headers, "")
+        return await self._ask(call, timeout_s, key, on_cancel, headers=headers, unique="")
 
     async def ask_from_turn(
         self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
@@ -161,7 +161,7 @@ class Sender:
         if call.is_volatile:
             return await self._ask_volatile(call, message, timeout_s, headers)
         with self._awaiting(call):
-            return await self._ask(call, timeout_s, None, "withdraw", headers, unique)
+            return await self._ask(call, timeout_s, None, "withdraw", headers=headers, unique=unique)
 
     @contextmanager
     def _awaiting(self, call: Call) -> Generator[None]:
@@ -215,11 +215,15 @@ class Sender:
         try:
             kind, path = call.kind, headers.path
             if kind is not None and self.routes is None:
-                return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+                return await self.volatile.ask(
+                    kind, call.ref, call.partition, message, timeout_s=timeout_s, path=path
+                )
             if kind is not None and self._is_here(call):
                 deadline_s = self.store_clock.clock() + timeout_s
                 try:
-                    return await self.volatile.ask(kind, call.ref, call.partition, message, timeout_s, path)
+                    return await self.volatile.ask(
+                        kind, call.ref, call.partition, message, timeout_s=timeout_s, path=path
+                    )
                 except OwnerUnavailable as error:
                     # It did not begin: the next owner may still run it in time.
                     logger.debug("%s goes to the next owner: %s", call.name, error)
@@ -263,6 +267,7 @@ class Sender:
         timeout_s: float,
         key: str | None,
         on_cancel: OnCancel,
+        *,
         headers: Headers,
         unique: str,
     ) -> Any:

@@ -20,7 +20,6 @@ A message that nobody waits for is reported only where it did not run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any, Final
 
 from attrs import define, field
@@ -39,11 +38,14 @@ from atomic_actors.base._errors import (
     UnknownMessageType,
     UsageError,
 )
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._records import EntityRef
 from atomic_actors.base._telemetry import logger
+from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import Refusal, encode_plain
 from atomic_actors.codec._frames import AskFrame, ForgetFrame, FrameId, MessageFrame, ReportFrame, TellFrame
 from atomic_actors.codec._refusals import home_of
+from atomic_actors.node.execution._turn import encode_refusal
 from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.volatile._activations import Failed, VolatileKinds, Waiting
 
@@ -99,22 +101,18 @@ class VolatileHost:
     """Takes volatile messages that other nodes send, where this node owns their partition.
 
     Args:
-        volatile: runs them.
+        volatile: runs them, and knows which partitions they are taken for.
         kinds: what there are handlers for.
         messenger: how answers go back.
-        claim_of: the claim under which this node certainly owns a partition now; "" where it does not, or is
-            about to give it up.
-        clock: seconds, the backend's clock.
-        encode_refusal: the wire name and the plain fields of a refusal.
+        codec: encodes refusals.
         max_payload_bytes: the largest reply; 0 means unbounded.
     """
 
     volatile: VolatileKinds
     kinds: dict[str, Kind]
     messenger: NodeMessenger
-    claim_of: Callable[[int], str]
-    clock: Callable[[], float]
-    encode_refusal: Callable[[Refused], tuple[str, Any]]
+    backend: Backend
+    codec: Codec
     max_payload_bytes: int
     #: Nothing more is taken: the node is about to leave.
     closed: bool = field(default=False, init=False)
@@ -132,7 +130,7 @@ class VolatileHost:
     def on_ask(self, frame: AskFrame) -> None:
         """A message whose sender waits for the reply."""
         if self._accept(frame):
-            deadline_s = self.clock() + frame.left_ms / 1000 if frame.left_ms else float("inf")
+            deadline_s = self.backend.clock() + frame.left_ms / 1000 if frame.left_ms else float("inf")
             self._take(frame, deadline_s, frame.path, is_asked=True)
 
     def on_tell(self, frame: TellFrame) -> None:
@@ -155,7 +153,7 @@ class VolatileHost:
             logger.debug("frame %d of stream %d from node %s came before", number, stream, frame.sender)
             return False
         expected = last_number + 1 if stream == last_stream else 1
-        is_ours = not self.closed and frame.claim == self.claim_of(frame.partition)
+        is_ours = not self.closed and frame.claim == self.volatile.claim_of(frame.partition)
         if not frame.claim or not is_ours or number != expected:
             self.report(frame.frame_id, "moved")
             return False
@@ -206,7 +204,7 @@ class VolatileHost:
         if isinstance(error, OwnerUnavailable):
             self.report(frame_id, "dropped")
         elif isinstance(error, Refused):
-            name, details = self.encode_refusal(error)
+            name, details = encode_refusal(self.codec, error)
             text = str(error) if type(error) is Refused else ""
             self.report(frame_id, "refused", encode_plain(Refusal(name, details, text, home_of(type(error)))))
         elif isinstance(error, HandlerFailed):

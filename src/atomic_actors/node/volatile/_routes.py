@@ -33,7 +33,7 @@ from atomic_actors.base._errors import (
     SystemNotRunning,
     error_from_code,
 )
-from atomic_actors.base._oneshot import Cell
+from atomic_actors.base._oneshot import Backend, Cell
 from atomic_actors.base._telemetry import logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._frames import AskFrame, ForgetFrame, MessageFrame, ReportFrame, TellFrame
@@ -149,8 +149,6 @@ class VolatileRoutes:
         messenger: how frames go out.
         node_id: this node.
         node_of: the node id in what a lease says of its owner; "" where that cannot be read.
-        new_cell: the backend's one-shot cell.
-        clock: seconds, the backend's clock.
         decode_refusal: makes the asker's exception of a refusal.
         accept_timeout_s: how long a message that nobody waits for may wait for an owner.
     """
@@ -158,8 +156,7 @@ class VolatileRoutes:
     messenger: NodeMessenger
     node_id: str
     node_of: Callable[[bytes], str]
-    new_cell: Callable[[], Cell[Any]]
-    clock: Callable[[], float]
+    backend: Backend
     decode_refusal: Callable[[bytes], AtomicActorsError]
     accept_timeout_s: float
     #: By service and partition.
@@ -274,7 +271,7 @@ class VolatileRoutes:
                 f"{entity}: {WAITING_MAX} messages wait already for the owner of partition {partition}"
             )
         self._orders += 1
-        deadline_s = self.clock() + timeout_s if timeout_s else float("inf")
+        deadline_s = self.backend.clock() + timeout_s if timeout_s else float("inf")
         outgoing = _Outgoing(
             route,
             order=self._orders,
@@ -283,7 +280,7 @@ class VolatileRoutes:
             payload=payload,
             deadline_s=deadline_s,
             path=path,
-            cell=self.new_cell(),
+            cell=self.backend.new_cell(),
             is_asked=is_asked,
         )
         if timeout_s:
@@ -302,7 +299,7 @@ class VolatileRoutes:
             outgoing = waiting.popleft()
             if not outgoing.done:
                 self._push(route, outgoing)
-        if waiting and not route.is_looking and route.next_look_s <= self.clock():
+        if waiting and not route.is_looking and route.next_look_s <= self.backend.clock():
             self._look(route)
 
     def _push(self, route: _Route, outgoing: _Outgoing) -> None:
@@ -311,7 +308,7 @@ class VolatileRoutes:
             route.stream, route.number = self._streams, 0
         route.number += 1
         outgoing.claim, outgoing.stream, outgoing.number = route.claim, route.stream, route.number
-        outgoing.sent_s, outgoing.is_doubtful = self.clock(), False
+        outgoing.sent_s, outgoing.is_doubtful = self.backend.clock(), False
         place = outgoing.place
         if not route.frames:
             route.heard_s = outgoing.sent_s
@@ -396,7 +393,7 @@ class VolatileRoutes:
         if outgoing is None:
             return
         route = outgoing.route
-        route.heard_s = self.clock()
+        route.heard_s = self.backend.clock()
         if report.word == "moved":
             route.trouble = f"node {route.node_id or 'unknown'} does not own its partition"
             self._refused(route, place)
@@ -437,14 +434,14 @@ class VolatileRoutes:
         route.waiting = deque(sorted(everything, key=lambda outgoing: outgoing.order))
         route.node_id, route.stream = "", 0
         # Not at once: others that were sent with these may be on their way back, and belong before what is new.
-        route.next_look_s = max(route.next_look_s, self.clock() + LOOK_FIRST_S)
+        route.next_look_s = max(route.next_look_s, self.backend.clock() + LOOK_FIRST_S)
 
     # Looking up who owns a partition.
 
     def _look(self, route: _Route) -> None:
         route.is_looking = True
         route.waiting = deque(outgoing for outgoing in route.waiting if not outgoing.done)
-        route.next_look_s = self.clock() + route.delay_s
+        route.next_look_s = self.backend.clock() + route.delay_s
         route.delay_s = min(route.delay_s * 2, LOOK_MAX_S)
         self.looked_up += 1
 
@@ -477,7 +474,7 @@ class VolatileRoutes:
             if claim:
                 route.delay_s = LOOK_FIRST_S
         route.node_id, route.claim = node_id, claim
-        route.heard_s = self.clock()
+        route.heard_s = self.backend.clock()
         self._doubt(route)
         self._flush(route)
 

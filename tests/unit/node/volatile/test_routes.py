@@ -29,7 +29,9 @@ from atomic_actors.base._errors import (
     StoreUnavailable,
     SystemNotRunning,
 )
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._records import EntityRef
+from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import encode_plain, plain_of
 from atomic_actors.codec._frames import Frame, ReportFrame, decode_frame, encode_frame
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable, LeaseState, ReadLease
@@ -81,8 +83,7 @@ class World:
             cast("Any", self),
             "sender",
             lambda node: node.decode(),
-            cast("Callable[[], Any]", Box),
-            lambda: self.now_s,
+            Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
             lambda data: AtomicActorsError(str(data)),
             5.0,
         )
@@ -99,6 +100,9 @@ class World:
                 world.carry(node_id, encode_frame(frame), None)
 
         class Volatile:
+            def claim_of(self, partition: int) -> str:
+                return world.claim if world.owner == name else ""
+
             def hand_over(self, kind: Kind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
                 world.mailbox.append(waiting)
 
@@ -126,9 +130,8 @@ class World:
             cast("Any", Volatile()),
             cast("Any", {"ear": TestKind}),
             cast("Any", Back()),
-            lambda partition: self.claim if self.owner == name else "",
-            lambda: self.now_s,
-            lambda refusal: ("Refused", None),
+            Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
+            Codec(),
             0,
         )
 
