@@ -51,7 +51,7 @@ from atomic_actors.base._errors import (
     UsageError,
     Withdrawn,
 )
-from atomic_actors.base._public_names import say_homes
+from atomic_actors.base._public_names import set_public_modules
 from atomic_actors.base._records import Completed, DeadLetter, EntityRef, Park, Receipt, Retry
 from atomic_actors.base._telemetry import HistoryLost, LifecycleEvent, StoreHealth
 from atomic_actors.node.operations._reports import (
@@ -140,5 +140,5 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-say_homes(__name__, globals(), __all__)
-del say_homes
+set_public_modules(__name__, globals(), __all__)
+del set_public_modules

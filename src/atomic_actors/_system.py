@@ -18,7 +18,7 @@ What it is made of (`node/_assembly` makes the parts and starts them), from the 
     │  └─ Routes      their messages to other nodes
     ├─ Sender         the verbs: checks a call and sends it                              (node/_sender)
     ├─ Operations     what operators call; Handover, DeadLetters                         (node/operations)
-    ├─ Sweeper        the one task that watches the clock                                (node/execution/_ticker)
+    ├─ Ticker         the one task that watches the clock                                (node/execution/_ticker)
     └─ Leaving        the way out                                                        (node/_leaving)
 
 A change to what users call belongs in `_sender` or here; to when an entity lives, in `_catalog` and
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 import anyio
 from anyio.abc import TaskGroup
 
-from atomic_actors.actors._kinds import Kind, bind_kinds
+from atomic_actors.actors._kinds import BoundKind, bind_kinds
 from atomic_actors.actors._messages import Message
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import InvalidConfig, StoreUnavailable, SystemFailed, SystemNotRunning
@@ -106,7 +106,7 @@ class ActorSystem:
         self.config = config if config is not None else Config()
         self._journal = journal
         self._codec = Codec()
-        self._kinds: dict[str, Kind] = bind_kinds(self.config, self._codec)
+        self._kinds: dict[str, BoundKind] = bind_kinds(self.config, self._codec)
         self._listeners = Listeners()
         self._refusals = RefusalReader(self._codec)
         self._parts: Parts | None = None

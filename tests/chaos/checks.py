@@ -126,7 +126,7 @@ async def wait_quiet(system: ActorSystem) -> AuditReport:
     return report
 
 
-async def _books(plan: Plan, system: ActorSystem) -> dict[str, Book]:
+async def _counters_by_partition(plan: Plan, system: ActorSystem) -> dict[str, Book]:
     return {name: await system.ask(Account.ref(name), Look(), timeout_s=30) for name in plan.names}
 
 
@@ -166,7 +166,7 @@ async def check_all(
     plan: Plan, system: ActorSystem, told: Counter[str], paused: Collection[int] = ()
 ) -> Verdict:
     await wait_quiet(system)
-    books = await _books(plan, system)
+    books = await _counters_by_partition(plan, system)
     letters = await system.dead_letters.list(limit=1_000_000)
     assert {(letter.reason, letter.replayed_as) for letter in letters} <= {("interrupted", None)}
     assert {letter.name for letter in letters} <= {"SlowMove", "SlowReceive"}
@@ -182,7 +182,7 @@ async def check_all(
     for letter in letters:
         await system.dead_letters.replay(letter.message_id)
     report = await wait_quiet(system)
-    books = await _books(plan, system)
+    books = await _counters_by_partition(plan, system)
     for name, book in books.items():
         assert not book.gaps, (name, book)
         assert not book.wrong, (name, book)

@@ -229,7 +229,7 @@ def a_reply_of_one_that_failed(story: Story) -> None:
     call = story.call()
     story.accept("m1")
     story.turn("m1", event="fail")
-    story.answer(call, "reply", unique="m1")
+    story.answer(call, "reply", uid="m1")
 
 
 @breaks("answers-true")
@@ -294,7 +294,7 @@ def a_receipt_of_what_was_not_accepted(story: Story) -> None:
 
 @breaks("nothing-lost")
 def a_receipt_before_it_was_accepted(story: Story) -> None:
-    story.answer(story.call(verb="tell"), "accepted", unique="m1")
+    story.answer(story.call(verb="tell"), "accepted", uid="m1")
     story.accept("m1")
     story.turn("m1")
 

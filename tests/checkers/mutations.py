@@ -83,9 +83,9 @@ def an_outbox_message_is_accepted_twice(records: list[Record]) -> Iterator[Spoil
 
 @noticed_by("fifo")
 def a_message_is_never_accepted(records: list[Record]) -> Iterator[Spoiled]:
-    taken = {(record.entity, unique) for _, record in each(records, Taken) for unique in record.uniques}
+    taken = {(record.entity, uid) for _, record in each(records, Taken) for uid in record.uids}
     for place, record in each(records, Accepted):
-        if (record.entity, record.unique) in taken:
+        if (record.entity, record.uid) in taken:
             yield place, []
 
 
@@ -97,9 +97,9 @@ def a_handler_begins_twice(records: list[Record]) -> Iterator[Spoiled]:
 
 @noticed_by("one-start")
 def a_handler_stops_that_did_not_begin(records: list[Record]) -> Iterator[Spoiled]:
-    stopped = {(record.entity, record.unique, record.attempt) for _, record in each(records, Stopped)}
+    stopped = {(record.entity, record.uid, record.attempt) for _, record in each(records, Stopped)}
     for place, record in each(records, Began):
-        if (record.entity, record.unique, record.attempt) in stopped:
+        if (record.entity, record.uid, record.attempt) in stopped:
             yield place, []
 
 
@@ -191,21 +191,21 @@ def nobody_sent_it(records: list[Record]) -> Iterator[Spoiled]:
 def its_parent_does_not_complete(records: list[Record]) -> Iterator[Spoiled]:
     parents = {(record.source, record.parent) for _, record in each(records, Sent)}
     for place, record in each(records, Ended):
-        if (record.entity, record.unique) in parents:
+        if (record.entity, record.uid) in parents:
             yield place, [replace(record, event="fail")]
 
 
 @noticed_by("outbox-once")
 def two_arrive_in_the_wrong_order(records: list[Record]) -> Iterator[Spoiled]:
-    source = {(record.target, record.unique): record.source for _, record in each(records, Sent)}
+    source = {(record.target, record.uid): record.source for _, record in each(records, Sent)}
     last: dict[tuple[str, str], tuple[int, Accepted]] = {}
     for place, record in each(records, Accepted):
         if record.source == "outbox":
-            stream = (source[record.entity, record.unique], record.entity)
+            stream = (source[record.entity, record.uid], record.entity)
             if stream in last:
                 # The later one comes in the place of the earlier one, too: then the earlier one is missing.
                 earlier, accepted = last[stream]
-                yield earlier, [replace(accepted, unique=record.unique)]
+                yield earlier, [replace(accepted, uid=record.uid)]
             last[stream] = (place, record)
 
 
@@ -218,8 +218,8 @@ def the_caller_is_told_of_another_end(records: list[Record]) -> Iterator[Spoiled
 
 @noticed_by("answers-true")
 def the_caller_is_told_that_it_never_ran(records: list[Record]) -> Iterator[Spoiled]:
-    calls = {record.call: (record.entity, record.unique) for _, record in each(records, Called)}
-    begun = {(record.entity, record.unique) for _, record in each(records, Began)}
+    calls = {record.call: (record.entity, record.uid) for _, record in each(records, Called)}
+    begun = {(record.entity, record.uid) for _, record in each(records, Began)}
     for place, record in each(records, Answered):
         if calls[record.call] in begun:
             yield place, [replace(record, word="never")]

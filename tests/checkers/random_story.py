@@ -33,7 +33,7 @@ class RandomStory:
     #: Messages on their way from one partition to another.
     streams: dict[tuple[int, int], deque[tuple[str, str]]] = field(factory=dict)
     calls: dict[str, int] = field(factory=dict)
-    #: Handlers that run on at nodes which are no owners any more: (node, entity, unique, attempt).
+    #: Handlers that run on at nodes which are no owners any more: (node, entity, uid, attempt).
     ghosts: list[tuple[int, str, str, int]] = field(factory=list)
     messages: int = 0
     nodes: int = 2
@@ -75,30 +75,30 @@ class RandomStory:
     def accept(self) -> None:
         entity = self.pick([*PARTITIONS])
         self.messages += 1
-        unique = f"m{self.messages}"
+        uid = f"m{self.messages}"
         at_head = self.chance.random() < 0.1
         if at_head:
-            self.story.accept(unique, entity=entity, source="replayed", at_head=True)
-            self.books[entity].log.insert(0, unique)
+            self.story.accept(uid, entity=entity, source="replayed", at_head=True)
+            self.books[entity].log.insert(0, uid)
             return
-        self.calls[unique] = self.story.call(unique, entity, verb=self.chance.choice(("ask", "tell")))
-        self.story.accept(unique, entity=entity)
-        self.books[entity].log.append(unique)
+        self.calls[uid] = self.story.call(uid, entity, verb=self.chance.choice(("ask", "tell")))
+        self.story.accept(uid, entity=entity)
+        self.books[entity].log.append(uid)
         if self.chance.random() < 0.3:
-            self.answer(unique, "accepted")
+            self.answer(uid, "accepted")
 
     def leave(self) -> None:
         for entity, books in self.books.items():
-            for unique in books.log:
-                if not self.story.attempts.get((entity, unique), 0):
-                    books.log.remove(unique)
+            for uid in books.log:
+                if not self.story.attempts.get((entity, uid), 0):
+                    books.log.remove(uid)
                     event = self.chance.choice(("withdraw", "expire"))
-                    self.story.end(unique, entity=entity, event=event)
-                    self.answer(unique, "never")
+                    self.story.end(uid, entity=entity, event=event)
+                    self.answer(uid, "never")
                     return
 
-    def answer(self, unique: str, word: str) -> None:
-        call = self.calls.pop(unique, None)
+    def answer(self, uid: str, word: str) -> None:
+        call = self.calls.pop(uid, None)
         if call is not None:
             self.story.answer(call, "unknown" if self.chance.random() < 0.1 else word)  # type: ignore[arg-type]
 
@@ -114,7 +114,7 @@ class RandomStory:
         length = 1
         while (
             length < min(3, len(books.log))
-            and not any(self.story.attempts.get((entity, unique), 0) for unique in books.log[: length + 1])
+            and not any(self.story.attempts.get((entity, uid), 0) for uid in books.log[: length + 1])
             and self.chance.random() < 0.5
         ):
             length += 1
@@ -129,14 +129,14 @@ class RandomStory:
         books, story = self.books[entity], self.story
         if books.runs:
             books.runs = False
-            unique = books.dispatch[books.begun - 1]
+            uid = books.dispatch[books.begun - 1]
             if self.chance.random() < 0.7:
-                story.stop(unique, entity)
+                story.stop(uid, entity)
                 if books.begun == len(books.dispatch):
                     self.commit(entity, ())
             else:
-                story.stop(unique, entity, how="raised")
-                self.commit(entity, (unique,))
+                story.stop(uid, entity, how="raised")
+                self.commit(entity, (uid,))
         else:
             story.begin(books.dispatch[books.begun], entity)
             books.begun += 1
@@ -148,40 +148,40 @@ class RandomStory:
         good = books.dispatch[: books.begun - len(raised)]
         rest = books.dispatch[books.begun :]
         event = self.chance.choice(("refuse", "fail", "retry"))
-        told = [(unique, "complete") for unique in good]
+        told = [(uid, "complete") for uid in good]
         if rest:
             story.back(*rest, entity=entity, is_counted=False)
         if raised and event == "retry":
             story.back(*raised, entity=entity, event="retry")
             rest = (*raised, *rest)
         else:
-            told += [(unique, event) for unique in raised]
-        for unique, end in told:
-            story.end(unique, entity=entity, event=end)
+            told += [(uid, event) for uid in raised]
+        for uid, end in told:
+            story.end(uid, entity=entity, event=end)
         books.log[:0] = rest
         books.dispatch = ()
         story.commit(entity, grows=bool(good) and self.chance.random() < 0.8)
-        for unique in good:
-            self.send(entity, unique)
-        for unique, end in told:
-            self.answer(unique, WORDS[end])
+        for uid in good:
+            self.send(entity, uid)
+        for uid, end in told:
+            self.answer(uid, WORDS[end])
 
     def send(self, source: str, parent: str) -> None:
         for number in range(self.chance.choice((0, 0, 0, 1, 2))):
             target = self.pick([*PARTITIONS])
-            unique = f"{parent}>{number}"
-            if len(unique) > 9:
+            uid = f"{parent}>{number}"
+            if len(uid) > 9:
                 return
-            self.story.send(unique, parent, source, target)
+            self.story.send(uid, parent, source, target)
             if PARTITIONS[target] == PARTITIONS[source]:
-                self.arrive(target, unique)
+                self.arrive(target, uid)
             else:
                 stream = (PARTITIONS[source], PARTITIONS[target])
-                self.streams.setdefault(stream, deque()).append((target, unique))
+                self.streams.setdefault(stream, deque()).append((target, uid))
 
-    def arrive(self, target: str, unique: str) -> None:
-        self.story.accept(unique, entity=target, source="outbox")
-        self.books[target].log.append(unique)
+    def arrive(self, target: str, uid: str) -> None:
+        self.story.accept(uid, entity=target, source="outbox")
+        self.books[target].log.append(uid)
 
     def relay(self) -> None:
         for stream in self.streams.values():
@@ -213,8 +213,8 @@ class RandomStory:
             if PARTITIONS[entity] != partition or not books.dispatch:
                 continue
             if books.runs and not crashes:
-                unique = books.dispatch[books.begun - 1]
-                self.ghosts.append((before, entity, unique, story.attempts[entity, unique]))
+                uid = books.dispatch[books.begun - 1]
+                self.ghosts.append((before, entity, uid, story.attempts[entity, uid]))
             dispatch, books.dispatch = books.dispatch, ()
             if len(dispatch) == 1 and self.chance.random() < 0.5:
                 story.settle(*dispatch, entity=entity, event="interrupt")
@@ -233,6 +233,6 @@ class RandomStory:
 
     def wake_ghost(self) -> None:
         if self.ghosts:
-            node, entity, unique, attempt = self.ghosts.pop()
+            node, entity, uid, attempt = self.ghosts.pop()
             how = "returned" if self.chance.random() < 0.5 else "cancelled"
-            self.story.stop(unique, entity, node=node, attempt=attempt, how=how)  # type: ignore[arg-type]
+            self.story.stop(uid, entity, node=node, attempt=attempt, how=how)  # type: ignore[arg-type]

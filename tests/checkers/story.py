@@ -62,26 +62,26 @@ class Story:
 
     def accept(
         self,
-        *uniques: str,
+        *uids: str,
         entity: str = A,
         source: Literal["sent", "outbox", "replayed"] = "sent",
         at_head: bool = False,
     ) -> None:
-        for unique in uniques:
-            self.add(Accepted(self.at_s, entity, unique, "Deposit", source, at_head))
+        for uid in uids:
+            self.add(Accepted(self.at_s, entity, uid, "Deposit", source, at_head))
 
-    def take(self, *uniques: str, entity: str = A) -> None:
+    def take(self, *uids: str, entity: str = A) -> None:
         partition = PARTITIONS[entity]
         node, epoch = self.dispatched[entity] = self.owners[partition]
         self.turns[entity] = self.turns.get(entity, 0) + 1
-        for unique in uniques:
-            self.attempts[entity, unique] = self.attempts.get((entity, unique), 0) + 1
-        attempts = tuple(self.attempts[entity, unique] for unique in uniques)
-        self.add(Taken(self.at_s, partition, entity, node, epoch, self.turns[entity], uniques, attempts))
+        for uid in uids:
+            self.attempts[entity, uid] = self.attempts.get((entity, uid), 0) + 1
+        attempts = tuple(self.attempts[entity, uid] for uid in uids)
+        self.add(Taken(self.at_s, partition, entity, node, epoch, self.turns[entity], uids, attempts))
 
     def begin(
         self,
-        unique: str,
+        uid: str,
         entity: str = A,
         *,
         where: tuple[int, int] | None = None,
@@ -89,12 +89,12 @@ class Story:
         recovering: bool = False,
     ) -> None:
         node, epoch = where or self.dispatched[entity]
-        attempt = attempt or self.attempts[entity, unique]
-        self.add(Began(self.at_s, node, entity, unique, attempt, epoch, recovering))
+        attempt = attempt or self.attempts[entity, uid]
+        self.add(Began(self.at_s, node, entity, uid, attempt, epoch, recovering))
 
     def stop(
         self,
-        unique: str,
+        uid: str,
         entity: str = A,
         *,
         node: int | None = None,
@@ -103,22 +103,22 @@ class Story:
         recovering: bool = False,
     ) -> None:
         node = node or self.dispatched[entity][0]
-        attempt = attempt or self.attempts[entity, unique]
-        self.add(Stopped(self.at_s, node, entity, unique, attempt, how, recovering))
+        attempt = attempt or self.attempts[entity, uid]
+        self.add(Stopped(self.at_s, node, entity, uid, attempt, how, recovering))
 
-    def run(self, *uniques: str, entity: str = A) -> None:
-        for unique in uniques:
-            self.begin(unique, entity)
-            self.stop(unique, entity)
+    def run(self, *uids: str, entity: str = A) -> None:
+        for uid in uids:
+            self.begin(uid, entity)
+            self.stop(uid, entity)
 
-    def back(self, *uniques: str, entity: str = A, event: str = "requeue", is_counted: bool = True) -> None:
-        for unique in () if is_counted else uniques:
-            self.attempts[entity, unique] -= 1
-        self.add(PutBack(self.at_s, entity, uniques, event))
+    def back(self, *uids: str, entity: str = A, event: str = "requeue", is_counted: bool = True) -> None:
+        for uid in () if is_counted else uids:
+            self.attempts[entity, uid] -= 1
+        self.add(PutBack(self.at_s, entity, uids, event))
 
-    def end(self, *uniques: str, entity: str = A, event: str = "complete") -> None:
-        for unique in uniques:
-            self.add(Ended(self.at_s, entity, unique, event))
+    def end(self, *uids: str, entity: str = A, event: str = "complete") -> None:
+        for uid in uids:
+            self.add(Ended(self.at_s, entity, uid, event))
 
     def commit(self, entity: str = A, *, grows: bool = True) -> None:
         before, state_before = self.versions.get(entity, 0), self.states.get(entity, "")
@@ -138,31 +138,31 @@ class Story:
             )
         )
 
-    def settle(self, *uniques: str, entity: str = A, event: str = "") -> None:
+    def settle(self, *uids: str, entity: str = A, event: str = "") -> None:
         """A dispatch is cut off: its messages go back, or end."""
         if event:
-            self.end(*uniques, entity=entity, event=event)
+            self.end(*uids, entity=entity, event=event)
         else:
-            self.back(*uniques, entity=entity)
+            self.back(*uids, entity=entity)
         self.commit(entity, grows=False)
 
-    def turn(self, *uniques: str, entity: str = A, event: str = "complete") -> None:
+    def turn(self, *uids: str, entity: str = A, event: str = "complete") -> None:
         """A whole turn, from its dispatch to its commit."""
-        self.take(*uniques, entity=entity)
-        self.run(*uniques, entity=entity)
-        self.end(*uniques, entity=entity, event=event)
+        self.take(*uids, entity=entity)
+        self.run(*uids, entity=entity)
+        self.end(*uids, entity=entity, event=event)
         self.commit(entity, grows=event == "complete")
 
-    def send(self, unique: str, parent: str, source: str = A, target: str = C) -> None:
-        self.add(Sent(self.at_s, source, parent, target, unique))
+    def send(self, uid: str, parent: str, source: str = A, target: str = C) -> None:
+        self.add(Sent(self.at_s, source, parent, target, uid))
 
-    def call(self, unique: str = "", entity: str = A, message: Any = None, verb: str = "ask") -> int:
+    def call(self, uid: str = "", entity: str = A, message: Any = None, verb: str = "ask") -> int:
         self.calls += 1
-        self.add(Called(self.at_s, self.calls, "client", verb, entity, message, unique))
+        self.add(Called(self.at_s, self.calls, "client", verb, entity, message, uid))
         return self.calls
 
-    def answer(self, call: int, word: Word, value: Any = None, unique: str = "") -> None:
-        self.add(Answered(self.at_s, call, word, value, unique))
+    def answer(self, call: int, word: Word, value: Any = None, uid: str = "") -> None:
+        self.add(Answered(self.at_s, call, word, value, uid))
 
     def fault(self, what: str, node: int = 0, detail: str = "") -> None:
         self.add(Fault(self.at_s, node, what, detail))

@@ -43,8 +43,8 @@ def runs_and_single_turns(story: Story) -> None:
 def a_replay_goes_before_what_waits(story: Story) -> None:
     story.accept("m1", "m2")
     story.accept("m3", source="replayed", at_head=True)
-    for unique in ("m3", "m1", "m2"):
-        story.turn(unique)
+    for uid in ("m3", "m1", "m2"):
+        story.turn(uid)
 
 
 @right
@@ -59,8 +59,8 @@ def a_run_fails_in_the_middle(story: Story) -> None:
     story.back("m3", is_counted=False)
     story.back("m2", event="retry")
     story.commit()
-    for unique in ("m2", "m3", "m4"):
-        story.turn(unique)
+    for uid in ("m2", "m3", "m4"):
+        story.turn(uid)
 
 
 @right
@@ -82,8 +82,8 @@ def a_replay_at_the_head_while_a_turn_runs(story: Story) -> None:
     story.take("m1")
     story.accept("m3", source="replayed", at_head=True)
     story.settle("m1")
-    for unique in ("m1", "m3", "m2"):
-        story.turn(unique)
+    for uid in ("m1", "m3", "m2"):
+        story.turn(uid)
 
 
 @right
@@ -97,13 +97,13 @@ def some_end_before_they_start(story: Story) -> None:
 @right
 def every_way_to_end(story: Story) -> None:
     words = {"refuse": "refused", "fail": "failed", "interrupt": "interrupted"}
-    for unique, (event, word) in enumerate(words.items()):
-        call = story.call(str(unique))
-        story.accept(str(unique))
-        story.take(str(unique))
-        story.begin(str(unique))
-        story.stop(str(unique), how="raised")
-        story.end(str(unique), event=event)
+    for uid, (event, word) in enumerate(words.items()):
+        call = story.call(str(uid))
+        story.accept(str(uid))
+        story.take(str(uid))
+        story.begin(str(uid))
+        story.stop(str(uid), how="raised")
+        story.end(str(uid), event=event)
         story.commit(grows=False)
         story.answer(call, word)  # type: ignore[arg-type]
 
@@ -235,7 +235,7 @@ def a_commit_that_is_written_down_late(story: Story) -> None:
 
 @right
 def answers_of_every_kind(story: Story) -> None:
-    unsent, withdrawn, told, unheard = (story.call(unique) for unique in ("m0", "m1", "m2", "m3"))
+    unsent, withdrawn, told, unheard = (story.call(uid) for uid in ("m0", "m1", "m2", "m3"))
     story.answer(unsent, "never")
     story.accept("m1", "m2", "m3")
     story.end("m1", event="withdraw")

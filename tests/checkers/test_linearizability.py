@@ -333,7 +333,7 @@ def test_what_a_caller_learned(word: Word, expected: list[object]) -> None:
 
 def test_a_result_that_was_asked_for_later() -> None:
     story = Story()
-    story.answer(story.call(message="m"), "unknown", unique="m1")
+    story.answer(story.call(message="m"), "unknown", uid="m1")
     story.answer(story.call("m1", verb="result"), "reply", 5)
     # What others say of it is no output.
     story.answer(story.call("m1", verb="withdraw"), "reply", 9)
@@ -351,8 +351,8 @@ def test_a_message_that_is_sent_twice_is_one() -> None:
 
 def test_two_sendings_of_one_key_are_one() -> None:
     story = Story()
-    story.answer(story.call(message="m"), "accepted", unique="m1")
-    story.answer(story.call(message="m"), "reply", 5, unique="m1")
+    story.answer(story.call(message="m"), "accepted", uid="m1")
+    story.answer(story.call(message="m"), "reply", 5, uid="m1")
     assert outcomes(story) == [("m", 3, 5)]
 
 

@@ -67,7 +67,7 @@ def wait_accepted(client: Client) -> None:
     deadline_s = time.monotonic() + 10
     while True:
         session = client._slot.session
-        waiters = tuple(session._waiters._by_unique.values()) if session is not None else ()
+        waiters = tuple(session._waiters._by_uid.values()) if session is not None else ()
         if any(waiter.accepted for some in waiters for waiter in some):
             return
         assert time.monotonic() < deadline_s, "the store has not accepted it"

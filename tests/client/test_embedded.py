@@ -11,14 +11,14 @@ import pytest
 from atomic_actors import StoreUnavailable
 from atomic_actors.base._config import Config
 from atomic_actors.client import Client
-from atomic_actors.journal.embedded._server import Answer, files_of, look
+from atomic_actors.journal.embedded._server import Answer, files_of, inspect_server
 from tests.client.conftest import Template, Worker
 from tests.client.test_threads import in_child
 from tests.client.till import PARTITIONS, Add, Total, till
 
 
 def server_in(directory: Path) -> Answer | None:
-    return look(files_of(directory))[1]
+    return inspect_server(files_of(directory))[1]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from atomic_actors import (
     Withdrawn,
 )
 from atomic_actors.client import Client
-from atomic_actors.codec._envelope import make_unique
+from atomic_actors.codec._envelope import make_uid
 from tests.client.conftest import NewClient, NewWorker, wait_accepted
 from tests.client.till import (
     Add,
@@ -165,10 +165,10 @@ def test_keys(worker: object, client: Client, new_client: NewClient) -> None:
 def test_what_the_store_does_not_know(client: Client, new_client: NewClient) -> None:
     now_ms = int(time.time() * 1000)
     with pytest.raises(UnknownMessage):
-        client.result(f"till/a/{make_unique(now_ms, 7)}")
+        client.result(f"till/a/{make_uid(now_ms, 7)}")
     with pytest.raises(ResultExpired):
-        client.result(f"till/a/{make_unique(now_ms - 100_000, 7)}")
-    assert not client.withdraw(f"till/a/{make_unique(now_ms, 7)}")
+        client.result(f"till/a/{make_uid(now_ms - 100_000, 7)}")
+    assert not client.withdraw(f"till/a/{make_uid(now_ms, 7)}")
 
 
 @pytest.mark.parametrize("on_cancel", ["withdraw", "detach"])

@@ -56,7 +56,7 @@ WORKER_MESSAGES: dict[str, type[Any]] = {cls.__name__: cls for cls in (Put, Work
 class Chain:
     """The unique ids of everything that was committed, in order."""
 
-    uniques: list[str] = field(factory=list[str])
+    uids: list[str] = field(factory=list[str])
 
 
 @define
@@ -117,10 +117,10 @@ class Worker(Actor[Chain], kind="worker"):
         return reply
 
     def _change(self, plan: Plan) -> int:
-        self.state.uniques.append(self.context.message_id.rpartition("/")[2])
+        self.state.uids.append(self.context.message_id.rpartition("/")[2])
         for target in plan.sends:
             self.outbox.add(EntityRef("worker", target), Put())
-        return len(self.state.uniques)
+        return len(self.state.uids)
 
     async def _child(self, end: str) -> None:
         await anyio.sleep(0.01)

@@ -180,9 +180,9 @@ class Play:
             self.simulation.broke(f"result of {receipt.message_id} is {value!r}, but it ended as {ended}")
 
     def _ended(self, receipt: Receipt[Any]) -> Ended | None:
-        unique = receipt.message_id.rpartition("/")[2]
+        uid = receipt.message_id.rpartition("/")[2]
         for record in reversed(self.simulation.history.records):
-            if isinstance(record, Ended) and record.unique == unique:
+            if isinstance(record, Ended) and record.uid == uid:
                 return record
         return None
 
@@ -331,17 +331,17 @@ class Play:
         chains: defaultdict[str, list[str]] = defaultdict(list)
         for record in self.simulation.history.records:
             if isinstance(record, Accepted):
-                names[record.unique] = record.name
+                names[record.uid] = record.name
             elif (
                 isinstance(record, Ended)
                 and record.event == "complete"
                 and record.entity.startswith("worker/")
             ):
-                chains[record.entity].append(record.unique)
+                chains[record.entity].append(record.uid)
         for entity in self.simulation.store.entities():
             if not entity.name.startswith("worker/"):
                 continue
-            held = plain_of(entity.state)["uniques"] if entity.state else []
+            held = plain_of(entity.state)["uids"] if entity.state else []
             if held != chains[entity.name]:
                 expected = chains[entity.name]
                 self.simulation.fail(
@@ -354,18 +354,18 @@ class Play:
         began: dict[str, Began] = {}
         for record in self.simulation.history.records:
             if isinstance(record, Accepted):
-                names[record.unique] = record.name
+                names[record.uid] = record.name
             elif isinstance(record, PutBack) and record.event == "retry":
-                for unique in record.uniques:
-                    began.pop(unique, None)
-            elif isinstance(record, Began) and names[record.unique] in ("Work", "Add"):
-                before = began.get(record.unique)
+                for uid in record.uids:
+                    began.pop(uid, None)
+            elif isinstance(record, Began) and names[record.uid] in ("Work", "Add"):
+                before = began.get(record.uid)
                 if before is not None:
                     self.simulation.fail(
-                        [f"{record.unique} of {record.entity} ran again: {before}, then {record}"],
+                        [f"{record.uid} of {record.entity} ran again: {before}, then {record}"],
                         record.entity,
                     )
-                began[record.unique] = record
+                began[record.uid] = record
 
 
 def play_seed(seed: int, *, steps_min: int = STEPS_MIN) -> Play:

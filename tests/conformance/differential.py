@@ -134,7 +134,7 @@ class World:
     letters: list[str] = Factory(list[str])
     pages: dict[tuple[int, int], RelayPage] = Factory(dict[tuple[int, int], RelayPage])
 
-    def unique(self) -> str:
+    def uid(self) -> str:
         return f"{self.now_ms:012x}{next(self._numbers):020x}"
 
     def claim(self, partition: int, number: int) -> str:
@@ -163,7 +163,7 @@ class World:
         step = Append(
             partition,
             entity,
-            self.unique(),
+            self.uid(),
             body,
             key=key,
             digest=f"digest-{e % 2}",
@@ -194,7 +194,7 @@ class World:
         if b % 3 == 0 and len(events) > 1:
             events = ["refuse", last, *["requeue"] * len(events)][: len(events)]
         verdicts = tuple(
-            Verdict(message.unique, event, b"reply", b"error", FAR_MS if b == 1 else 0)
+            Verdict(message.uid, event, b"reply", b"error", FAR_MS if b == 1 else 0)
             for message, event in zip(dispatch.messages, events, strict=True)
         )
         targets = ENTITIES[: c % 3] if d % 2 else ENTITIES[4 - c % 3 :]
@@ -202,7 +202,7 @@ class World:
             Outgoing(
                 partition_of(target),
                 target,
-                self.unique(),
+                self.uid(),
                 pack_body(name="tdc3", deadline_ms=0, waited_for=False, key="", envelope=b"out"),
                 "other" if e == 9 else "",
             )
@@ -227,12 +227,12 @@ class World:
         left = self.unsettled.get(entity)
         known = self.dispatches.get(entity)
         if left is not None and b % 2:
-            turn, uniques = left.turn, left.uniques
+            turn, uids = left.turn, left.uids
         elif known is not None:
-            turn, uniques = known[0].turn, tuple(message.unique for message in known[0].messages)
+            turn, uids = known[0].turn, tuple(message.uid for message in known[0].messages)
         else:
-            turn, uniques = 1, ()
-        return Interrupt(partition, entity, claim, turn, uniques, began=c % 4 != 0)
+            turn, uids = 1, ()
+        return Interrupt(partition, entity, claim, turn, uids, began=c % 4 != 0)
 
     def _message(self, a: int, b: int) -> Append | None:
         return self.sent[-1 - (a * 12 + b) % len(self.sent)] if self.sent else None
@@ -240,31 +240,31 @@ class World:
     def _withdraw(self, partition: int, entity: str, a: int, b: int, c: int, *_: int) -> Step:
         message = self._message(a, b)
         if message is None:
-            return Withdraw(partition, entity, self.unique())
-        return Withdraw(message.partition, message.entity, message.unique, message.key if c % 4 else "wrong")
+            return Withdraw(partition, entity, self.uid())
+        return Withdraw(message.partition, message.entity, message.uid, message.key if c % 4 else "wrong")
 
     def _expire(self, partition: int, entity: str, a: int, b: int, c: int, *_: int) -> Step:
         message = self._message(a, b)
         if message is None:
-            return Expire(partition, entity, self.unique())
-        return Expire(message.partition, message.entity, message.unique, message.key if c % 6 else "wrong")
+            return Expire(partition, entity, self.uid())
+        return Expire(message.partition, message.entity, message.uid, message.key if c % 6 else "wrong")
 
     def _read(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         message = self._message(a, b)
         if message is None:
-            return ReadOutcome(partition, entity, self.unique())
-        return ReadOutcome(message.partition, message.entity, message.unique)
+            return ReadOutcome(partition, entity, self.uid())
+        return ReadOutcome(message.partition, message.entity, message.uid)
 
     def _replay(self, partition: int, entity: str, a: int, b: int, c: int, d: int, *_: int) -> Step:
         if not self.letters:
             return ListDeadLetters(partition)
-        entity, _, unique = self.letters[a % len(self.letters)].rpartition("/")
+        entity, _, uid = self.letters[a % len(self.letters)].rpartition("/")
         partition = partition_of(entity)
         return Replay(
             partition,
             entity,
-            unique,
-            self.unique(),
+            uid,
+            self.uid(),
             at_head=b % 2 == 0,
             claim="" if c % 3 == 0 else self.claim(partition, c),
             policy=POLICY,
@@ -302,7 +302,7 @@ class World:
         partition = message.partition
         claim = self.claim(partition, a)
         recovering = c % 5 == 0
-        return SettleLost(partition, message.entity, claim, message.unique, POLICY, c % 3, b % 4, recovering)
+        return SettleLost(partition, message.entity, claim, message.uid, POLICY, c % 3, b % 4, recovering)
 
     def _claim(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         self.claims[partition].append(f"claim-{partition}-{next(self._numbers)}")
@@ -368,7 +368,7 @@ class World:
                 RelayRead(partition, self.claim(partition, 1), 1 - partition),
                 RelayRead(partition, self.claim(partition, 1), f"other/{partition}"),
             ]
-        steps += [ReadOutcome(step.partition, step.entity, step.unique) for step in self.sent]
+        steps += [ReadOutcome(step.partition, step.entity, step.uid) for step in self.sent]
         return steps
 
 
@@ -395,10 +395,10 @@ def check_structures(journal: MemoryJournal) -> None:
 def _check_entity(entity: Entity) -> tuple[int, int]:
     states = [message.state for message in entity.messages.values()]
     assert set(states) <= {State.ENQUEUED, State.DISPATCHED}
-    in_log = [unique for unique in entity.log if unique in entity.messages]
+    in_log = [uid for uid in entity.log if uid in entity.messages]
     assert len(in_log) == len(set(in_log)) == entity.waiting == states.count(State.ENQUEUED)
-    running = entity.running.uniques if entity.running is not None else ()
+    running = entity.running.uids if entity.running is not None else ()
     assert len(running) == states.count(State.DISPATCHED)
-    for unique in running:
-        assert entity.messages[unique].state is State.DISPATCHED
+    for uid in running:
+        assert entity.messages[uid].state is State.DISPATCHED
     return len(in_log), len(running)

@@ -14,7 +14,7 @@ from atomic_actors.journal.commit._commit_queue import CommitLimits
 from atomic_actors.journal.commit._group_commit import GroupCommit
 from atomic_actors.journal.memory._journal import MemoryJournal
 from atomic_actors.journal.redis._journal import RedisJournal
-from atomic_actors.testing.journal_suite._probe import check_books
+from atomic_actors.testing.journal_suite._probe import check_counters
 from tests.conformance.clock import Clock
 from tests.conformance.differential import (
     BATCHES,
@@ -60,7 +60,7 @@ async def compare(journal: Journal, model: MemoryJournal, clock: Clock, batches:
 
 def check(step: Step, result: Result, wanted: Result) -> None:
     if isinstance(result, Audited):
-        check_books(result)
+        check_counters(result)
     assert normalised(result) == normalised(wanted), f"\n{step}\ngot    {result}\nwanted {wanted}"
 
 

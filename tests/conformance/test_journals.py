@@ -64,10 +64,10 @@ async def test_bells() -> None:
         stale = probe.message("account/b", claim="claim-0")
         await probe.accept(stale)
         await probe.once(Resume(0, "account/c"))
-        await probe.once(RelayIn(0, 1, 7, (RelayEntry(1, "account/d", probe.new_unique(), probe.body()),)))
+        await probe.once(RelayIn(0, 1, 7, (RelayEntry(1, "account/d", probe.new_uid(), probe.body()),)))
         await probe.finish(dispatch, "fail")
-        dead = dispatch.messages[0].unique
-        await probe.once(Replay(0, "account/a", dead, probe.new_unique(), at_head=False))
+        dead = dispatch.messages[0].uid
+        await probe.once(Replay(0, "account/a", dead, probe.new_uid(), at_head=False))
         assert bells == [(0, f"account/{name}") for name in "bcda"]
 
 

@@ -25,7 +25,7 @@ from atomic_actors.base._errors import (
     InvalidPayload,
     Refused,
 )
-from atomic_actors.base._lifecycle import Stamp
+from atomic_actors.base._lifecycle import InterruptionRules
 from atomic_actors.base._records import DeadLetter, EntityRef, check_key, split_message_id
 from atomic_actors.base._store_url import parse_store_url, url_for_display
 from atomic_actors.client._replies import read_reply
@@ -328,8 +328,8 @@ def _stored_letter(error: bytes, body: bytes, message_id: str = f"a/b/{UNIQUE}")
 
 
 def _stamp(text: str) -> None:
-    stamp = Stamp.decode(text)
-    assert Stamp.decode(stamp.encode()) == stamp
+    stamp = InterruptionRules.decode(text)
+    assert InterruptionRules.decode(stamp.encode()) == stamp
 
 
 def _store_url(text: str) -> None:

@@ -232,10 +232,10 @@ class Scene:
         partition = partition_of(str(receipt.entity), QUICK["partitions"])
         if partition in self.damage.partitions or self.damage.is_everywhere:
             return True
-        unique = receipt.message_id.rpartition("/")[2]
+        uid = receipt.message_id.rpartition("/")[2]
         told = " ".join(self.said.lines) + " ".join(self.damage.done)
         # What was struck out of existence with its own name is nobody's to find.
-        return str(receipt.entity) in told or unique in told
+        return str(receipt.entity) in told or uid in told
 
     async def _check_rest(self, system: ActorSystem) -> None:
         """Nobody runs in circles."""

@@ -84,7 +84,7 @@ class MemoryDamage:
         if messages:
             message = random.choice(messages)
             message.body = random.choice((_damaged, _made_up))(random, message.body)
-            return f"the body of {message.unique} is {message.body[:80]!r}"
+            return f"the body of {message.uid} is {message.body[:80]!r}"
         return "no body"
 
     def _state(self, random: Random, partition: Partition) -> str:

@@ -11,7 +11,7 @@ import pytest
 from atomic_actors import AskTimeout, AtomicActorsError, HandlerFailed, OutcomeUnknown, Refused
 from atomic_actors._system import ActorSystem
 from atomic_actors.base._errors import InvalidConfig
-from atomic_actors.base._lifecycle import Stamp
+from atomic_actors.base._lifecycle import InterruptionRules
 from atomic_actors.base._records import EntityRef, partition_of
 from atomic_actors.base._store_url import parse_store_url
 from atomic_actors.codec._codec import Codec
@@ -78,7 +78,7 @@ def test_a_deadline_is_digits(deadline: bytes) -> None:
 
 def test_a_stamp_has_plain_digits() -> None:
     with pytest.raises(ValueError, match="no stamp"):
-        Stamp.decode("edc\u0663")
+        InterruptionRules.decode("edc\u0663")
 
 
 def test_deep_json_is_no_node() -> None:
@@ -240,8 +240,8 @@ class TestOnServer:
             held = await system.tell(ONE, Work("held"))
             await stage.wait_for("held")
             receipt = await system.tell(ONE, Write("a"))
-            unique = receipt.message_id.rpartition("/")[2]
-            keys.call("HSET", keys.of(ONE, f"e:{ONE}"), f"m:{unique}", b"\xff")
+            uid = receipt.message_id.rpartition("/")[2]
+            keys.call("HSET", keys.of(ONE, f"e:{ONE}"), f"m:{uid}", b"\xff")
             stage.release()
             assert await system.result(held) == "held"
             await is_parked(system, ONE)
@@ -358,10 +358,10 @@ async def _owners(system: ActorSystem) -> list[Any]:
 async def test_a_damaged_stream_is_never_numbered_anew(new_system: NewSystem, keys: Keys) -> None:
     """Left out, the entry's number would go to the next one: that would be sent twice, and the entry not at all."""
     settings = journal_settings(new_system.config())
-    unique = "{:012x}" + "7" * 19
+    uid = "{:012x}" + "7" * 19
     async with RedisJournal.from_url(new_system.url, settings, allow_no_persistence=True) as journal:
         now_ms = (await journal.execute([ClaimPartition(0, "claim", b"n")])).now_ms
-        head = unique.format(now_ms)
+        head = uid.format(now_ms)
         body = pack_body(name="Write", deadline_ms=0, waited_for=False, key="", envelope=b"\xc0")
         outbox = tuple(Outgoing(1, "desk/x", f"{head}{n}", body) for n in range(3))
         verdicts = (Verdict(f"{head}9", "complete"),)

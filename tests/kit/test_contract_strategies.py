@@ -73,7 +73,7 @@ class Everything(Command[None]):
     literal: Literal["a", 1, True, None]
     maybe: int | None
     numbers: list[int]
-    unique: set[str]
+    uid: set[str]
     moments: frozenset[datetime.date]
     pair: tuple[int, str]
     by_name: dict[str, list[int]]
@@ -137,7 +137,7 @@ def payloads(name: str, **overrides: Any) -> SearchStrategy[Any]:
         lambda payload: payload["literal"] is True,
         lambda payload: payload["tree"].get("branches"),
         lambda payload: payload["tree"].get("parent"),
-        lambda payload: len(payload["unique"]) > 1,
+        lambda payload: len(payload["uid"]) > 1,
     ],
 )
 def test_what_is_made_reaches_the_corners(corner: Any) -> None:

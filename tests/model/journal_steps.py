@@ -72,7 +72,7 @@ class Translation:
         self._shape = actions.shape
         self._specs = actions.configuration.messages
         self._home = actions.configuration.entity_partitions
-        self._uniques = [f"{NOW_MS:012x}-m{number}" for number in range(len(self._specs))]
+        self._uids = [f"{NOW_MS:012x}-m{number}" for number in range(len(self._specs))]
         self._bodies = [
             pack_body(name=f"m{number}", deadline_ms=0, waited_for=True, key="", envelope=b"")
             for number in range(len(self._specs))
@@ -93,7 +93,7 @@ class Translation:
     def withdraw(self, message: int) -> JournalStep:
         """What a client sends to take a message back."""
         entity = self._specs[message].entity
-        return Withdraw(self._home[entity], self._name(entity), self._uniques[message])
+        return Withdraw(self._home[entity], self._name(entity), self._uids[message])
 
     def step(self, step: Step) -> JournalStep:
         """What a journal is sent."""
@@ -102,17 +102,17 @@ class Translation:
         match StepKind(kind):
             case StepKind.APPEND:
                 where = self._specs[message - 1].entity
-                unique, body = self._uniques[message - 1], self._bodies[message - 1]
+                uid, body = self._uids[message - 1], self._bodies[message - 1]
                 return Append(
-                    self._home[where], self._name(where), unique, body, claim=claim, policy=self._policy
+                    self._home[where], self._name(where), uid, body, claim=claim, policy=self._policy
                 )
             case StepKind.TAKE:
                 return Take(self._home[where], self._name(where), claim, self._policy)
             case StepKind.FINISH:
                 return self._finish(step)
             case StepKind.INTERRUPT:
-                uniques = (self._uniques[message - 1],)
-                return Interrupt(self._home[where], self._name(where), claim, turn, uniques, bool(first))
+                uids = (self._uids[message - 1],)
+                return Interrupt(self._home[where], self._name(where), claim, turn, uids, bool(first))
             case StepKind.CLAIM_PARTITION:
                 return ClaimPartition(where, claim, b"node", self._claim(first))
             case StepKind.RELEASE:
@@ -130,7 +130,7 @@ class Translation:
 
     def _entry(self, number: int, message: int) -> RelayEntry:
         entity = self._name(self._specs[message].entity)
-        return RelayEntry(number, entity, self._uniques[message], self._bodies[message])
+        return RelayEntry(number, entity, self._uids[message], self._bodies[message])
 
     def _finish(self, step: Step) -> Finish:
         _, entity, message, turn, claim, version, applied, ending = step
@@ -141,14 +141,14 @@ class Translation:
         if sends is not None:
             target = self._specs[sends].entity
             outbox = (
-                Outgoing(self._home[target], self._name(target), self._uniques[sends], self._bodies[sends]),
+                Outgoing(self._home[target], self._name(target), self._uids[sends], self._bodies[sends]),
             )
         return Finish(
             self._home[entity],
             self._name(entity),
             self._claim(claim),
             turn,
-            (Verdict(self._uniques[message - 1], event.value),),
+            (Verdict(self._uids[message - 1], event.value),),
             bytes((applied,)) if completes else None,
             version,
             outbox,
@@ -169,7 +169,7 @@ class Translation:
         return (
             answer.word.name,
             dispatch.turn,
-            self._uniques[dispatch.message - 1],
+            self._uids[dispatch.message - 1],
             dispatch.version,
             dispatch.failures,
             bool(dispatch.is_recovery),
@@ -195,7 +195,7 @@ class Translation:
                 return (
                     Word.DONE.name,
                     dispatch.turn,
-                    item.unique,
+                    item.uid,
                     dispatch.version,
                     item.attempt - item.interruptions,
                     dispatch.recovering,
@@ -208,17 +208,17 @@ class Translation:
         shape, found = self._shape, list[object]()
         for partition in shape.partitions:
             stream = state[partition + STREAM : partition + STREAM + shape.stream_places]
-            entries = [self._uniques[entry - 1] for entry in stream if entry]
+            entries = [self._uids[entry - 1] for entry in stream if entry]
             numbers = (state[partition + LAST_OUT], state[partition + LAST_IN])
             found.append((self._claim(state[partition + CLAIM]), state[partition + EPOCH], entries, numbers))
         for block in shape.entities:
             log = [
-                self._uniques[entry - 1]
+                self._uids[entry - 1]
                 for entry in state[block + LOG : block + LOG + shape.message_count]
                 if entry
             ]
             running = state[block + RUNNING]
-            out = (self._uniques[running - 1], self._claim(state[block + RUNNING_CLAIM])) if running else None
+            out = (self._uids[running - 1], self._claim(state[block + RUNNING_CLAIM])) if running else None
             found.append((state[block + TURN], out, state[block + VERSION], state[block + APPLIED], log))
         for block in shape.messages:
             word = STATES[state[block + STATE]]
@@ -234,7 +234,7 @@ class Translation:
             if partition is None:
                 found.append(("", 0, [], (0, 0)))
                 continue
-            entries = [entry.unique for stream in partition.streams.values() for _, entry in stream]
+            entries = [entry.uid for stream in partition.streams.values() for _, entry in stream]
             numbers = (sum(partition.numbers_out.values()), sum(partition.numbers_in.values()))
             found.append((partition.lease.claim, partition.lease.epoch, entries, numbers))
         for entity, home in enumerate(self._home):
@@ -244,8 +244,8 @@ class Translation:
                 found.append((0, None, 0, 0, []))
                 continue
             running = record.running
-            out = (running.uniques[0], running.claim) if running is not None else None
-            log = [unique for unique in record.log if unique in record.messages]
+            out = (running.uids[0], running.claim) if running is not None else None
+            log = [uid for uid in record.log if uid in record.messages]
             found.append((record.turn, out, record.version, record.state[0] if record.state else 0, log))
         return found + [self._stored_message(journal, number) for number in range(len(self._specs))]
 
@@ -253,11 +253,11 @@ class Translation:
         entity = self._specs[number].entity
         partition = journal._partitions.get(self._home[entity])
         record = partition.entities.get(self._name(entity)) if partition is not None else None
-        message = record.messages.get(self._uniques[number]) if record is not None else None
+        message = record.messages.get(self._uids[number]) if record is not None else None
         if message is not None:
             return message.state.value, (message.attempts, message.interruptions, message.recovering)
         kept = (
-            partition.outcome(self._name(entity), self._uniques[number], NOW_MS)
+            partition.outcome(self._name(entity), self._uids[number], NOW_MS)
             if partition is not None
             else None
         )

@@ -18,8 +18,8 @@ from atomic_actors.base._lifecycle import (
     TRANSITIONS,
     Event,
     IllegalTransition,
+    InterruptionRules,
     Settlement,
-    Stamp,
     decide_interruption,
     may_leave_unrun,
 )
@@ -149,7 +149,7 @@ class Store:
         return [
             [
                 [
-                    decide_interruption(Stamp.decode(spec.stamp), count, recovering=recovering)
+                    decide_interruption(InterruptionRules.decode(spec.stamp), count, recovering=recovering)
                     if by_stamp
                     else Settlement.REQUEUE
                     for recovering in (False, True)

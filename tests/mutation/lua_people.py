@@ -149,7 +149,7 @@ _PEOPLE: Final = (
         "replay.is_noted",
         Guard.REPLAY,
         "replay",
-        "letter.died, new_unique, letter.text",
+        "letter.died, new_uid, letter.text",
         'letter.died, "", letter.text',
         "a dead letter knows what it was replayed as",
         "test_replay",

@@ -38,10 +38,10 @@ _SETTLING: Final = (
         "test_interrupt_of_nothing",
     ),
     lua(
-        "interrupt.uniques",
+        "interrupt.uids",
         Guard.TURN,
         "interrupt",
-        "if not messages[j] or messages[j].unique ~= A[at + j - 1] then",
+        "if not messages[j] or messages[j].uid ~= A[at + j - 1] then",
         _NEVER,
         "who settles a turn names its messages",
         "test_settling_a_run",

@@ -18,7 +18,9 @@ def _turns(name: str, guard: Guard, function: str, old: str, new: str, protects:
     return Mutant(f"memory.{name}", guard, TURNS, function, old, new, protects, tests)
 
 
-def _books(name: str, guard: Guard, function: str, old: str, new: str, protects: str, *tests: str) -> Mutant:
+def _counters_by_partition(
+    name: str, guard: Guard, function: str, old: str, new: str, protects: str, *tests: str
+) -> Mutant:
     return Mutant(f"memory.{name}", guard, BOOKS, function, old, new, protects, tests)
 
 
@@ -91,7 +93,7 @@ _OWNERS: Final = (
         "an epoch is later than those that the store has lost",
         "test_a_new_incarnation_of_a_partition_that_is_gone",
     ),
-    _books(
+    _counters_by_partition(
         "begin_incarnation",
         Guard.INCARNATION,
         "begin_incarnation",
@@ -100,7 +102,7 @@ _OWNERS: Final = (
         "two losses within a millisecond are two incarnations",
         "test_a_new_incarnation",
     ),
-    _books(
+    _counters_by_partition(
         "begin_incarnation.numbers",
         Guard.INCARNATION,
         "begin_incarnation",
@@ -158,11 +160,11 @@ _TURNS: Final = (
         "test_version_conflict_writes_nothing",
     ),
     _turns(
-        "finish.uniques",
+        "finish.uids",
         Guard.TURN,
         "_check_finish",
-        "if tuple(verdict.unique for verdict in step.verdicts) != running.uniques:",
-        "if len(step.verdicts) != len(running.uniques):",
+        "if tuple(verdict.uid for verdict in step.verdicts) != running.uids:",
+        "if len(step.verdicts) != len(running.uids):",
         "a verdict is about the message that it names",
         "test_verdicts_of_other_messages",
     ),
@@ -206,8 +208,8 @@ _TURNS: Final = (
         "finish.recovers",
         Guard.INTERRUPTION,
         "_apply_verdicts",
-        "not_buried.append(message.unique)",
-        "not_buried.append(message.unique)\n            message.recovering = False",
+        "not_buried.append(message.uid)",
+        "not_buried.append(message.uid)\n            message.recovering = False",
         "a recovery whose dead letter has no room is one still when the entity goes on",
         "test_a_recovery_without_room_stays_one",
     ),
@@ -224,7 +226,7 @@ _TURNS: Final = (
         "outbox.waits",
         Guard.DEDUPE_ID,
         "_check_outbox",
-        " or (target is not None and outgoing.unique in target.messages):",
+        " or (target is not None and outgoing.uid in target.messages):",
         ":",
         "an outbox has no message that waits already",
         "test_an_outbox_has_each_message_once",
@@ -302,10 +304,10 @@ _TURNS: Final = (
         "test_interrupt_of_nothing",
     ),
     _turns(
-        "interrupt.uniques",
+        "interrupt.uids",
         Guard.TURN,
         "interrupt",
-        "if running.uniques != step.uniques:",
+        "if running.uids != step.uids:",
         _NEVER,
         "who settles a turn names its messages",
         "test_settling_a_run",
@@ -358,11 +360,11 @@ _SENDERS: Final = (
         "the key that is looked up is the message's own",
         "test_a_key_that_is_not_the_bodys",
     ),
-    _books(
+    _counters_by_partition(
         "free_key.whose",
         Guard.DEDUPE_KEY,
         "_free_key",
-        "if kept is not None and kept[1] == message.unique:",
+        "if kept is not None and kept[1] == message.uid:",
         "if kept is not None:",
         "a key that is another message's by now is not freed",
         "test_a_key_that_is_another_messages_by_now",
@@ -452,7 +454,7 @@ _SENDERS: Final = (
         "relay_in.waits",
         Guard.DEDUPE_ID,
         "_relay_in",
-        "if entry.unique not in entity.messages:",
+        "if entry.uid not in entity.messages:",
         "if True:",
         "a message that waits already is not taken in again",
         "test_a_message_of_a_stream_that_waits_already",

@@ -69,10 +69,10 @@ async def commit_a_turn(server: Server) -> tuple[dict[bytes, Any], int]:
     # Nothing expires while the test lasts.
     async with open_journal(server, JournalSettings(partitions=2, result_ttl_ms=3_600_000)) as journal:
         await own(journal)
-        unique, turn = await take_one(journal)
+        uid, turn = await take_one(journal)
         before, length = contents(server), len(log_of(server).read_bytes())
         outbox = (Outgoing(0, "account/b", "a" * 32, body()), Outgoing(1, "account/c", "b" * 32, body()))
-        verdicts = (Verdict(unique, "fail", error=b"e"),)
+        verdicts = (Verdict(uid, "fail", error=b"e"),)
         step = Finish(0, ENTITY, CLAIM, turn, verdicts, b"state", 0, outbox, policy=POLICY)
         assert isinstance(await send(journal, step), Finished)
     return before, length

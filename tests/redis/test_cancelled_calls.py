@@ -9,7 +9,7 @@ from attrs import Factory, define, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, Query, handler
 from atomic_actors.journal._protocol import Append, Appended, JournalSettings, OutcomeRead, ReadOutcome
-from tests.redis.test_wire import body, now_ms, open_journal, send, unique_at
+from tests.redis.test_wire import body, now_ms, open_journal, send, uid_at
 from tests.servers import Server
 from tests.system.support import QUICK
 
@@ -33,26 +33,26 @@ async def test_calls_of_the_journal(store_server: Server, namespace: str) -> Non
     answered = 0
     async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
         now = await now_ms(journal)
-        uniques = [unique_at(now) for _ in range(PASSES)]
-        for passes, unique in enumerate(uniques):
+        uids = [uid_at(now) for _ in range(PASSES)]
+        for passes, uid in enumerate(uids):
             results: list[object] = []
 
-            async def append(unique: str) -> None:
-                results.append(await send(journal, Append(0, f"account/{unique}", unique, body())))  # noqa: B023
+            async def append(uid: str) -> None:
+                results.append(await send(journal, Append(0, f"account/{uid}", uid, body())))  # noqa: B023
 
             async with anyio.create_task_group() as task_group:
-                task_group.start_soon(append, unique)
+                task_group.start_soon(append, uid)
                 await let_pass(passes)
                 task_group.cancel_scope.cancel()
             answered += len(results)
             # The very next answers belong to the very next calls.
-            for other in uniques[:passes]:
+            for other in uids[:passes]:
                 read = await send(journal, ReadOutcome(0, f"account/{other}", other))
                 assert isinstance(read, OutcomeRead)
                 assert read.state in ("unknown", "enqueued")
-            again = await send(journal, Append(0, f"account/{unique}", unique, body()))
+            again = await send(journal, Append(0, f"account/{uid}", uid, body()))
             assert isinstance(again, Appended)
-            assert again.unique == unique
+            assert again.uid == uid
             assert again.duplicate or not results
     assert 0 < answered < PASSES
 

@@ -25,7 +25,7 @@ from tests.redis.test_wire import (
     own,
     send,
     take_one,
-    unique_at,
+    uid_at,
 )
 from tests.servers import Server
 
@@ -73,12 +73,12 @@ async def test_a_body_that_is_gone_is_offered_as_an_empty_one(store_server: Serv
     async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
         await own(journal)
         at_ms = await now_ms(journal)
-        uniques = [unique_at(at_ms + number) for number in range(2)]
-        for unique in uniques:
-            await send(journal, Append(0, ENTITY, unique, body("t")))
+        uids = [uid_at(at_ms + number) for number in range(2)]
+        for uid in uids:
+            await send(journal, Append(0, ENTITY, uid, body("t")))
         take = Take(0, ENTITY, CLAIM, POLICY, run_limit=2)
         assert isinstance(await send(journal, take), Taken)
-        store_server.call("HDEL", f"{{{namespace}:default:0}}:e:{ENTITY}", f"m:{uniques[1]}")
+        store_server.call("HDEL", f"{{{namespace}:default:0}}:e:{ENTITY}", f"m:{uids[1]}")
         again = await send(journal, take)
         assert isinstance(again, Taken)
         assert again.offer.dispatch is not None
@@ -92,9 +92,7 @@ async def test_a_lease_of_another_type_leaves_the_other_partitions(
     async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
         store_server.call("SET", f"{{{namespace}:default:0}}:L", "damaged")
         damaged, healthy = (
-            await journal.execute(
-                [Append(0, ENTITY, unique_at(1), body()), ClaimPartition(1, CLAIM, b"node")]
-            )
+            await journal.execute([Append(0, ENTITY, uid_at(1), body()), ClaimPartition(1, CLAIM, b"node")])
         ).results
         assert isinstance(damaged, Rejected)
         assert "WRONGTYPE" in damaged.text

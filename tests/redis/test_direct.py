@@ -206,9 +206,9 @@ async def test_whoever_waits_for_a_push_is_written_to_before_the_caller(
         return int(server.call("INFO", "commandstats").get("cmdstat_ping", {"calls": 0})["calls"])
 
     def message(claim: str) -> Append:
-        unique = f"{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
+        uid = f"{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
         body = pack_body(name="Work", deadline_ms=0, waited_for=True, key="", envelope=b"{}")
-        return Append(0, "box/a", unique, body, claim=claim, policy="*=edc3")
+        return Append(0, "box/a", uid, body, claim=claim, policy="*=edc3")
 
     async with RedisJournal.from_url(server.url, JournalSettings(namespace=namespace)) as journal:
         await journal.execute([ClaimPartition(0, "claim-1", b"node")])
@@ -291,9 +291,9 @@ async def test_each_of_several_messages_is_told_what_is_wrong(
         prefix = f"{{{namespace}:{settings.service}:1}}"
 
         def message(number: int) -> Append:
-            unique = f"{int(time.time() * 1000):012x}{number:020x}"
+            uid = f"{int(time.time() * 1000):012x}{number:020x}"
             body = pack_body(name="Work", deadline_ms=0, waited_for=False, key="", envelope=b"{}")
-            return Append(partition, "box/a", unique, body, claim=claim, policy="*=edc3")
+            return Append(partition, "box/a", uid, body, claim=claim, policy="*=edc3")
 
         if broken == "record":
             server.call("SET", f"{prefix}:e:box/a", "not a record")

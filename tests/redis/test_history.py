@@ -31,7 +31,7 @@ from tests.redis.test_wire import (
     own,
     send,
     take_one,
-    unique_at,
+    uid_at,
 )
 from tests.servers import Server, start_server
 
@@ -72,10 +72,10 @@ async def test_noticed_before_anything_is_sent(server: Server, commits: int, mer
         await own(journal)
         await own(journal, 1)
         await take_one(journal)
-        unique = unique_at(await now_ms(journal))
+        uid = uid_at(await now_ms(journal))
         await lose(server, journal, commits)
         # The same number of commits as were lost would hide the loss, if they came first.
-        step = Append(0, "account/new", unique, body(), claim=CLAIM, policy=POLICY)
+        step = Append(0, "account/new", uid, body(), claim=CLAIM, policy=POLICY)
         with pytest.raises(JournalUnavailable, match="lost history") as error:
             await journal.execute([step])
         assert error.value.sent is False
@@ -106,12 +106,12 @@ async def test_a_restart_with_everything_is_no_loss(server: Server) -> None:
         losses = losses_of(journal)
         await own(journal)
         for number in range(3):
-            unique, _ = await take_one(journal, entity=f"{ENTITY}-{number}")
+            uid, _ = await take_one(journal, entity=f"{ENTITY}-{number}")
             server.kill9()
             server.start()
             with pytest.raises(JournalUnavailable):
                 await journal.execute([Audit(0)])
             assert await now_ms(journal) > 0
-            await send(journal, ReadOutcome(0, ENTITY, unique))
+            await send(journal, ReadOutcome(0, ENTITY, uid))
         assert losses == []
         assert journal.commits[0] == 3

@@ -39,7 +39,7 @@ from tests.redis.test_wire import (
     open_journal,
     own,
     send,
-    unique_at,
+    uid_at,
 )
 from tests.sentinel_servers import wait_for
 from tests.servers import KINDS, Server, start_server
@@ -76,7 +76,7 @@ def full(server: Server) -> Generator[None]:
 
 async def test_a_full_store_refuses_each_sort_of_step(server: Server, namespace: str) -> None:
     async with open_journal(server, JournalSettings(namespace=namespace)) as journal:
-        for step in all_steps(unique_at(await now_ms(journal))):
+        for step in all_steps(uid_at(await now_ms(journal))):
             before = contents(server)
             with full(server), pytest.raises(JournalUnavailable, match="OOM") as error:
                 await journal.execute([step])
@@ -93,7 +93,7 @@ async def test_what_was_accepted_while_the_memory_ran_out(server: Server, namesp
         server.call("CONFIG", "SET", "maxmemory", used + 2_000_000)
         now = await now_ms(journal)
         for number in range(100):
-            steps = [Append(0, f"account/{number}", unique_at(now), body() + bytes(20_000)) for _ in range(3)]
+            steps = [Append(0, f"account/{number}", uid_at(now), body() + bytes(20_000)) for _ in range(3)]
             try:
                 results = (await journal.execute(steps)).results
             except JournalUnavailable:
@@ -202,7 +202,7 @@ def busy(server: Server) -> Generator[None]:
 async def test_a_busy_server_refuses_and_nothing_happened(server: Server, namespace: str) -> None:
     async with open_journal(server, JournalSettings(namespace=namespace)) as journal:
         await own(journal)
-        step = Append(0, ENTITY, unique_at(await now_ms(journal)), body(), claim=CLAIM, policy=POLICY)
+        step = Append(0, ENTITY, uid_at(await now_ms(journal)), body(), claim=CLAIM, policy=POLICY)
         with busy(server), pytest.raises(JournalUnavailable, match="BUSY") as error:
             await journal.execute([step])
         assert error.value.sent is False
@@ -238,7 +238,7 @@ async def test_no_call_holds_the_server_for_long(server: Server, namespace: str)
         async with GroupCommit(calls, CommitLimits(max_batch_steps=default.max_batch_steps)) as group:
             now = (await group.execute([Audit(0)])).now_ms
             steps: list[Step] = [
-                Append(number % 8, f"account/{number}", unique_at(now), body() + bytes(1000))
+                Append(number % 8, f"account/{number}", uid_at(now), body() + bytes(1000))
                 for number in range(1_000)
             ]
             answer = await group.execute(steps)
@@ -269,7 +269,7 @@ async def test_a_primary_without_replicas_takes_nothing(tmp_path: Path, namespac
             replica.call("REPLICAOF", "NO", "ONE")
             wait_for(lambda: primary.call("INFO", "replication")["min_slaves_good_slaves"] == 0, "its end")
             before = contents(primary)
-            step = Append(0, ENTITY, unique_at(0), body(), claim=CLAIM, policy=POLICY)
+            step = Append(0, ENTITY, uid_at(0), body(), claim=CLAIM, policy=POLICY)
             with pytest.raises(JournalUnavailable, match="NOREPLICAS") as error:
                 await journal.execute([step])
             assert error.value.sent is False

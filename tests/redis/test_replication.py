@@ -27,7 +27,7 @@ from atomic_actors.journal.redis._lease_client import RedisLeaseClient
 from atomic_actors.journal.redis._link import RedisServer
 from atomic_actors.journal.redis._replication import Replication
 from tests.redis.test_sentinel import FAILOVER_LIMIT_S, Add, Counter
-from tests.redis.test_wire import CLAIM, ENTITY, POLICY, body, now_ms, own, send, unique_at
+from tests.redis.test_wire import CLAIM, ENTITY, POLICY, body, now_ms, own, send, uid_at
 from tests.sentinel_servers import paused, wait_for
 from tests.servers import KINDS, Server, start_server
 
@@ -99,8 +99,8 @@ async def test_an_answer_counts_when_the_replica_has_it(
     async with open_journal(primary, namespace) as journal:
         await own(journal)
         commits = journal.commits[0]
-        unique = unique_at(await now_ms(journal))
-        step = Append(0, ENTITY, unique, body(), claim=CLAIM, policy=POLICY)
+        uid = uid_at(await now_ms(journal))
+        step = Append(0, ENTITY, uid, body(), claim=CLAIM, policy=POLICY)
         with out_of_reach(replica, journal):
             for _ in range(2):
                 with pytest.raises(JournalUnavailable, match="0 of 1 replicas have") as error:
@@ -126,13 +126,13 @@ async def test_a_new_connection_waits_for_what_others_wrote(
         RedisJournal.from_url(primary.url, settings) as hasty,
     ):
         await own(journal)
-        unique = unique_at(await now_ms(journal))
-        step = Append(0, ENTITY, unique, body(), claim=CLAIM, policy=POLICY)
+        uid = uid_at(await now_ms(journal))
+        step = Append(0, ENTITY, uid, body(), claim=CLAIM, policy=POLICY)
         with paused(replica):
             assert isinstance(await send(hasty, step), Appended)
             async with open_journal(primary, namespace) as other:
                 other._replication = IMPATIENT
-                for question in (step, ReadOutcome(0, ENTITY, unique)):
+                for question in (step, ReadOutcome(0, ENTITY, uid)):
                     with pytest.raises(JournalUnavailable, match="0 of 1 replicas have"):
                         await way(other, [question])
         async with open_journal(primary, namespace) as other:

@@ -64,7 +64,7 @@ def body(name: str = "m", *, key: str = "", deadline_ms: int = 0) -> bytes:
     )
 
 
-def unique_at(now_ms: int) -> str:
+def uid_at(now_ms: int) -> str:
     return f"{now_ms:012x}{secrets.token_hex(10)}"
 
 
@@ -86,11 +86,11 @@ async def own(journal: RedisJournal, partition: int = 0) -> None:
 
 
 async def take_one(journal: RedisJournal, name: str = "m", entity: str = ENTITY) -> tuple[str, int]:
-    unique = unique_at(await now_ms(journal))
-    answer = await send(journal, Append(0, entity, unique, body(name), claim=CLAIM, policy=POLICY))
+    uid = uid_at(await now_ms(journal))
+    answer = await send(journal, Append(0, entity, uid, body(name), claim=CLAIM, policy=POLICY))
     assert isinstance(answer, Appended)
     assert answer.offer.dispatch is not None
-    return unique, answer.offer.dispatch.turn
+    return uid, answer.offer.dispatch.turn
 
 
 # --- the library ---------------------------------------------------------------------------------------
@@ -102,9 +102,9 @@ async def test_flushed_library_comes_back_and_the_steps_happen_once(
     async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
         await own(journal)
         store_server.call("FUNCTION", "FLUSH")
-        unique = unique_at(await now_ms(journal))
+        uid = uid_at(await now_ms(journal))
         store_server.call("FUNCTION", "FLUSH")
-        answer = await send(journal, Append(0, ENTITY, unique, body(), claim=CLAIM, policy=POLICY))
+        answer = await send(journal, Append(0, ENTITY, uid, body(), claim=CLAIM, policy=POLICY))
         assert isinstance(answer, Appended)
         assert not answer.duplicate
         audited = await send(journal, Audit(0))
@@ -194,9 +194,9 @@ async def test_renew_of_many_leases(store_server: Server, namespace: str) -> Non
 # --- keys and numbers ----------------------------------------------------------------------------------
 
 
-def all_steps(unique: str) -> list[Step]:
+def all_steps(uid: str) -> list[Step]:
     """One step of each sort that touches keys of its own."""
-    verdicts = (Verdict(unique, "fail", error=b"e"),)
+    verdicts = (Verdict(uid, "fail", error=b"e"),)
     outbox = (
         Outgoing(0, "account/b", "a" * 32, body()),
         Outgoing(1, "account/c", "b" * 32, body()),
@@ -204,17 +204,17 @@ def all_steps(unique: str) -> list[Step]:
     )
     return [
         ClaimPartition(0, CLAIM, b"node", new_incarnation=True),
-        Append(0, ENTITY, unique, body(key="k"), key="k", digest="d", claim=CLAIM, policy=POLICY),
-        Append(0, ENTITY, "0" + unique[1:], body()),
+        Append(0, ENTITY, uid, body(key="k"), key="k", digest="d", claim=CLAIM, policy=POLICY),
+        Append(0, ENTITY, "0" + uid[1:], body()),
         Finish(0, ENTITY, CLAIM, 1, verdicts, b"state", 0, outbox, policy=POLICY),
         Take(0, "account/b", CLAIM, POLICY),
         Interrupt(0, "account/b", CLAIM, 1, ("a" * 32,)),
-        SettleLost(0, ENTITY, CLAIM, "0" + unique[1:], POLICY, 1, 0),
-        Withdraw(0, ENTITY, unique, "k"),
-        Expire(0, ENTITY, unique, "k"),
-        ReadOutcome(0, ENTITY, unique),
-        Replay(0, ENTITY, unique, "c" * 32, at_head=True),
-        Replay(0, ENTITY, unique, "c" * 32, at_head=True, claim=CLAIM, policy=POLICY),
+        SettleLost(0, ENTITY, CLAIM, "0" + uid[1:], POLICY, 1, 0),
+        Withdraw(0, ENTITY, uid, "k"),
+        Expire(0, ENTITY, uid, "k"),
+        ReadOutcome(0, ENTITY, uid),
+        Replay(0, ENTITY, uid, "c" * 32, at_head=True),
+        Replay(0, ENTITY, uid, "c" * 32, at_head=True, claim=CLAIM, policy=POLICY),
         ListDeadLetters(0),
         Sweep(0, CLAIM),
         Sweep(0, CLAIM, own_from=""),
@@ -238,8 +238,8 @@ async def test_every_key_that_is_written_was_declared(store_server: Server, name
     wire = Wire(settings)
     declared: set[str] = set()
     async with open_journal(store_server, settings) as journal:
-        unique = unique_at(await now_ms(journal))
-        steps = all_steps(unique)
+        uid = uid_at(await now_ms(journal))
+        steps = all_steps(uid)
         for step in steps:
             declared |= {key.decode() for key in wire.encode([step]).keys}
             result = await send(journal, step)
@@ -261,17 +261,15 @@ async def test_large_numbers_do_no_harm(store_server: Server, namespace: str, la
     settings = JournalSettings(namespace=namespace, result_ttl_ms=large, dedupe_ttl_ms=large)
     async with open_journal(store_server, settings) as journal:
         await own(journal)
-        unique, turn = await take_one(journal)
+        uid, turn = await take_one(journal)
         assert await send(
-            journal, Finish(0, ENTITY, CLAIM, large, (Verdict(unique, "complete"),), None, 0)
+            journal, Finish(0, ENTITY, CLAIM, large, (Verdict(uid, "complete"),), None, 0)
         ) == Stale("turn")
-        answer = await send(
-            journal, Finish(0, ENTITY, CLAIM, turn, (Verdict(unique, "complete"),), b"s", large)
-        )
+        answer = await send(journal, Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "complete"),), b"s", large))
         assert isinstance(answer, Rejected)
         assert answer.code == "version_conflict"
         answer = await send(
-            journal, Finish(0, ENTITY, CLAIM, turn, (Verdict(unique, "retry", delay_ms=large),), None, 0)
+            journal, Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "retry", delay_ms=large),), None, 0)
         )
         assert isinstance(answer, Finished)
         assert answer.offer.not_before_ms == 2**53 - 1
@@ -286,9 +284,9 @@ async def test_time_does_not_go_back(store_server: Server, namespace: str) -> No
         # As a primary left it whose clock was an hour ahead of this one's.
         ahead_ms = await now_ms(journal) + 3_600_000
         store_server.call("HSET", f"{{{namespace}:default:0}}:C", "time", ahead_ms)
-        unique, turn = await take_one(journal)
-        assert int(unique[:12], 16) >= ahead_ms
-        verdicts = (Verdict(unique, "retry", delay_ms=1_000),)
+        uid, turn = await take_one(journal)
+        assert int(uid[:12], 16) >= ahead_ms
+        verdicts = (Verdict(uid, "retry", delay_ms=1_000),)
         answer = await send(journal, Finish(0, ENTITY, CLAIM, turn, verdicts, None, 0))
         assert isinstance(answer, Finished)
         assert answer.offer.not_before_ms == ahead_ms + 1_000
@@ -304,9 +302,9 @@ async def test_counts_above_fourteen_digits_stay_exact(store_server: Server, nam
         prefix = f"{{{namespace}:default:0}}"
         store_server.call("HSET", f"{prefix}:e:{ENTITY}", "t", start, "v", start, "s", "old")
         store_server.call("HSET", f"{prefix}:C", "accepted", start, "completed", start)
-        unique, turn = await take_one(journal)
+        uid, turn = await take_one(journal)
         assert turn == start + 1
-        step = Finish(0, ENTITY, CLAIM, turn, (Verdict(unique, "complete"),), b"new", start)
+        step = Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "complete"),), b"new", start)
         assert await send(journal, step) == Finished(start + 1, (await send(journal, step)).offer)  # type: ignore[union-attr]
         assert store_server.call("HGET", f"{prefix}:e:{ENTITY}", "v") == str(start + 1)
         assert store_server.call("HGET", f"{prefix}:C", "accepted") == str(start + 1)
@@ -318,7 +316,7 @@ async def test_a_foreign_value_fails_its_own_step_only(store_server: Server, nam
         store_server.call("SET", f"{{{namespace}:default:0}}:e:account/broken", "no hash")
         now = await now_ms(journal)
         steps = [
-            Append(0, entity, unique_at(now), body(), claim=CLAIM, policy=POLICY)
+            Append(0, entity, uid_at(now), body(), claim=CLAIM, policy=POLICY)
             for entity in ("account/a", "account/broken", "account/c")
         ]
         first, second, third = (await journal.execute(steps)).results
@@ -343,20 +341,20 @@ def test_names_that_would_break_the_slots_are_refused(name: str) -> None:
 async def test_calls_in_flight_arrive_in_order(store_server: Server, namespace: str) -> None:
     async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
         now = await now_ms(journal)
-        uniques = [unique_at(now) for _ in range(40)]
+        uids = [uid_at(now) for _ in range(40)]
 
-        async def append(unique: str) -> None:
-            assert isinstance(await send(journal, Append(0, ENTITY, unique, body())), Appended)
+        async def append(uid: str) -> None:
+            assert isinstance(await send(journal, Append(0, ENTITY, uid, body())), Appended)
 
         async with anyio.create_task_group() as task_group:
-            for unique in uniques:
-                task_group.start_soon(append, unique)
+            for uid in uids:
+                task_group.start_soon(append, uid)
                 await anyio.lowlevel.checkpoint()
         log = store_server.call("LRANGE", f"{{{namespace}:default:0}}:q:{ENTITY}", 0, -1)
-        assert sorted(log) == sorted(uniques)
+        assert sorted(log) == sorted(uids)
         await own(journal)
         taken = await send(journal, Take(0, ENTITY, CLAIM, POLICY))
-        assert taken.offer.dispatch.messages[0].unique == log[0]  # type: ignore[union-attr]
+        assert taken.offer.dispatch.messages[0].uid == log[0]  # type: ignore[union-attr]
 
 
 async def test_a_cancelled_call_does_not_shift_the_answers(store_server: Server, namespace: str) -> None:
@@ -373,7 +371,7 @@ async def test_server_lost_and_back(tmp_path: Path) -> None:
     with start_server("valkey", tmp_path=tmp_path, tcp=False, appendonly="always") as server:
         async with open_journal(server, JournalSettings(), allow_no_persistence=False) as journal:
             await own(journal)
-            unique, turn = await take_one(journal)
+            uid, turn = await take_one(journal)
             run_id = journal.run_id
             assert run_id
             server.kill9()
@@ -383,7 +381,7 @@ async def test_server_lost_and_back(tmp_path: Path) -> None:
                 await journal.execute([Audit(0)])
             assert unreachable.value.sent is False
             server.restart()
-            step = Finish(0, ENTITY, CLAIM, turn, (Verdict(unique, "complete"),), b"s", 0)
+            step = Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "complete"),), b"s", 0)
             assert isinstance(await send(journal, step), Finished)
             assert journal.run_id not in ("", run_id)
             assert journal.commits[0] == 2

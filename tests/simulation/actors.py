@@ -9,7 +9,7 @@ import anyio
 from attrs import Factory, define, field, frozen
 
 from atomic_actors import Actor, Command, Completed, EntityRef, Park, Query, Refused, Retry, handler
-from atomic_actors.base._lifecycle import Stamp
+from atomic_actors.base._lifecycle import InterruptionRules
 from tests.simulation.oracle import CHILD, Life, Oracle
 
 
@@ -91,7 +91,9 @@ class Stage:
     crash: Callable[[], None]
 
 
-TRANSACTIONAL, DIES, AGAIN, LOOKS = (Stamp.decode(text) for text in ("trc0", "edc0", "erc0", "emc0"))
+TRANSACTIONAL, DIES, AGAIN, LOOKS = (
+    InterruptionRules.decode(text) for text in ("trc0", "edc0", "erc0", "emc0")
+)
 
 
 class Worker(Actor[Chain], kind="worker"):
@@ -136,7 +138,7 @@ class Worker(Actor[Chain], kind="worker"):
                 await anyio.sleep_forever()
             return Completed(self._change(message, life))
 
-    async def _perform(self, message: AnyMessage, stamp: Stamp) -> int:
+    async def _perform(self, message: AnyMessage, stamp: InterruptionRules) -> int:
         context, plan = self.context, message.plan
         with self.stage.oracle.turn(context.message_id, context.attempt, stamp) as life:
             # The change comes first, so that whatever goes wrong later has something to take back.
@@ -155,7 +157,7 @@ class Worker(Actor[Chain], kind="worker"):
         if not isinstance(message, Count):
             self.state.tags.append(life.tag)
             for number, target in enumerate(message.plan.sends):
-                self.outbox.add(EntityRef("worker", target), Put(f"{life.unique}{CHILD}{number}"))
+                self.outbox.add(EntityRef("worker", target), Put(f"{life.uid}{CHILD}{number}"))
         life.returned = len(self.state.tags)
         return len(self.state.tags)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import define, field
 
-from atomic_actors.base._lifecycle import Event, Stamp
+from atomic_actors.base._lifecycle import Event, InterruptionRules
 from atomic_actors.codec._envelope import decode_envelope, plain_of
 from atomic_actors.journal._protocol import Body, JournalSettings, unpack_body
 from atomic_actors.journal.memory._counters import Entity, Message, Partition, Running
@@ -39,7 +39,7 @@ class Life:
     """One accepted message."""
 
     entity: str
-    unique: str
+    uid: str
     name: str
     tag: str
     plan: dict[str, Any]
@@ -88,53 +88,53 @@ class Oracle:
     def accepted(self, entity: str, message: Message, *, at_head: bool) -> None:
         plain = payload_of(message.head)
         tag = plain["tag"]
-        parent_unique, is_child, _ = tag.rpartition(CHILD)
-        life = Life(entity, message.unique, message.head.name, tag, plain["plan"], bool(self.by_tag[tag]))
-        if message.unique in self.lives:
+        parent_uid, is_child, _ = tag.rpartition(CHILD)
+        life = Life(entity, message.uid, message.head.name, tag, plain["plan"], bool(self.by_tag[tag]))
+        if message.uid in self.lives:
             self.fail(f"{tag}: the same message was accepted twice")
-        self.lives[message.unique] = life
+        self.lives[message.uid] = life
         self.by_tag[tag].append(life)
         if at_head:
-            self.order[entity].insert(self.dispatched[entity], message.unique)
+            self.order[entity].insert(self.dispatched[entity], message.uid)
         else:
-            self.order[entity].append(message.unique)
+            self.order[entity].append(message.uid)
         self.note("accepted", entity, self.name(tag), "replay" if life.replay else "")
         if is_child and not life.replay:
-            parent = self.lives[parent_unique]
+            parent = self.lives[parent_uid]
             owed = self.owed[parent.entity, entity]
             if not owed or owed.popleft() != tag:
                 self.fail(f"{entity} got {tag} from {parent.entity} out of turn")
 
     def taken(self, entity: str, messages: tuple[Message, ...]) -> None:
-        uniques = [message.unique for message in messages]
+        uids = [message.uid for message in messages]
         if self.dispatched[entity]:
             self.fail(f"{entity}: a second dispatch")
-        if self.order[entity][: len(uniques)] != uniques:
-            self.fail(f"{entity}: {uniques} taken out of order, expected {self.order[entity][:4]}")
-        self.dispatched[entity] = len(uniques)
+        if self.order[entity][: len(uids)] != uids:
+            self.fail(f"{entity}: {uids} taken out of order, expected {self.order[entity][:4]}")
+        self.dispatched[entity] = len(uids)
         for message in messages:
-            life = self.lives[message.unique]
+            life = self.lives[message.uid]
             life.attempts = message.attempts
-        self.note("taken", entity, *(self.name(self.lives[unique].tag) for unique in uniques))
+        self.note("taken", entity, *(self.name(self.lives[uid].tag) for uid in uids))
 
     def ended_turn(self, entity: str) -> None:
         self.dispatched[entity] = 0
 
     def given_back(self, entity: str, messages: list[Message], event: Event) -> None:
         for message in messages:
-            life = self.lives[message.unique]
+            life = self.lives[message.uid]
             if message.interruptions > life.interruptions:
                 life.interruptions = message.interruptions
                 life.may_run_again = False
             self.note(event.value, entity, self.name(life.tag))
 
     def final(self, entity: str, message: Message, event: Event, reply: bytes) -> None:
-        life = self.lives[message.unique]
+        life = self.lives[message.uid]
         if life.end:
             self.fail(f"{life.tag}: {event.value} after {life.end}")
         life.end, life.reply = event.value, reply
         life.interruptions = message.interruptions
-        self.order[entity].remove(message.unique)
+        self.order[entity].remove(message.uid)
         started = life.starts.total() + life.recoveries.total()
         self.note(event.value, entity, self.name(life.tag))
         if event in (Event.WITHDRAW, Event.EXPIRE) and started:
@@ -147,22 +147,22 @@ class Oracle:
             if life.name != "Count":
                 self.chain[entity].append(life.tag)
                 for number, target in enumerate(life.plan["sends"]):
-                    self.owed[entity, f"worker/{target}"].append(f"{life.unique}{CHILD}{number}")
+                    self.owed[entity, f"worker/{target}"].append(f"{life.uid}{CHILD}{number}")
 
     # The handlers' moves.
 
     @contextmanager
     def turn(
-        self, message_id: str, attempt: int, stamp: Stamp, *, recovering: bool = False
+        self, message_id: str, attempt: int, stamp: InterruptionRules, *, recovering: bool = False
     ) -> Iterator[Life]:
         """A handler, or an `on_interrupted` method, from its first line to its last."""
-        entity, _, unique = message_id.rpartition("/")
-        life = self.lives[unique]
+        entity, _, uid = message_id.rpartition("/")
+        life = self.lives[uid]
         self.starts += 1
         self.note("start", entity, self.name(life.tag), attempt, "recovering" if recovering else "")
         if entity in self.running:
             self.fail(f"{entity}: {life.tag} began while {self.running[entity]} ran")
-        if unique not in self.order[entity][: self.dispatched[entity]]:
+        if uid not in self.order[entity][: self.dispatched[entity]]:
             self.fail(f"{entity}: {life.tag} began and is not dispatched")
         if attempt != life.attempts:
             self.fail(f"{life.tag}: began attempt {attempt}, but the store has {life.attempts}")
@@ -176,7 +176,7 @@ class Oracle:
                 self.fail(f"{entity}: {life.tag} ended and was not running")
             self.note("stop", entity, self.name(life.tag))
 
-    def _check_again(self, life: Life, attempt: int, stamp: Stamp, recovering: bool) -> None:
+    def _check_again(self, life: Life, attempt: int, stamp: InterruptionRules, recovering: bool) -> None:
         if life.starts[attempt] + life.recoveries[attempt]:
             self.fail(f"{life.tag}: attempt {attempt} started twice")
         if stamp.transactional or recovering or not life.interruptions:
@@ -199,12 +199,14 @@ class WatchedPartition(Partition):
 
     oracle: Oracle
 
-    def accept(self, entity: Entity, unique: str, body: bytes, *, at_head: bool = False) -> Message:
-        message = super().accept(entity, unique, body, at_head=at_head)
+    def accept(self, entity: Entity, uid: str, body: bytes, *, at_head: bool = False) -> Message:
+        message = super().accept(entity, uid, body, at_head=at_head)
         self.oracle.accepted(entity.name, message, at_head=at_head)
         return message
 
-    def dispatch(self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: Stamp) -> Running:
+    def dispatch(
+        self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: InterruptionRules
+    ) -> Running:
         running = super().dispatch(entity, messages, claim, stamp)
         self.oracle.taken(entity.name, messages)
         return running

@@ -369,14 +369,14 @@ class World:
                     f"{tag}: the asker got {answer.value}, but {[(life.end, life.returned) for life in lives]}"
                 )
             return
-        unique = (error.message_id or "").rpartition("/")[2] if isinstance(error, AtomicActorsError) else ""
-        life = oracle.lives.get(unique)
+        uid = (error.message_id or "").rpartition("/")[2] if isinstance(error, AtomicActorsError) else ""
+        life = oracle.lives.get(uid)
         for cls, end in _ENDS:
             if isinstance(error, cls) and (life is None or life.end != end):
                 oracle.fail(f"{tag}: the asker got {error!r}, but it is {life.end if life else 'unknown'}")
         if isinstance(error, NotExecuted):
             # Under a key the tag may be another call's message as well; without an id nothing was sent.
-            meant = [life] if life else [] if unique or tag.startswith("k") else lives
+            meant = [life] if life else [] if uid or tag.startswith("k") else lives
             # A copy of a refused append that the network delivers later is accepted then: see `late`.
             refused_late = isinstance(error, QueueDepthExceeded) and self.weather.fired["late_delivery"]
             if any(each.starts or each.recoveries for each in meant) and not refused_late:

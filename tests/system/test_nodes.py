@@ -22,7 +22,7 @@ from atomic_actors import (
     handler,
 )
 from atomic_actors.journal._protocol import ClaimPartition
-from atomic_actors.node.ownership._peers import Nodes
+from atomic_actors.node.ownership._peers import Peers
 from tests.system.support import Desk, NewSystem, Read, Stage, Work, desk, until
 
 pytestmark = pytest.mark.anyio
@@ -244,13 +244,13 @@ async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, 
 async def test_a_directory_that_refuses_does_not_keep_partitions(
     new_system: NewSystem, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(nodes: Nodes) -> None:
+    async def refuse(nodes: Peers) -> None:
         raise StoreIncompatible("the store's user may not do this")
 
     async with node(new_system, stage, lease_ttl_s=60.0) as first:
         await owns(first, PARTITIONS)
-        monkeypatch.setattr(Nodes, "announce", refuse)
-        monkeypatch.setattr(Nodes, "leave", refuse)
+        monkeypatch.setattr(Peers, "announce", refuse)
+        monkeypatch.setattr(Peers, "leave", refuse)
     monkeypatch.undo()
     async with new_system(partitions=PARTITIONS) as sender:
         assert {owner.node_id for owner in await sender.partitions()} == {""}
@@ -274,8 +274,8 @@ async def test_the_commit_itself_tells_askers_on_other_nodes(
         for name in ("POLL_FIRST_S", "POLL_FIRST_REMOTE_S", "POLL_MAX_S"):
             monkeypatch.setattr(f"atomic_actors.node.routing._router.{name}", 60.0)
         assert owner._parts is not None
-        assert owner._parts.store.exchange is not None
+        assert owner._parts.store.messenger is not None
         pushed = list[object]()
-        monkeypatch.setattr(owner._parts.store.exchange, "push", lambda *what: pushed.append(what))
+        monkeypatch.setattr(owner._parts.store.messenger, "push", lambda *what: pushed.append(what))
         await ask_all(asker)
         assert pushed == []

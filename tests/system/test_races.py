@@ -13,7 +13,7 @@ import pytest
 from attrs import define, field, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, LifecycleEvent, handler
-from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope, make_unique
+from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope, make_uid
 from atomic_actors.journal._protocol import Appended, Dispatch, Dispatched, Offer, Unsettled
 from atomic_actors.node._assembly import Parts
 from atomic_actors.node.execution import _supervisor
@@ -185,19 +185,19 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         await system.tell(box.ref("s"), Slow())
         await script.begun.wait()
         sender = parts.sender
-        call = sender.calls.check(box.ref("a"), Work())
+        call = sender.call_checker.check(box.ref("a"), Work())
         assert call is not None
-        admission = sender._admit(call)
-        assert admission is not None
-        unique = make_unique(sender.store_clock.now_ms(), 1)
-        pending = Pending(sender.router, "tell", call, unique=unique, admission=admission)
+        local_take = sender._admit(call)
+        assert local_take is not None
+        uid = make_uid(sender.store_clock.now_ms(), 1)
+        pending = Pending(sender.router, "tell", call, uid=uid, local_take=local_take)
         step = append_of(call, pending, 0, encode_envelope(NO_HEADERS, call.payload))
         (appended,) = (await parts.store.journal.execute([step])).results
         assert isinstance(appended, Appended)
         parts.supervisor.draining = True
         parts.supervisor.cancel_partitions()
         await anyio.wait_all_tasks_blocked()
-        admission.offered(appended.offer)
+        local_take.offered(appended.offer)
         await anyio.wait_all_tasks_blocked()
         script.gate.set()
         await anyio.wait_all_tasks_blocked()

@@ -89,11 +89,11 @@ def quiet(store_server: Server) -> Callable[..., Any]:
 
 async def until_heard(system: Any) -> None:
     """Return once the node hears what others push to it."""
-    exchange = parts_of(system).store.exchange
-    assert exchange is not None
+    messenger = parts_of(system).store.messenger
+    assert messenger is not None
 
     async def is_heard() -> bool:
-        return exchange.is_heard
+        return messenger.is_heard
 
     await until(is_heard)
 
@@ -163,7 +163,7 @@ class Spied:
 
 def spy(system: Any) -> list[str]:
     """The names of the steps that a node's senders need from now on."""
-    calls: Any = parts_of(system).sender.calls
+    calls: Any = parts_of(system).sender.call_checker
     calls.journal = Spied(calls.journal)
     names: list[str] = calls.journal.names
     return names

@@ -49,10 +49,10 @@ async def test_the_verbs(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Desk.using(stage=stage)) as system:
         receipt = await system.tell(desk(), Write("a"))
         assert receipt == Receipt(receipt.message_id, desk())
-        entity, _, unique = receipt.message_id.rpartition("/")
+        entity, _, uid = receipt.message_id.rpartition("/")
         assert entity == "desk/one"
-        assert len(unique) == 32
-        assert unique[12] == "7"
+        assert len(uid) == 32
+        assert uid[12] == "7"
         assert await system.ask(desk(), Work("b")) == "b"
         assert await system.ask(desk(), Read()) == ["a", "b"]
         assert await system.result(receipt) == 1
@@ -135,12 +135,12 @@ async def test_result_waits(new_system: NewSystem, stage: Stage) -> None:
 async def test_result_of_what_never_was(new_system: NewSystem, stage: Stage) -> None:
     async with new_system(Desk.using(stage=stage)) as system:
         receipt = await system.tell(desk(), Write("a"))
-        unique = receipt.message_id[-32:]
+        uid = receipt.message_id[-32:]
         with pytest.raises(UnknownMessage, match="desk/two"):
-            await system.result(f"desk/two/{unique}")
+            await system.result(f"desk/two/{uid}")
         with pytest.raises(ResultExpired, match="result_ttl_s"):
-            await system.result(f"desk/one/{'0' * 12}{unique[12:]}")
-        for text in ("", "desk/one", "one", f"desk/one/{'x' * 32}", f"/one/{unique}", f"desk//{unique}"):
+            await system.result(f"desk/one/{'0' * 12}{uid[12:]}")
+        for text in ("", "desk/one", "one", f"desk/one/{'x' * 32}", f"/one/{uid}", f"desk//{uid}"):
             with pytest.raises(InvalidMessageId, match=r"kind/id|kind:|id:"):
                 await system.result(text)
         wrong: Any

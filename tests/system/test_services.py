@@ -32,7 +32,7 @@ from atomic_actors import (
     handler,
 )
 from atomic_actors.base._records import partition_of
-from atomic_actors.codec._envelope import make_unique
+from atomic_actors.codec._envelope import make_uid
 from tests.servers import Server
 from tests.system.support import PATIENCE_S, QUICK, Stage, until
 
@@ -196,7 +196,7 @@ def town(request: pytest.FixtureRequest, stage: Stage) -> Town:
 
 def reads_of(system: ActorSystem) -> int:
     """How often the registry was read."""
-    return system._running.sender.calls.known.reads
+    return system._running.sender.call_checker.remote_kinds.reads
 
 
 INVOICE = Invoice.ref("i")
@@ -232,17 +232,17 @@ async def test_results_are_kept_as_long_as_their_service_says(town: Town) -> Non
         await sender.ask(INVOICE, Charge(5))
         then_ms = sender._running.sender.store_clock.now_ms() - 120_000
         with pytest.raises(ResultExpired):
-            await sender.result(f"{INVOICE}/{make_unique(then_ms, 1)}")
+            await sender.result(f"{INVOICE}/{make_uid(then_ms, 1)}")
 
 
 async def test_a_way_to_volatile_kinds_that_is_opened_again(town: Town) -> None:
     async with town.system("echoes", Echo), town.sender() as sender:
         assert await sender.ask(Echo.ref("x"), Charge(1)) == 1
-        outlets = sender._running.sender.calls.outlets
-        outlets._outlets["echoes"].scope.cancel()
+        service_journals = sender._running.sender.call_checker.service_journals
+        service_journals._opened["echoes"].scope.cancel()
 
         async def is_closed() -> bool:
-            return outlets.get("echoes") is None
+            return service_journals.get("echoes") is None
 
         await until(is_closed)
         for route in sender._running.sender.routes._routes.values():  # type: ignore[union-attr]
@@ -267,7 +267,7 @@ async def test_who_waits_is_told_that_the_way_is_closed(town: Town) -> None:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(ask)
             await until(is_accepted)
-            running.sender.calls.outlets._outlets["billing"].scope.cancel()
+            running.sender.call_checker.service_journals._opened["billing"].scope.cancel()
         async with town.billing():
             assert await sender.result(told[0]) == 6
 
@@ -412,7 +412,7 @@ async def test_a_volatile_kind_of_another_service(town: Town) -> None:
             await sender.ask(Echo.ref("x"), Charge(1), key="k")
         async with town.sender() as another:
             with pytest.raises(NotSupported, match="kind 'echo' is volatile"):
-                await another.result(f"echo/x/{make_unique(1, 1)}")
+                await another.result(f"echo/x/{make_uid(1, 1)}")
 
 
 async def test_a_sender_fixes_no_partitions(town: Town) -> None:
@@ -494,7 +494,7 @@ async def test_outbox_left_behind_by_a_node_that_has_ended(town: Town) -> None:
     async with town.billing():
         pass
     async with town.shop() as shop:
-        shop._running.supervisor.relay.outlets = None
+        shop._running.supervisor.relay.service_journals = None
         await shop.ask(Order.ref("o"), Place("i", [1, 2]))
         assert (await shop.audit()).outbound == 2
     async with town.shop(), town.billing() as billing:
@@ -539,7 +539,9 @@ async def test_a_sender_hears_of_the_next_release(town: Town) -> None:
     async with town.sender() as sender:
         async with town.billing():
             assert await sender.ask(INVOICE, Charge(5)) == 10
-        sender._running.sender.calls.known._entries["invoice"].read_s -= 2  # it was read some time ago
+        sender._running.sender.call_checker.remote_kinds._entries[
+            "invoice"
+        ].read_s -= 2  # it was read some time ago
         async with town.billing(actors=[NewInvoice]):
             assert await sender.ask(INVOICE, Refund(1)) == 9
 

@@ -63,7 +63,7 @@ async def test_a_look_up_that_ends_when_the_system_is_left(town: Town) -> None:
     with anyio.fail_after(5):
         async with anyio.create_task_group() as task_group:
             async with town.sender() as sender:
-                known = sender._running.sender.calls.known
+                known = sender._running.sender.call_checker.remote_kinds
                 registry = known.registry
                 assert registry is not None
                 found = await registry.find_kinds(["order"])
@@ -104,7 +104,7 @@ async def test_a_turn_that_looks_up_waits_for_the_store(town: Town, stage: Stage
         pass
     quick = {"store_timeout_s": 0.2, "lease_ttl_s": 20.0, "lease_margin_s": 5.0, "accept_timeout_s": 5.0}
     async with town.shop(**quick) as shop:
-        known = shop._running.sender.calls.known
+        known = shop._running.sender.call_checker.remote_kinds
         registry, failures = known.registry, 0
         assert registry is not None
 

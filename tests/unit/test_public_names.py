@@ -15,7 +15,7 @@ from attrs import define, frozen
 import atomic_actors
 from atomic_actors import AskTimeout, Command, DeadLetter, EntityRef, Refused, StoreUnavailable
 from atomic_actors.base._errors import error_from_code
-from atomic_actors.base._public_names import say_home
+from atomic_actors.base._public_names import set_public_module
 from atomic_actors.codec._codec import Codec
 
 PACKAGES = ["atomic_actors", "atomic_actors.client", "atomic_actors.testing"]
@@ -92,5 +92,5 @@ def test_errors_are_found_by_their_code() -> None:
 def test_only_classes_and_functions_are_changed() -> None:
     values = ("text", 3, ("a", "b"), len, property())
     for value in values:
-        say_home("somewhere", value)
+        set_public_module("somewhere", value)
     assert len.__module__ == "builtins"

@@ -15,7 +15,7 @@ from atomic_actors.base._config import Config, KindSettings
 from atomic_actors.base._errors import InvalidConfig, InvalidState
 from atomic_actors.codec._codec import Codec
 
-__all__ = ("BoundHandler", "Kind", "bind_kinds")
+__all__ = ("BoundHandler", "BoundKind", "bind_kinds")
 
 
 @frozen(eq=False)
@@ -30,7 +30,7 @@ class BoundHandler:
 
 
 @define(eq=False)
-class Kind:
+class BoundKind:
     """A kind, ready to run."""
 
     name: str
@@ -63,7 +63,7 @@ class Kind:
         return None if self.spec.state_type is None else self.spec.state_type()
 
 
-def bind_kinds(config: Config, codec: Codec) -> dict[str, Kind]:
+def bind_kinds(config: Config, codec: Codec) -> dict[str, BoundKind]:
     """Everything `config.actors` lists, by kind.
 
     Raises:
@@ -79,7 +79,7 @@ def bind_kinds(config: Config, codec: Codec) -> dict[str, Kind]:
     return {name: _bind(codec, spec) for name, spec in specs.items()}
 
 
-def _bind(codec: Codec, spec: ActorSpec) -> Kind:
+def _bind(codec: Codec, spec: ActorSpec) -> BoundKind:
     if spec.state_type is not None:
         try:
             codec.check_round_trip(spec.state_type)
@@ -96,7 +96,7 @@ def _bind(codec: Codec, spec: ActorSpec) -> Kind:
         )
 
     by_name = {name: bind(handler) for name, handler in spec.handlers.items()}
-    return Kind(
+    return BoundKind(
         name=spec.kind,
         spec=spec,
         by_type={cls: by_name[handler.name] for cls, handler in spec.by_type.items()},

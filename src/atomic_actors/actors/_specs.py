@@ -40,7 +40,7 @@ from atomic_actors.base._annotations import (
 )
 from atomic_actors.base._config import Config, KindSettings, settings_for
 from atomic_actors.base._errors import InvalidConfig, InvalidHandler, InvalidState
-from atomic_actors.base._lifecycle import InterruptionPolicy, Stamp
+from atomic_actors.base._lifecycle import InterruptionPolicy, InterruptionRules
 
 __all__ = (
     "Actor",
@@ -136,8 +136,8 @@ class ActorSpec:
         stamps["*"] = self._stamp(self.fallback)
         return "\n" + "".join(f"{name}={stamp.encode()}\n" for name, stamp in stamps.items())
 
-    def _stamp(self, spec: HandlerSpec | None) -> Stamp:
-        return Stamp(
+    def _stamp(self, spec: HandlerSpec | None) -> InterruptionRules:
+        return InterruptionRules(
             transactional=False if spec is None else spec.transactional,
             policy=InterruptionPolicy.DEAD_LETTER if spec is None else spec.policy,
             park_on_dead=self.settings.on_dead == "park",
@@ -320,15 +320,15 @@ def _handler_spec(
     _check_parameters(function, location, free=origin.free)
     handled = _what_it_handles(function, options, location)
     transactional = handled.query if options.transactional is None else options.transactional
-    said = options.on_interrupted
-    if transactional and said is not None:
+    option = options.on_interrupted
+    if transactional and option is not None:
         raise InvalidHandler(
             f"{location}: on_interrupted does not apply to a transactional handler, which is always run again; "
             "leave it out, or say transactional=False"
         )
     policy, recover = InterruptionPolicy.DEAD_LETTER, None
     if not transactional:
-        policy, recover = _find_policy(origin, default if said is None else said, location)
+        policy, recover = _find_policy(origin, default if option is None else option, location)
     return HandlerSpec(
         name=handled.name,
         message_type=handled.message_type,

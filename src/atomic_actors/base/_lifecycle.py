@@ -38,8 +38,8 @@ __all__ = (
     "Event",
     "IllegalTransition",
     "InterruptionPolicy",
+    "InterruptionRules",
     "Settlement",
-    "Stamp",
     "State",
     "advance",
     "decide_failure",
@@ -146,12 +146,12 @@ class InterruptionPolicy(StrEnum):
 
 
 def _is_count(text: str) -> bool:
-    """Whether a text is a number as `Stamp` writes it; `int` reads digits of other scripts, too."""
+    """Whether a text is a number as `InterruptionRules` writes it; `int` reads digits of other scripts, too."""
     return text.isascii() and text.isdecimal()
 
 
 @frozen
-class Stamp:
+class InterruptionRules:
     """What a take writes beside the dispatch, so that whoever settles it later knows the rules.
 
     On the wire, four parts without separators: `t` or `e` (transactional or effectful), the policy's
@@ -173,7 +173,7 @@ class Stamp:
         )
 
     @classmethod
-    def decode(cls, text: str) -> Stamp:
+    def decode(cls, text: str) -> InterruptionRules:
         """Read the wire form.
 
         Raises:
@@ -217,7 +217,7 @@ class Settlement(StrEnum):
         return Event.INTERRUPT if self is Settlement.INTERRUPT else Event.REQUEUE
 
 
-def decide_interruption(stamp: Stamp, interruptions: int, *, recovering: bool) -> Settlement:
+def decide_interruption(stamp: InterruptionRules, interruptions: int, *, recovering: bool) -> Settlement:
     """What to do with a turn that was cut off.
 
     Args:

@@ -1,10 +1,10 @@
-"""One-shot cells: the cheapest way to hand one value to one waiting task.
+"""One-shots: the cheapest way to hand one value to one waiting task.
 
 An anyio Event costs a few microseconds to make and to wait on, on either backend, and every durable
-ask needs two such hand-overs. A cell is what the backend itself waits with: a bare future on asyncio, a
+ask needs two such hand-overs. A one-shot is what the backend itself waits with: a bare future on asyncio, a
 rescheduled task on Trio. It knows one waiter and one value, and nothing else.
 
-Cells are made and set in the thread of the event loop only.
+One-shots are made and set in the thread of the event loop only.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import sniffio
 from attrs import frozen
 
-__all__ = ("Backend", "Cell", "cell_factory", "clock_function")
+__all__ = ("Backend", "OneShot", "clock_function", "oneshot_factory")
 
 T = TypeVar("T")
 
 
-class Cell(Protocol[T]):
+class OneShot(Protocol[T]):
     """A place for one value that one task waits for."""
 
     def set(self, value: T) -> None:
@@ -33,11 +33,11 @@ class Cell(Protocol[T]):
         ...
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """Wait for the value. Cancelling the wait spends the cell."""
+        """Wait for the value. Cancelling the wait spends the one-shot."""
         ...
 
 
-class _AsyncioCell(Generic[T]):
+class _AsyncioOneShot(Generic[T]):
     __slots__ = ("_future",)
 
     def __init__(self) -> None:
@@ -54,14 +54,14 @@ class _AsyncioCell(Generic[T]):
         return self._future.__await__()
 
 
-def cell_factory() -> Callable[[], Cell[Any]]:
-    """The cell class of the backend that runs now. Call it once and keep the answer."""
+def oneshot_factory() -> Callable[[], OneShot[Any]]:
+    """The one-shot class of the backend that runs now. Call it once and keep the answer."""
     if sniffio.current_async_library() == "trio":
         # Trio takes as long to import as a third of this package: only where it runs already.
-        from atomic_actors.base._oneshot_trio import TrioCell  # noqa: PLC0415
+        from atomic_actors.base._oneshot_trio import TrioOneShot  # noqa: PLC0415
 
-        return TrioCell
-    return _AsyncioCell
+        return TrioOneShot
+    return _AsyncioOneShot
 
 
 def clock_function() -> Callable[[], float]:
@@ -77,11 +77,11 @@ def clock_function() -> Callable[[], float]:
 class Backend:
     """What the backend that runs now waits with, and its clock: found out once, then used for every message."""
 
-    new_cell: Callable[[], Cell[Any]]
+    new_oneshot: Callable[[], OneShot[Any]]
     #: Seconds; the same clock as `anyio.current_time()`.
     clock: Callable[[], float]
 
     @classmethod
     def current(cls) -> Self:
         """The backend that runs now."""
-        return cls(cell_factory(), clock_function())
+        return cls(oneshot_factory(), clock_function())

@@ -1,4 +1,4 @@
-"""The one-shot cell of Trio: see `_oneshot`, which imports this where Trio runs."""
+"""The one-shot of Trio: see `_oneshot`, which imports this where Trio runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 import outcome
 import trio
 
-__all__ = ("TrioCell",)
+__all__ = ("TrioOneShot",)
 
 T = TypeVar("T")
 
 
-class TrioCell(Generic[T]):
+class TrioOneShot(Generic[T]):
     """A task that is rescheduled with the value."""
 
     __slots__ = ("_outcome", "_spent", "_task")

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any, get_type_hints
 
-__all__ = ("say_home", "say_homes")
+__all__ = ("set_public_module", "set_public_modules")
 
 
-def say_homes(package: str, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
+def set_public_modules(package: str, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
     """Let everything that a package exports say that it is from there.
 
     Args:
@@ -23,10 +23,10 @@ def say_homes(package: str, namespace: Mapping[str, Any], names: Iterable[str]) 
     """
     for name in names:
         if name in namespace:
-            say_home(package, namespace[name])
+            set_public_module(package, namespace[name])
 
 
-def say_home(package: str, thing: Any) -> None:
+def set_public_module(package: str, thing: Any) -> None:
     """Let a class or function say that it is from a package; anything else is left as it is."""
     if isinstance(thing, type):
         _resolve_annotations(thing)

@@ -122,9 +122,9 @@ def partition_of(entity: str, partitions: int) -> int:
     return crc_hqx(entity.encode(), 0) % partitions
 
 
-def message_id_of(entity: str, unique: str) -> str:
+def message_id_of(entity: str, uid: str) -> str:
     """`kind/id/<uuid7>`: an id that names its entity, so that `result` knows where to look."""
-    return f"{entity}/{unique}"
+    return f"{entity}/{uid}"
 
 
 def split_message_id(message_id: object) -> tuple[EntityRef, str]:
@@ -134,11 +134,11 @@ def split_message_id(message_id: object) -> tuple[EntityRef, str]:
         InvalidMessageId: the text is not of that form.
     """
     if isinstance(message_id, str):
-        entity, slash, unique = message_id.rpartition("/")
+        entity, slash, uid = message_id.rpartition("/")
         kind, second_slash, entity_id = entity.partition("/")
-        if slash and second_slash and len(unique) == 32 and set(unique) <= set("0123456789abcdef"):
+        if slash and second_slash and len(uid) == 32 and set(uid) <= set("0123456789abcdef"):
             try:
-                return EntityRef(kind, entity_id), unique
+                return EntityRef(kind, entity_id), uid
             except InvalidEntityId as error:
                 raise InvalidMessageId(f"{message_id!r}: {error}") from error
     raise InvalidMessageId(f"{message_id!r}: expected kind/id/<32 hex digits>")

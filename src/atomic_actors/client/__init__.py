@@ -9,10 +9,10 @@ client.ask(Account.ref("a-42"), GetBalance(), timeout_s=5)
 
 from __future__ import annotations
 
-from atomic_actors.base._public_names import say_homes
+from atomic_actors.base._public_names import set_public_modules
 from atomic_actors.client._client import Client
 
 __all__ = ("Client",)
 
-say_homes(__name__, globals(), __all__)
-del say_homes
+set_public_modules(__name__, globals(), __all__)
+del set_public_modules

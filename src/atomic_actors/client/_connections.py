@@ -28,7 +28,7 @@ __all__ = (
     "ConnectionPool",
     "NoConnectionFree",
     "StoreBusy",
-    "as_said",
+    "as_async_error",
     "exchange",
     "meaning_of",
     "run_now",
@@ -58,7 +58,7 @@ _MOMENTARY: Final = (
 )
 
 
-def as_said(error: redis.RedisError) -> Exception:
+def as_async_error(error: redis.RedisError) -> Exception:
     """An error of redis-py as the asynchronous driver says it; those of the network stay as they are."""
     text = str(error)
     match error:
@@ -98,7 +98,7 @@ def meaning_of(error: Exception, *, sent: bool) -> AtomicActorsError | JournalUn
         error: what was raised.
         sent: whether the store may have seen the steps, where the error does not say.
     """
-    said = as_said(error) if isinstance(error, redis.RedisError) else error
+    said = as_async_error(error) if isinstance(error, redis.RedisError) else error
     said.__cause__ = said.__cause__ or error.__cause__
     meaning = explain(said, sent=sent)
     if isinstance(error, _MOMENTARY) or isinstance(error.__cause__, _MOMENTARY):
@@ -144,7 +144,7 @@ class BlockingAnswers:
         try:
             answer = exchange(self._connection, self._timeout_s, *command.split(), *arguments)
         except redis.RedisError as error:
-            said = as_said(error)
+            said = as_async_error(error)
             if said is error:
                 raise
             raise said from error

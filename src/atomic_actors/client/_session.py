@@ -32,7 +32,7 @@ from atomic_actors.client._servers import SingleServer, servers_at
 from atomic_actors.client._store import BlockingStore
 from atomic_actors.client._waiting import Waiter, Waiters
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import Headers, digest_of, encode_envelope, make_unique
+from atomic_actors.codec._envelope import Headers, digest_of, encode_envelope, make_uid
 from atomic_actors.contracts._call_checks import (
     ForeignMessages,
     OnCancel,
@@ -42,10 +42,10 @@ from atomic_actors.contracts._call_checks import (
 )
 from atomic_actors.contracts._outcomes import (
     RefusalReader,
+    missing_message_error,
     read_outcome,
     refusal_of_append,
-    silence_error,
-    unknown_error,
+    timeout_error,
 )
 from atomic_actors.contracts._waiting import POLL_FIRST_REMOTE_S, POLL_MAX_S, WITHDRAW_LIMIT_S
 from atomic_actors.journal._protocol import (
@@ -63,7 +63,7 @@ from atomic_actors.journal._settings import CONNECT_TIMEOUT_S
 from atomic_actors.journal.commit._batches import STEP_OVERHEAD_BYTES
 from atomic_actors.journal.embedded._embedded import embedded_directory
 
-__all__ = ("Call", "Session", "Vocabulary")
+__all__ = ("ClientCall", "Session", "Vocabulary")
 
 #: The first look into the store while pushes are heard; elsewise it comes sooner.
 POLL_FIRST_S: Final = 0.05
@@ -71,7 +71,7 @@ RANDOM_BYTES: Final = 10
 
 
 @define(eq=False, slots=True)
-class Call:
+class ClientCall:
     """A checked call: where it goes and what it carries."""
 
     ref: EntityRef
@@ -96,7 +96,7 @@ class Vocabulary:
         self._refusals = RefusalReader(self._codec)
         self._lock = RLock()
 
-    def check(self, target: object, message: object) -> Call:
+    def check(self, target: object, message: object) -> ClientCall:
         """A call, checked.
 
         Raises:
@@ -116,7 +116,7 @@ class Vocabulary:
         check_size(name, ref, payload, self._config.max_payload_bytes)
         entity = str(ref)
         partition = partition_of(entity, self._config.partitions)
-        return Call(
+        return ClientCall(
             ref=ref,
             entity=entity,
             partition=partition,
@@ -204,8 +204,8 @@ class Session:
         until_s = time.monotonic() + timeout_s if timeout_s else float("inf")
         now_ms = self._now_ms(min(until_s, time.monotonic() + self._config.accept_timeout_s))
         deadline_ms = now_ms + int(timeout_s * 1000) if timeout_s else 0
-        waiter = Waiter("ask", call.entity, self._new_unique(now_ms), key or "")
-        step = self._append(call, waiter.unique, key, deadline_ms, waits=True)
+        waiter = Waiter("ask", call.entity, self._new_uid(now_ms), key or "")
+        step = self._append(call, waiter.uid, key, deadline_ms, waits=True)
         self._listener.start()
         self._waiters.add(waiter)
         try:
@@ -234,16 +234,16 @@ class Session:
         if not isinstance(result, Appended):
             raise refusal_of_append(result, waiter.entity, waiter.message_id)
         waiter.accepted = True
-        if result.unique != waiter.unique:
-            self._waiters.join(waiter, result.unique)
+        if result.uid != waiter.uid:
+            self._waiters.join(waiter, result.uid)
         if result.outcome is not None:
-            self._waiters.answered(waiter.entity, waiter.unique, result.outcome)
+            self._waiters.answered(waiter.entity, waiter.uid, result.outcome)
         elif result.duplicate:
             self._look_up(waiter, step.partition, until_s)
 
     def _not_answered(self, waiter: Waiter, error: JournalUnavailable) -> AtomicActorsError:
         if error.sent:
-            return silence_error(waiter.waiting, waiter.message_id)
+            return timeout_error(waiter.waiting, waiter.message_id)
         return StoreUnavailable(f"nothing was sent: {error}", message_id=waiter.message_id)
 
     def _await(self, waiter: Waiter, partition: int, until_s: float, delay_s: float) -> bytes:
@@ -253,7 +253,7 @@ class Session:
             if waiter.wait(min(delay_s, left_s)):
                 break
             if left_s <= delay_s:
-                raise silence_error(waiter.waiting, waiter.message_id)
+                raise timeout_error(waiter.waiting, waiter.message_id)
             self._listener.start()
             self._look_up(waiter, partition, until_s)
             delay_s = min(delay_s * 2, POLL_MAX_S)
@@ -272,13 +272,13 @@ class Session:
         # "Unknown" counts only if the message was there when the question was asked: a re-sent append may
         # overtake it.
         was_sent_before = waiter.accepted or waiter.waiting == "result"
-        result = self._store.try_once(ReadOutcome(partition, waiter.entity, waiter.unique), until_s)
+        result = self._store.try_once(ReadOutcome(partition, waiter.entity, waiter.uid), until_s)
         if not isinstance(result, OutcomeRead):
             return
         if result.state == "finished" and result.outcome is not None:
-            self._waiters.answered(waiter.entity, waiter.unique, result.outcome)
+            self._waiters.answered(waiter.entity, waiter.uid, result.outcome)
         elif result.state == "unknown" and was_sent_before and not waiter.done:
-            raise unknown_error(
+            raise missing_message_error(
                 waiter.message_id,
                 self._now_ms(until_s),
                 self._store.settings.result_ttl_ms,
@@ -290,10 +290,10 @@ class Session:
 
     def _cancel(self, waiter: Waiter, partition: int, on_cancel: OnCancel) -> None:
         if on_cancel == "detach":
-            self._waiters.keep(waiter.unique)
+            self._waiters.mark_shared(waiter.uid)
         elif not self._waiters.is_shared(waiter):
             until_s = time.monotonic() + WITHDRAW_LIMIT_S
-            self._withdraw(partition, waiter.entity, waiter.unique, waiter.key, until_s)
+            self._withdraw(partition, waiter.entity, waiter.uid, waiter.key, until_s)
 
     # Telling.
 
@@ -305,8 +305,8 @@ class Session:
         until_s = time.monotonic() + self._config.accept_timeout_s
         now_ms = self._now_ms(until_s)
         deadline_ms = now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0
-        waiter = Waiter("tell", call.entity, self._new_unique(now_ms), key or "")
-        step = self._append(call, waiter.unique, key, deadline_ms, waits=False)
+        waiter = Waiter("tell", call.entity, self._new_uid(now_ms), key or "")
+        step = self._append(call, waiter.uid, key, deadline_ms, waits=False)
         self._waiters.add(waiter)
         try:
             (result,) = cast("Sequence[Result]", self._store.commit((step,), until_s))
@@ -314,14 +314,14 @@ class Session:
             raise self._not_answered(waiter, error) from error
         finally:
             self._waiters.remove(waiter)
-        return self._receipt(call, waiter.unique, result)
+        return self._receipt(call, waiter.uid, result)
 
-    def _receipt(self, call: Call, unique: str, result: Result) -> Receipt[Any]:
+    def _receipt(self, call: ClientCall, uid: str, result: Result) -> Receipt[Any]:
         if not isinstance(result, Appended):
-            raise refusal_of_append(result, call.entity, message_id_of(call.entity, unique))
-        if result.unique != unique:
-            self._waiters.keep(result.unique)
-        return Receipt(message_id_of(call.entity, result.unique), call.ref, reply_type=call.reply_type)
+            raise refusal_of_append(result, call.entity, message_id_of(call.entity, uid))
+        if result.uid != uid:
+            self._waiters.mark_shared(result.uid)
+        return Receipt(message_id_of(call.entity, result.uid), call.ref, reply_type=call.reply_type)
 
     def tell_many(self, pairs: Sequence[tuple[object, object]]) -> list[Receipt[Any]]:
         """See `Client.tell_many`."""
@@ -341,7 +341,7 @@ class Session:
             at += len(window)
         return receipts
 
-    def _window(self, calls: Sequence[Call], start: int) -> Sequence[Call]:
+    def _window(self, calls: Sequence[ClientCall], start: int) -> Sequence[ClientCall]:
         """What goes next, in one call where partitions may share one."""
         size_bytes, end = 0, start
         while end < len(calls) and end - start < self._config.max_batch_steps:
@@ -352,12 +352,12 @@ class Session:
         return calls[start:end]
 
     def _tell_window(
-        self, start: int, calls: Sequence[Call], receipts: list[Receipt[Any]]
+        self, start: int, calls: Sequence[ClientCall], receipts: list[Receipt[Any]]
     ) -> dict[int, AtomicActorsError]:
         """Send some messages, and note what became of them: receipts in order, and errors by position."""
         until_s = time.monotonic() + self._config.accept_timeout_s
         now_ms = self._now_ms(until_s)
-        steps = [self._append(call, self._new_unique(now_ms), None, 0, waits=False) for call in calls]
+        steps = [self._append(call, self._new_uid(now_ms), None, 0, waits=False) for call in calls]
         accepted: dict[int, Receipt[Any]] = {}
         failures: dict[int, AtomicActorsError] = {}
         for positions in self._store.share_calls(steps):
@@ -365,12 +365,12 @@ class Session:
                 results = self._store.commit([steps[at] for at in positions], until_s) or ()
             except JournalUnavailable as error:
                 first = steps[positions[0]]
-                waiter = Waiter("tell", first.entity, first.unique)
+                waiter = Waiter("tell", first.entity, first.uid)
                 failures[start + positions[0]] = self._not_answered(waiter, error)
                 break
             for at, result in zip(positions, results, strict=True):
                 try:
-                    accepted[at] = self._receipt(calls[at], steps[at].unique, result)
+                    accepted[at] = self._receipt(calls[at], steps[at].uid, result)
                 except AtomicActorsError as error:
                     failures[start + at] = error
         receipts.extend(accepted[at] for at in sorted(accepted))
@@ -380,13 +380,13 @@ class Session:
 
     def result(self, message: object, timeout_s: float) -> Any:
         """See `Client.result`."""
-        ref, unique, reply_type = locate_message(message)
+        ref, uid, reply_type = locate_message(message)
         decode = self._words.decoder(reply_type)
         until_s = time.monotonic() + timeout_s if timeout_s else float("inf")
         self._now_ms(min(until_s, time.monotonic() + self._config.accept_timeout_s))
         entity = str(ref)
         partition = partition_of(entity, self._config.partitions)
-        waiter = Waiter("result", entity, unique)
+        waiter = Waiter("result", entity, uid)
         self._waiters.add(waiter)
         try:
             self._look_up(waiter, partition, until_s)
@@ -397,24 +397,24 @@ class Session:
 
     def withdraw(self, message: object) -> bool:
         """See `Client.withdraw`."""
-        ref, unique, _ = locate_message(message)
+        ref, uid, _ = locate_message(message)
         entity = str(ref)
         until_s = time.monotonic() + self._config.accept_timeout_s
         self._now_ms(until_s)
         partition = partition_of(entity, self._config.partitions)
-        return self._withdraw(partition, entity, unique, "", until_s)
+        return self._withdraw(partition, entity, uid, "", until_s)
 
-    def _withdraw(self, partition: int, entity: str, unique: str, key: str, until_s: float) -> bool:
+    def _withdraw(self, partition: int, entity: str, uid: str, key: str, until_s: float) -> bool:
         try:
-            answer = self._ask_to_withdraw(Withdraw(partition, entity, unique, key), until_s)
+            answer = self._ask_to_withdraw(Withdraw(partition, entity, uid, key), until_s)
             if answer.state == "needs_key":
-                answer = self._ask_to_withdraw(Withdraw(partition, entity, unique, answer.key), until_s)
+                answer = self._ask_to_withdraw(Withdraw(partition, entity, uid, answer.key), until_s)
         except JournalUnavailable as error:
-            logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
+            logger.info("%s/%s could not be withdrawn: %s", entity, uid, error)
             return False
         if answer.state != "withdrawn":
             return False
-        self._waiters.answered(entity, unique, b"withdrawn\n")
+        self._waiters.answered(entity, uid, b"withdrawn\n")
         return True
 
     def _ask_to_withdraw(self, step: Withdraw, until_s: float) -> WithdrawAnswer:
@@ -429,10 +429,12 @@ class Session:
         except JournalUnavailable as error:
             raise StoreUnavailable(f"nothing was sent: {error}") from error
 
-    def _new_unique(self, now_ms: int) -> str:
-        return make_unique(now_ms, int.from_bytes(os.urandom(RANDOM_BYTES), "big"))
+    def _new_uid(self, now_ms: int) -> str:
+        return make_uid(now_ms, int.from_bytes(os.urandom(RANDOM_BYTES), "big"))
 
-    def _append(self, call: Call, unique: str, key: str | None, deadline_ms: int, *, waits: bool) -> Append:
+    def _append(
+        self, call: ClientCall, uid: str, key: str | None, deadline_ms: int, *, waits: bool
+    ) -> Append:
         body = pack_body(
             name=call.name,
             deadline_ms=deadline_ms,
@@ -444,7 +446,7 @@ class Session:
         return Append(
             partition=call.partition,
             entity=call.entity,
-            unique=unique,
+            uid=uid,
             body=body,
             key=key or "",
             digest=digest,

@@ -23,7 +23,7 @@ from atomic_actors.client._connections import (
     ConnectionPool,
     NoConnectionFree,
     StoreBusy,
-    as_said,
+    as_async_error,
     exchange,
     meaning_of,
     run_now,
@@ -116,12 +116,12 @@ class BlockingStore:
             StoreIncompatible, StoreUnsafe: it can, and it is the wrong one.
         """
         if self._clock is None:
-            self._persist(lambda: self._look(until_s), META, until_s, _sleep)
+            self._persist(lambda: self._read_clock(until_s), META, until_s, _sleep)
         assert self._clock is not None
         then_ms, then_s = self._clock
         return then_ms + int((_elapsed_s() - then_s) * 1000)
 
-    def _look(self, until_s: float) -> None:
+    def _read_clock(self, until_s: float) -> None:
         place = self._place_of(self._meta)
         with self._pool.using(place, until_s) as connection:
             self._greet(connection, place)
@@ -239,7 +239,7 @@ class BlockingStore:
                 place = self._redirected(place, error)
                 continue
             except redis.RedisError as error:
-                if is_missing(as_said(error)) and tries_left:
+                if is_missing(as_async_error(error)) and tries_left:
                     # Somebody flushed it: loading it is a part of greeting.
                     self._greeted.discard(place)
                     continue

@@ -19,12 +19,12 @@ class Waiter:
     exception to raise.
     """
 
-    __slots__ = ("_gate", "accepted", "done", "entity", "is_joined", "key", "unique", "value", "waiting")
+    __slots__ = ("_gate", "accepted", "done", "entity", "is_joined", "key", "uid", "value", "waiting")
 
-    def __init__(self, waiting: Waiting, entity: str, unique: str, key: str = "") -> None:
+    def __init__(self, waiting: Waiting, entity: str, uid: str, key: str = "") -> None:
         self.waiting: Waiting = waiting
         self.entity = entity
-        self.unique = unique
+        self.uid = uid
         self.key = key
         self.accepted = False
         #: Somebody else relies on its message: who cancels this ask must not withdraw that.
@@ -38,7 +38,7 @@ class Waiter:
     @property
     def message_id(self) -> str:
         """`kind/id/<uuid7>`."""
-        return f"{self.entity}/{self.unique}"
+        return f"{self.entity}/{self.uid}"
 
     def resolve(self, value: bytes | BaseException) -> None:
         """Hand over what is known; later answers are dropped. Only `Waiters` calls it, under its lock."""
@@ -57,7 +57,7 @@ class Waiter:
 class Waiters:
     """All waiters of a process."""
 
-    _by_unique: dict[str, list[Waiter]] = field(factory=dict[str, list[Waiter]], init=False)
+    _by_uid: dict[str, list[Waiter]] = field(factory=dict[str, list[Waiter]], init=False)
     #: Those who sent a key and have no answer yet: they may share one message.
     _by_key: dict[tuple[str, str], list[Waiter]] = field(
         factory=dict[tuple[str, str], list[Waiter]], init=False
@@ -69,7 +69,7 @@ class Waiters:
     def add(self, waiter: Waiter) -> None:
         """Begin to listen for a waiter's outcome."""
         with self._lock:
-            self._by_unique.setdefault(waiter.unique, []).append(waiter)
+            self._by_uid.setdefault(waiter.uid, []).append(waiter)
             if waiter.key:
                 self._by_key.setdefault((waiter.entity, waiter.key), []).append(waiter)
             if self._closed is not None:
@@ -78,32 +78,32 @@ class Waiters:
     def remove(self, waiter: Waiter) -> None:
         """`waiter` waits no longer."""
         with self._lock:
-            _take_out(self._by_unique, waiter.unique, waiter)
+            _take_out(self._by_uid, waiter.uid, waiter)
             if waiter.key:
                 _take_out(self._by_key, (waiter.entity, waiter.key), waiter)
 
-    def answered(self, entity: str, unique: str, outcome: bytes | BaseException) -> None:
+    def answered(self, entity: str, uid: str, outcome: bytes | BaseException) -> None:
         """Hand an outcome to everybody here who waits for it."""
         with self._lock:
             # A message id that somebody made up may carry the unique part of another entity's message.
-            for waiter in self._by_unique.get(unique, ()):
+            for waiter in self._by_uid.get(uid, ()):
                 if waiter.entity == entity:
                     waiter.resolve(outcome)
 
-    def join(self, waiter: Waiter, unique: str) -> None:
+    def join(self, waiter: Waiter, uid: str) -> None:
         """The waiter's key was used before: its message is that one."""
         with self._lock:
-            _take_out(self._by_unique, waiter.unique, waiter)
-            waiter.unique = unique
+            _take_out(self._by_uid, waiter.uid, waiter)
+            waiter.uid = uid
             # Where an ask of this process sent it, whoever cancels last withdraws it. Otherwise nobody here may.
-            others = self._by_unique.get(unique, ())
+            others = self._by_uid.get(uid, ())
             waiter.is_joined = all(other.is_joined or other.waiting != "ask" for other in others)
-            self._by_unique.setdefault(unique, []).append(waiter)
+            self._by_uid.setdefault(uid, []).append(waiter)
 
-    def keep(self, unique: str) -> None:
+    def mark_shared(self, uid: str) -> None:
         """Somebody who does not wait relies on a message: no cancelled ask may withdraw it any more."""
         with self._lock:
-            for waiter in self._by_unique.get(unique, ()):
+            for waiter in self._by_uid.get(uid, ()):
                 waiter.is_joined = True
 
     def is_shared(self, waiter: Waiter) -> bool:
@@ -111,13 +111,13 @@ class Waiters:
         with self._lock:
             if waiter.is_joined or (waiter.key and (waiter.entity, waiter.key) in self._by_key):
                 return True
-            return any(other.entity == waiter.entity for other in self._by_unique.get(waiter.unique, ()))
+            return any(other.entity == waiter.entity for other in self._by_uid.get(waiter.uid, ()))
 
     def close(self, why: BaseException) -> None:
         """Resolve everybody, now and later."""
         with self._lock:
             self._closed = why
-            for waiters in self._by_unique.values():
+            for waiters in self._by_uid.values():
                 for waiter in waiters:
                     waiter.resolve(why)
 

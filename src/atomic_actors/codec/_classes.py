@@ -231,7 +231,7 @@ def union_form(members: tuple[Form, ...], path: str) -> Form:
     tags = _tags(members, path)
     for index, first in enumerate(members):
         for second in members[index + 1 :]:
-            if first.wire & second.wire and not _told_apart(first, second, tags):
+            if first.wire & second.wire and not _can_be_told_apart(first, second, tags):
                 raise UsageError(
                     f"{path}: {first.label} and {second.label} look the same when stored, so a value of this union "
                     f"could not be read back; give each a class of its own"
@@ -265,7 +265,7 @@ def _optional(given: Form) -> tuple[Write, Read]:
     return write, read
 
 
-def _told_apart(first: Form, second: Form, tags: dict[str, ClassForm]) -> bool:
+def _can_be_told_apart(first: Form, second: Form, tags: dict[str, ClassForm]) -> bool:
     if {first.wire, second.wire} == {_INT, _FLOAT}:
         return True  # a float is always written as one, so what comes back as an int was none
     return any(first is form for form in tags.values()) and any(second is form for form in tags.values())

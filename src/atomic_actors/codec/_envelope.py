@@ -19,11 +19,11 @@ __all__ = (
     "NewerHeaders",
     "Refusal",
     "decode_envelope",
-    "derive_unique",
+    "derive_uid",
     "digest_of",
     "encode_envelope",
     "encode_plain",
-    "make_unique",
+    "make_uid",
     "plain_of",
 )
 
@@ -168,7 +168,7 @@ def _path_of(header: Any) -> tuple[str, ...]:
             return ()
 
 
-def make_unique(now_ms: int, random_bits: int) -> str:
+def make_uid(now_ms: int, random_bits: int) -> str:
     """A UUID of version 7 (RFC 9562) as 32 hex digits: 48 bits of milliseconds, 74 of `random_bits`.
 
     Args:
@@ -179,11 +179,11 @@ def make_unique(now_ms: int, random_bits: int) -> str:
     return f"{bits:032x}"
 
 
-def derive_unique(now_ms: int, *parts: object) -> str:
+def derive_uid(now_ms: int, *parts: object) -> str:
     """A UUID of version 7 whose random part is a digest of `parts`: the same parts, the same id."""
     text = "\n".join(str(part) for part in parts)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).digest()
-    return make_unique(now_ms, int.from_bytes(digest, "big"))
+    return make_uid(now_ms, int.from_bytes(digest, "big"))
 
 
 def digest_of(name: str, payload: bytes) -> str:

@@ -31,11 +31,11 @@ class RefusalClasses:
         found = self._by_home.get(home)
         if found is None:
             # Classes may have been defined since the last look.
-            self._look()
+            self._scan_classes()
             found = self._by_home.get(home) or self._by_name.get(name)
         return found
 
-    def _look(self) -> None:
+    def _scan_classes(self) -> None:
         self._by_home.clear()
         self._by_name.clear()
         waiting = list(Refused.__subclasses__())

@@ -14,14 +14,14 @@ import msgspec
 from attrs import frozen
 from msgspec import UNSET, Struct, UnsetType
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.actors._specs import HandlerSpec
 from atomic_actors.base._errors import UsageError
 from atomic_actors.codec._codec import Codec
 from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import JournalSettings
 
-__all__ = ("KnownKind", "contract_of", "read_record")
+__all__ = ("RemoteKind", "contract_of", "read_record")
 
 CONTRACT_VERSION: Final = 1
 
@@ -62,7 +62,7 @@ _decoder: Final = msgspec.json.Decoder(_Contract)
 
 
 @frozen(eq=False)
-class KnownKind:
+class RemoteKind:
     """A kind that this node has no handlers for, as its service describes it."""
 
     name: str
@@ -85,7 +85,7 @@ class KnownKind:
         return JournalSettings(namespace, self.service, self.partitions, **self.limits)
 
 
-def contract_of(kind: Kind, codec: Codec, settings: JournalSettings) -> bytes:
+def contract_of(kind: BoundKind, codec: Codec, settings: JournalSettings) -> bytes:
     """The contract of a kind; the same bytes for the same kind."""
     return _encoder.encode(
         _Contract(
@@ -120,7 +120,7 @@ def _schema(json_schema: Callable[[Any], dict[str, Any]], type_: Any) -> dict[st
         return UNSET  # what cannot be described can still be sent
 
 
-def read_record(name: str, record: KindRecord) -> KnownKind:
+def read_record(name: str, record: KindRecord) -> RemoteKind:
     """What the contracts of a kind say: the newest one, and the names of the release before it.
 
     Raises:
@@ -128,7 +128,7 @@ def read_record(name: str, record: KindRecord) -> KnownKind:
     """
     contracts = [_read(name, contract) for contract in record.contracts]
     newest = contracts[0]
-    return KnownKind(
+    return RemoteKind(
         name=name,
         service=record.service,
         partitions=record.partitions,

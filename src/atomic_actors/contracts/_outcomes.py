@@ -38,11 +38,11 @@ __all__ = (
     "RefusalReader",
     "Waiting",
     "error_of_outcome",
+    "missing_message_error",
     "read_failure",
     "read_outcome",
     "refusal_of_append",
-    "silence_error",
-    "unknown_error",
+    "timeout_error",
 )
 
 #: What a sender waits for.
@@ -65,10 +65,10 @@ class RefusalReader:
             return Refused(f"what it said cannot be read: {error}")
         if not isinstance(plain, dict):
             return Refused("what it said cannot be read: it is no refusal")
-        said = cast("dict[object, Any]", plain)
-        name, home, text = _text_of(said, "name"), _text_of(said, "home"), _text_of(said, "text")
+        fields = cast("dict[object, Any]", plain)
+        name, home, text = _text_of(fields, "name"), _text_of(fields, "home"), _text_of(fields, "text")
         cls = self._classes.find(name, home)
-        refusal = self.codec.decode_refusal(name, said.get("details"), {} if cls is None else {name: cls})
+        refusal = self.codec.decode_refusal(name, fields.get("details"), {} if cls is None else {name: cls})
         if type(refusal) is Refused and text and not refusal.args[0]:
             return Refused(text, name=name, details=refusal.details)
         return refusal
@@ -88,8 +88,8 @@ def read_failure(data: bytes) -> Failure:
         return Failure("Unreadable", f"what the store has of it cannot be read: {error}")
     if not isinstance(plain, dict):
         return Failure("Unreadable", "what the store has of it cannot be read: it is no failure")
-    said = cast("dict[object, Any]", plain)
-    return Failure(_text_of(said, "error_type"), _text_of(said, "text"), _text_of(said, "traceback"))
+    fields = cast("dict[object, Any]", plain)
+    return Failure(_text_of(fields, "error_type"), _text_of(fields, "text"), _text_of(fields, "traceback"))
 
 
 def read_outcome(
@@ -171,7 +171,9 @@ def refusal_of_append(result: Result, entity: str, message_id: str) -> AtomicAct
     return error_from_code(result.code, result.text, message_id=message_id)
 
 
-def unknown_error(message_id: str, now_ms: int, result_ttl_ms: int, *, accepted: bool) -> AtomicActorsError:
+def missing_message_error(
+    message_id: str, now_ms: int, result_ttl_ms: int, *, accepted: bool
+) -> AtomicActorsError:
     """The exception for a message that the store does not know (any more).
 
     Args:
@@ -194,7 +196,7 @@ def unknown_error(message_id: str, now_ms: int, result_ttl_ms: int, *, accepted:
     return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)
 
 
-def silence_error(waiting: Waiting, message_id: str) -> AtomicActorsError:
+def timeout_error(waiting: Waiting, message_id: str) -> AtomicActorsError:
     """The exception for an answer that did not come in time."""
     if waiting == "tell":
         return AcceptanceUnknown(

@@ -15,11 +15,11 @@ from attrs import define, field
 
 from atomic_actors.base._errors import StoreIncompatible, StoreUnavailable, UnknownKind, UnknownMessageType
 from atomic_actors.base._telemetry import logger
-from atomic_actors.contracts._contracts import KnownKind, read_record
+from atomic_actors.contracts._contracts import RemoteKind, read_record
 from atomic_actors.journal._kind_registry import KindRegistry
 from atomic_actors.journal._protocol import JournalUnavailable
 
-__all__ = ("KnownKinds",)
+__all__ = ("RemoteKinds",)
 
 #: How long the registry is not asked again for what was not there.
 MISSING_S: Final = 1.0
@@ -37,7 +37,7 @@ NAMED_MAX: Final = 20
 class _Entry:
     """What the last read of a kind gave."""
 
-    kind: KnownKind | None
+    kind: RemoteKind | None
     #: Which read it was, and when it was answered.
     read: int
     read_s: float
@@ -48,7 +48,7 @@ class _Entry:
 
 
 @define(eq=False)
-class KnownKinds:
+class RemoteKinds:
     """Looks kinds up, and remembers them.
 
     Args:
@@ -68,12 +68,12 @@ class KnownKinds:
     _failed: tuple[int, JournalUnavailable] | None = field(default=None, init=False)
     _lock: anyio.Lock = field(factory=anyio.Lock, init=False)
 
-    def get(self, kind: str) -> KnownKind | None:
+    def get(self, kind: str) -> RemoteKind | None:
         """What is known of a kind, without a look-up."""
         entry = self._entries.get(kind)
         return entry.kind if entry is not None else None
 
-    async def find(self, kind: str, name: str = "") -> KnownKind:
+    async def find(self, kind: str, name: str = "") -> RemoteKind:
         """What is known of a kind; looks it up if it, or the message, is not known.
 
         Args:
@@ -173,7 +173,7 @@ def _answers(entry: _Entry, name: str) -> bool:
     return entry.kind is not None and (not name or entry.kind.takes(name))
 
 
-def _unknown_message(kind: KnownKind, name: str) -> UnknownMessageType:
+def _unknown_message(kind: RemoteKind, name: str) -> UnknownMessageType:
     names = ", ".join(sorted(kind.messages or ())) or "none"
     return UnknownMessageType(
         f"kind {kind.name!r} of service {kind.service!r} has no handler for {name!r}; it has {names}. Deploy the "

@@ -65,7 +65,7 @@ def sort_targets(targets: Iterable[Target]) -> tuple[Target, ...]:
 class Dispatched(Struct, frozen=True, gc=False):
     """One message of a dispatch."""
 
-    unique: str
+    uid: str
     body: bytes
     #: Takes of this message so far, this one included.
     attempt: int
@@ -95,7 +95,7 @@ class Unsettled(Struct, frozen=True, gc=False):
 
     entity: str
     turn: int
-    uniques: tuple[str, ...]
+    uids: tuple[str, ...]
 
 
 class Offer(Struct, frozen=True, gc=False):
@@ -125,7 +125,7 @@ class Appended(Struct, frozen=True, gc=False):
     """The message is accepted (now, or it was before)."""
 
     #: The accepted message's unique id: the first one's, where the key was used before.
-    unique: str
+    uid: str
     duplicate: bool
     #: For a duplicate that has finished already, and whose id is the one sent: its outcome.
     outcome: bytes | None
@@ -152,7 +152,7 @@ class OutcomeRead(Struct, frozen=True, gc=False):
 class Replayed(Struct, frozen=True, gc=False):
     """The replay's unique id; `again` where the letter had been replayed before."""
 
-    unique: str
+    uid: str
     again: bool
     #: What the entity has to do next, for an owner that replayed.
     offer: Offer = NOTHING
@@ -284,7 +284,7 @@ class RelayEntry(Struct, frozen=True, gc=False):
 
     number: int
     entity: str
-    unique: str
+    uid: str
     body: bytes
 
 

@@ -44,9 +44,9 @@ __all__ = (
 class Append(Struct, frozen=True, gc=False):
     """Accept a message: push it to its entity's log; and take it at once where that is possible.
 
-    Dedupes by `unique` (in the log, running, or with a kept outcome) and, where `key` is not empty,
+    Dedupes by `uid` (in the log, running, or with a kept outcome) and, where `key` is not empty,
     by `(entity, key)`: the same key with the same digest answers with the first message's id and
-    `duplicate=True`; with another digest it is rejected as `key_reused`. A `unique` whose birth (its
+    `duplicate=True`; with another digest it is rejected as `key_reused`. A `uid` whose birth (its
     first 12 hex digits: milliseconds) is older than half of the result's time to live, and that is
     neither in the log nor has a kept outcome, is rejected as `unknown_message`: it might have run
     already. Depth limits reject with `queue_depth_exceeded` before anything is written.
@@ -58,7 +58,7 @@ class Append(Struct, frozen=True, gc=False):
 
     partition: int
     entity: str
-    unique: str
+    uid: str
     body: bytes
     #: "" means none. Also stands in the body.
     key: str = ""
@@ -78,7 +78,7 @@ class Withdraw(Struct, frozen=True, gc=False):
 
     partition: int
     entity: str
-    unique: str
+    uid: str
     key: str = ""
 
 
@@ -87,11 +87,11 @@ class ReadOutcome(Struct, frozen=True, gc=False):
 
     partition: int
     entity: str
-    unique: str
+    uid: str
 
 
 class Replay(Struct, frozen=True, gc=False):
-    """Send a dead letter again, as a new message `new_unique`, and mark the letter.
+    """Send a dead letter again, as a new message `new_uid`, and mark the letter.
 
     A letter that is marked already answers with the id of its first replay and changes nothing. At
     the head it goes before everything that waits; a running turn is not disturbed.
@@ -102,8 +102,8 @@ class Replay(Struct, frozen=True, gc=False):
 
     partition: int
     entity: str
-    unique: str
-    new_unique: str
+    uid: str
+    new_uid: str
     at_head: bool
     claim: str = ""
     #: As of `Append`.
@@ -113,7 +113,7 @@ class Replay(Struct, frozen=True, gc=False):
 
 
 class Purge(Struct, frozen=True, gc=False):
-    """Forget dead letters of one partition by message id (`kind/id/unique`)."""
+    """Forget dead letters of one partition by message id (`kind/id/uid`)."""
 
     partition: int
     message_ids: tuple[str, ...]
@@ -189,7 +189,7 @@ class Take(Struct, frozen=True, gc=False):
 class Verdict(Struct, frozen=True, gc=False):
     """How one message of a turn ended. `event` is one of `_wal.Event`'s words."""
 
-    unique: str
+    uid: str
     #: complete, refuse, fail, interrupt, retry, requeue. `interrupt` is the answer `Park` of a user's
     #: `on_interrupted` method: final, a dead letter of that reason. `requeue` gives back a member of a
     #: run that did not begin (its attempt is not counted).
@@ -207,7 +207,7 @@ class Outgoing(Struct, frozen=True, gc=False):
 
     partition: int
     entity: str
-    unique: str
+    uid: str
     body: bytes
     #: The service that its kind belongs to; "" for the sender's own.
     service: str = ""
@@ -271,7 +271,7 @@ class Interrupt(Struct, frozen=True, gc=False):
     entity: str
     claim: str
     turn: int
-    uniques: tuple[str, ...]
+    uids: tuple[str, ...]
     began: bool = True
 
 
@@ -288,7 +288,7 @@ class SettleLost(Struct, frozen=True, gc=False):
     partition: int
     entity: str
     claim: str
-    unique: str
+    uid: str
     policy: str
     #: As they were in the lost dispatch.
     attempt: int
@@ -315,7 +315,7 @@ class Expire(Struct, frozen=True, gc=False):
 
     partition: int
     entity: str
-    unique: str
+    uid: str
     key: str = ""
 
 

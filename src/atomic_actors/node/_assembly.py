@@ -14,13 +14,13 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._config import Config
 from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import Listeners, logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts._outcomes import RefusalReader
-from atomic_actors.contracts._remote_kinds import KnownKinds
+from atomic_actors.contracts._remote_kinds import RemoteKinds
 from atomic_actors.journal.commit._commit_queue import CommitLimits, CommitQueue, StoreEvents
 from atomic_actors.journal.commit._commit_queues import CommitQueues
 from atomic_actors.journal.commit._health import HealthWatch
@@ -32,13 +32,13 @@ from atomic_actors.node._registration import KindRegistration
 from atomic_actors.node._sender import Sender
 from atomic_actors.node._store import Store
 from atomic_actors.node.execution._body import Body
-from atomic_actors.node.execution._deferred import UnhandledMessages
+from atomic_actors.node.execution._deferred import DeferredEntities
 from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._parking import Parking
 from atomic_actors.node.execution._schedule import Schedule
 from atomic_actors.node.execution._settlements import Settlements
 from atomic_actors.node.execution._supervisor import Supervisor
-from atomic_actors.node.execution._ticker import Sweeper, Ticking
+from atomic_actors.node.execution._ticker import Ticker, Ticking
 from atomic_actors.node.execution._turn_runner import NodeParts
 from atomic_actors.node.operations._dead_letters import DeadLetters
 from atomic_actors.node.operations._handover import Handover
@@ -47,9 +47,9 @@ from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
 from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases
 from atomic_actors.node.ownership._membership import Membership
-from atomic_actors.node.ownership._peers import NodeRecord, Nodes
-from atomic_actors.node.routing._destinations import Calls
-from atomic_actors.node.routing._other_services import Outlets
+from atomic_actors.node.ownership._peers import NodeRecord, Peers
+from atomic_actors.node.routing._destinations import CallChecker
+from atomic_actors.node.routing._other_services import ServiceJournals
 from atomic_actors.node.routing._router import Router
 from atomic_actors.node.volatile._activations import VolatileKinds
 from atomic_actors.node.volatile._host import VolatileHost
@@ -90,7 +90,7 @@ class Parts:
     operations: Operations
     dead_letters: DeadLetters
     registration: KindRegistration
-    sweeper: Sweeper
+    sweeper: Ticker
     partition_events: PartitionEvents
     leaving: Leaving
 
@@ -101,15 +101,15 @@ class Parts:
             StoreUnavailable, JournalUnavailable: the store gives no answer.
             KindConflict: one of the kinds belongs to another service.
         """
-        tasks, membership, calls = _Tasks(task_group, self.body), self.membership, self.sender.calls
+        tasks, membership, calls = _Tasks(task_group, self.body), self.membership, self.sender.call_checker
         self.supervisor.start(task_group, self.sender)
         self.sender.volatile.start(task_group, self.sender)
-        calls.outlets.start(task_group)
+        calls.service_journals.start(task_group)
         membership.start(self.partition_events)
         await self.operations.check_store()
         await self.registration.register()
         tasks.run(self.registration.run)
-        tasks.run(calls.known.keep_fresh)
+        tasks.run(calls.remote_kinds.keep_fresh)
         tasks.run(self.sweeper.run)
         self._listen(tasks)
         if self.supervisor.kinds:
@@ -122,15 +122,15 @@ class Parts:
 
     def _listen(self, tasks: _Tasks) -> None:
         """Hear what other nodes send."""
-        exchange, host, routes = self.store.exchange, self.host, self.sender.routes
-        if exchange is None or host is None or routes is None:
+        messenger, host, routes = self.store.messenger, self.host, self.sender.routes
+        if messenger is None or host is None or routes is None:
             return
         router, membership = self.sender.router, self.membership
         inbox = NodeInbox(router, membership, host, routes)
         tasks.run(HealthWatch(self.journal, self.config.store_ping_interval_s).run)
-        tasks.run(partial(exchange.listen, router.node_id, inbox))
+        tasks.run(partial(messenger.listen, router.node_id, inbox))
         if self.supervisor.kinds:
-            tasks.run(partial(exchange.listen_bells, self.supervisor.rung, membership.owns))
+            tasks.run(partial(messenger.listen_bells, self.supervisor.doorbell_rang, membership.owns))
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -155,7 +155,7 @@ class Parts:
 def assemble(
     config: Config,
     store: Store,
-    kinds: dict[str, Kind],
+    kinds: dict[str, BoundKind],
     *,
     codec: Codec,
     listeners: Listeners,
@@ -180,11 +180,11 @@ def assemble(
     membership = _membership(config, store, kinds, journal)
     router = Router(
         node_id=membership.nodes.node_id,
-        new_cell=backend.new_cell,
+        new_oneshot=backend.new_oneshot,
         store_clock=store_clock,
         decode_refusal=refusals.read,
         listeners=listeners,
-        remote=store.exchange,
+        remote=store.messenger,
     )
     events = Events(listeners)
     destinations = _destinations(config, store, kinds, codec, journal=journal, queues=queues, body=body)
@@ -195,14 +195,14 @@ def assemble(
         commits=journal,
         replies=router,
         store_clock=store_clock,
-        destinations=destinations,
+        call_checker=destinations,
         events=events,
         schedule=Schedule(),
         settlements=Settlements(journal, router, events),
         parking=Parking(journal),
-        deferred=UnhandledMessages(journal, backend),
+        deferred=DeferredEntities(journal, backend),
     )
-    supervisor = Supervisor(node, membership, kinds, destinations.outlets, body)
+    supervisor = Supervisor(node, membership, kinds, destinations.service_journals, body)
     volatile = VolatileKinds(config, backend, membership, body)
     host, routes = _volatile_ends(node, store, volatile, refusals, kinds=kinds)
     sender = Sender(
@@ -212,7 +212,7 @@ def assemble(
         store_clock=store_clock,
         supervisor=supervisor,
         volatile=volatile,
-        calls=destinations,
+        call_checker=destinations,
         routes=routes,
     )
     return _finish(store, sender, membership, body, host=host)
@@ -223,14 +223,14 @@ def _finish(
 ) -> Parts:
     """The parts above the sender: operators' calls, coming and going, the clock."""
     config, supervisor, volatile, router = sender.config, sender.supervisor, sender.volatile, sender.router
-    node, exchange = supervisor.node, store.exchange
+    node, messenger = supervisor.node, store.messenger
     journal = node.commits
     handover = Handover(
         journal=journal,
         membership=membership,
         supervisor=supervisor,
         volatile=volatile,
-        exchange=exchange,
+        messenger=messenger,
         drain_timeout_s=config.drain_timeout_s,
     )
     registration = KindRegistration(
@@ -238,8 +238,8 @@ def _finish(
     )
     partition_events = PartitionEvents(
         journal=journal,
-        exchange=exchange,
-        outlets=sender.calls.outlets,
+        messenger=messenger,
+        service_journals=sender.call_checker.service_journals,
         supervisor=supervisor,
         volatile=volatile,
         handover=handover,
@@ -271,7 +271,7 @@ def _finish(
         ),
         dead_letters=DeadLetters(journal, node.store_clock, supervisor),
         registration=registration,
-        sweeper=Sweeper(node.backend, config.tick_interval_s, ticking),
+        sweeper=Ticker(node.backend, config.tick_interval_s, ticking),
         partition_events=partition_events,
         leaving=Leaving(
             journal=journal,
@@ -281,7 +281,7 @@ def _finish(
             handover=handover,
             sender=sender,
             host=host,
-            exchange=exchange,
+            messenger=messenger,
         ),
     )
 
@@ -297,7 +297,9 @@ def _commit_limits(config: Config) -> CommitLimits:
     )
 
 
-def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: CommitQueue) -> Membership:
+def _membership(
+    config: Config, store: Store, kinds: dict[str, BoundKind], journal: CommitQueue
+) -> Membership:
     keeper = store.keeper
     if store.lease_client is not None:
         keeper = LeaseKeeper(
@@ -307,7 +309,7 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: C
             loop_stall_limit_s=config.loop_stall_limit_s,
         )
     identity = NodeIdentity.of_this_process(config.lease_ttl_s)
-    nodes = Nodes(
+    nodes = Peers(
         store.directory,
         NodeRecord.of_this_node(identity, config.service, kinds, config.node_weight),
         config.lease_ttl_s,
@@ -320,41 +322,48 @@ def _membership(config: Config, store: Store, kinds: dict[str, Kind], journal: C
 def _destinations(
     config: Config,
     store: Store,
-    kinds: dict[str, Kind],
+    kinds: dict[str, BoundKind],
     codec: Codec,
     *,
     journal: CommitQueue,
     queues: CommitQueues,
     body: Body,
-) -> Calls:
-    outlets = Outlets(
+) -> CallChecker:
+    service_journals = ServiceJournals(
         namespace=config.namespace,
         service=config.service,
-        known=KnownKinds(store.kinds, config.namespace, tuple(kinds)),
+        known=RemoteKinds(store.kinds, config.namespace, tuple(kinds)),
         journals=store.journals,
         queues=queues,
         crashes=body,
     )
-    return Calls(config, codec, kinds, journal, known=outlets.known, outlets=outlets)
+    return CallChecker(
+        config, codec, kinds, journal, remote_kinds=service_journals.known, service_journals=service_journals
+    )
 
 
 def _volatile_ends(
-    node: NodeParts, store: Store, volatile: VolatileKinds, refusals: RefusalReader, *, kinds: dict[str, Kind]
+    node: NodeParts,
+    store: Store,
+    volatile: VolatileKinds,
+    refusals: RefusalReader,
+    *,
+    kinds: dict[str, BoundKind],
 ) -> tuple[VolatileHost | None, VolatileRoutes | None]:
     """Both ends of volatile messages between nodes, where there can be other nodes."""
-    exchange = store.exchange
-    if exchange is None:
+    messenger = store.messenger
+    if messenger is None:
         return None, None
     host = VolatileHost(
         volatile,
         kinds,
-        exchange,
+        messenger,
         node.backend,
         codec=node.codec,
         max_payload_bytes=node.config.max_payload_bytes,
     )
     routes = VolatileRoutes(
-        exchange,
+        messenger,
         node.replies.node_id,
         NodeIdentity.id_in,
         node.backend,

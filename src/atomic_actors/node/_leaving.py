@@ -30,7 +30,7 @@ class Leaving:
     """The way out of a system.
 
     Args:
-        host: takes volatile messages of other nodes; None where there can be none, as for `exchange`.
+        host: takes volatile messages of other nodes; None where there can be none, as for `messenger`.
     """
 
     journal: CommitQueue
@@ -40,7 +40,7 @@ class Leaving:
     handover: Handover
     sender: Sender
     host: VolatileHost | None
-    exchange: NodeMessenger | None
+    messenger: NodeMessenger | None
     #: Around what waits for running turns: `hurry` cancels it.
     _patience: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
 
@@ -91,8 +91,8 @@ class Leaving:
         if self.journal.available:
             await self.journal.wait_drained()
             await self._release()
-            if self.exchange is not None:
-                await self.exchange.leave()
+            if self.messenger is not None:
+                await self.messenger.leave()
 
     async def _release(self) -> None:
         try:

@@ -11,7 +11,7 @@ from atomic_actors.node._registration import KindRegistration
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.operations._handover import Handover
 from atomic_actors.node.routing._node_messenger import NodeMessenger
-from atomic_actors.node.routing._other_services import Outlets
+from atomic_actors.node.routing._other_services import ServiceJournals
 from atomic_actors.node.volatile._activations import VolatileKinds
 
 __all__ = ("PartitionEvents",)
@@ -23,12 +23,12 @@ class PartitionEvents:
 
     Args:
         journal: sends no steps any more that were made from a history that is lost.
-        exchange: hears the doorbells of the partitions; None where there can be no other node.
+        messenger: hears the doorbells of the partitions; None where there can be no other node.
     """
 
     journal: CommitQueue
-    exchange: NodeMessenger | None
-    outlets: Outlets
+    messenger: NodeMessenger | None
+    service_journals: ServiceJournals
     supervisor: Supervisor
     volatile: VolatileKinds
     handover: Handover
@@ -36,8 +36,8 @@ class PartitionEvents:
 
     def claimed(self, partition: int) -> None:
         """See `PartitionHost.claimed`."""
-        if self.exchange is not None:
-            self.exchange.watch(partition)
+        if self.messenger is not None:
+            self.messenger.watch(partition)
         self.supervisor.claimed(partition)
 
     def lost(self, partition: int, why: str) -> None:
@@ -62,6 +62,6 @@ class PartitionEvents:
         self.supervisor.node.events.history_lost(loss)
         # First, so that what was under way is remembered before the steps that belong to it are answered.
         self.supervisor.membership.lose_history(loss.partition, "the store has lost history")
-        self.journal.forsake(loss.partition)
-        self.outlets.forsake(loss.partition)
+        self.journal.fence_off(loss.partition)
+        self.service_journals.fence_off(loss.partition)
         self.registration.lost()

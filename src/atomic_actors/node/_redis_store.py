@@ -147,7 +147,7 @@ async def _redis_store(
         yield Store(
             journal=journal,
             lease_client=lease_client,
-            exchange=NodeMessenger(channels, commits_publish=replication is None),
+            messenger=NodeMessenger(channels, commits_publish=replication is None),
             history=journal.history,
             directory=journal.directory,
             kinds=RedisKindRegistry(journal, config.namespace),
@@ -182,7 +182,7 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
         yield Store(
             journal=journal,
             lease_client=lease_client,
-            exchange=NodeMessenger(channels),
+            messenger=NodeMessenger(channels),
             history=journal.history,
             directory=journal.directory,
             kinds=RedisKindRegistry(journal, config.namespace),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import anyio
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import KindConflict
 from atomic_actors.base._telemetry import logger
@@ -30,7 +30,7 @@ class KindRegistration:
 
     config: Config
     codec: Codec
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, BoundKind]
     registry: KindRegistry | None
     settings: JournalSettings
     _lost: anyio.Event = field(factory=anyio.Event, init=False)

@@ -31,11 +31,11 @@ from atomic_actors.base._errors import (
     TooManyHops,
     UnknownKind,
 )
-from atomic_actors.base._oneshot import Cell
+from atomic_actors.base._oneshot import OneShot
 from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import Headers, derive_unique, encode_envelope
+from atomic_actors.codec._envelope import Headers, derive_uid, encode_envelope
 from atomic_actors.contracts._call_checks import (
     OnCancel,
     check_on_cancel,
@@ -49,7 +49,7 @@ from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node.execution._activation import Activation
 from atomic_actors.node.execution._supervisor import Supervisor
 from atomic_actors.node.execution._turn import TurnContext, current_activation
-from atomic_actors.node.routing._destinations import Call, Calls
+from atomic_actors.node.routing._destinations import CallChecker, CheckedCall
 from atomic_actors.node.routing._router import Router, SentMessage
 from atomic_actors.node.routing._withdrawals import withdraw
 from atomic_actors.node.volatile._activations import VolatileKinds
@@ -80,7 +80,7 @@ class Sender:
     store_clock: StoreClock
     supervisor: Supervisor
     volatile: VolatileKinds
-    calls: Calls
+    call_checker: CallChecker
     routes: VolatileRoutes | None
     running: bool = field(default=True, init=False)
     #: Asks that wait for their replies now.
@@ -108,8 +108,8 @@ class Sender:
         if self.routes is not None:
             self.routes.abandon_all()
 
-    async def _look_up(self, target: object, message: object, limit_s: float = 0.0) -> Call:
-        call = await self.calls.look_up(target, message, limit_s)
+    async def _look_up(self, target: object, message: object, limit_s: float = 0.0) -> CheckedCall:
+        call = await self.call_checker.look_up(target, message, limit_s)
         self._check_running()  # the system may have been left meanwhile: no answer would come
         return call
 
@@ -129,7 +129,7 @@ class Sender:
         if key is not None:
             check_key(key)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
-        call = self.calls.check(target, message)
+        call = self.call_checker.check(target, message)
         if call is None:
             began_s = self.store_clock.clock()
             call = await self._look_up(target, message, timeout_s)
@@ -144,7 +144,7 @@ class Sender:
             if key is not None:
                 raise NotSupported(f"key: kind {call.ref.kind!r} is volatile; it keeps no keys")
             return await self._ask_volatile(call, message, timeout_s, headers)
-        return await self._ask(call, timeout_s, key, on_cancel, headers=headers, unique="")
+        return await self._ask(call, timeout_s, key, on_cancel, headers=headers, uid="")
 
     async def ask_from_turn(
         self, context: TurnContext, entity: EntityRef, message: Message[Any], ordinal: int
@@ -152,8 +152,8 @@ class Sender:
         """See `Context.ask`: the message's id derives from the turn's message, its attempt, and the ordinal."""
         self._check_running()
         now_ms = self.store_clock.now_ms()
-        unique = derive_unique(now_ms, context.message_id, context.attempt, "ask", ordinal)
-        call = self.calls.check(entity, message)
+        uid = derive_uid(now_ms, context.message_id, context.attempt, "ask", ordinal)
+        call = self.call_checker.check(entity, message)
         if call is None:
             left_s = max(context.deadline - self.store_clock.clock(), 0.001)
             call = await self._look_up(entity, message, 0.0 if left_s == float("inf") else left_s)
@@ -161,10 +161,10 @@ class Sender:
         if call.is_volatile:
             return await self._ask_volatile(call, message, timeout_s, headers)
         with self._awaiting(call):
-            return await self._ask(call, timeout_s, None, "withdraw", headers=headers, unique=unique)
+            return await self._ask(call, timeout_s, None, "withdraw", headers=headers, uid=uid)
 
     @contextmanager
-    def _awaiting(self, call: Call) -> Generator[None]:
+    def _awaiting(self, call: CheckedCall) -> Generator[None]:
         if call.kind is None:
             yield  # it does not live here
             return
@@ -174,7 +174,7 @@ class Sender:
         finally:
             self.supervisor.let_go(call.partition, call.entity)
 
-    def _inherit(self, context: TurnContext, call: Call, timeout_s: float) -> tuple[Headers, float]:
+    def _inherit(self, context: TurnContext, call: CheckedCall, timeout_s: float) -> tuple[Headers, float]:
         """Path and deadline of an ask inside a turn."""
         path = (*context.path, str(context.entity))
         if call.entity in path:
@@ -195,7 +195,7 @@ class Sender:
             timeout_s = min(timeout_s, left_s) if timeout_s else left_s
         return Headers(sender=self._headers.sender, path=path), timeout_s
 
-    def _count_ask(self, call: Call) -> None:
+    def _count_ask(self, call: CheckedCall) -> None:
         """Count an ask that begins; it is sent right after.
 
         Raises:
@@ -209,7 +209,9 @@ class Sender:
             )
         self.inflight_asks += 1
 
-    async def _ask_volatile(self, call: Call, message: object, timeout_s: float, headers: Headers) -> Any:
+    async def _ask_volatile(
+        self, call: CheckedCall, message: object, timeout_s: float, headers: Headers
+    ) -> Any:
         """Hand a message over where its partition is ours, or send it to whoever owns it."""
         self._count_ask(call)
         try:
@@ -241,7 +243,7 @@ class Sender:
         finally:
             self.inflight_asks -= 1
 
-    def _is_here(self, call: Call) -> bool:
+    def _is_here(self, call: CheckedCall) -> bool:
         """Whether a volatile message is for this node, and nothing that was sent before it waits for the owner."""
         routes = self.routes
         if routes is None:
@@ -256,20 +258,20 @@ class Sender:
             return here and turn is not None and turn.is_running
         return here and not routes.waits_for(journal_of(call), call.partition)
 
-    def _routes_to(self, call: Call) -> VolatileRoutes:
+    def _routes_to(self, call: CheckedCall) -> VolatileRoutes:
         if self.routes is None:
             raise UnknownKind(f"kind {call.ref.kind!r} has no handlers here, and no other node can have any")
         return self.routes
 
     async def _ask(
         self,
-        call: Call,
+        call: CheckedCall,
         timeout_s: float,
         key: str | None,
         on_cancel: OnCancel,
         *,
         headers: Headers,
-        unique: str,
+        uid: str,
     ) -> Any:
         self._count_ask(call)
         try:
@@ -278,7 +280,7 @@ class Sender:
                 call,
                 self._admit(call),
                 envelope,
-                unique=unique,
+                uid=uid,
                 key=key or "",
                 timeout_s=timeout_s,
                 on_cancel=on_cancel,
@@ -287,7 +289,7 @@ class Sender:
         finally:
             self.inflight_asks -= 1
 
-    def _admit(self, call: Call) -> Activation | None:
+    def _admit(self, call: CheckedCall) -> Activation | None:
         if call.kind is None:
             return None
         return self.supervisor.admit(call.kind, call.ref, call.entity, call.partition)
@@ -303,14 +305,14 @@ class Sender:
             raise InvalidConfig(
                 "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
             )
-        call = self.calls.check(target, message) or await self._look_up(target, message)
+        call = self.call_checker.check(target, message) or await self._look_up(target, message)
         if call.is_volatile:
             if key is not None or expires_in_s is not None:
                 raise NotSupported(f"kind {call.ref.kind!r} is volatile; it takes no key and no expiry")
             return await self._tell_volatile(call, message)
         return self._receipt(call, await self._send_tell(call, key, expires_in_s))
 
-    async def _tell_volatile(self, call: Call, message: object) -> Receipt[Any]:
+    async def _tell_volatile(self, call: CheckedCall, message: object) -> Receipt[Any]:
         if call.kind is not None and self._is_here(call):
             try:
                 return self.volatile.tell(call.kind, call.ref, call.partition, message)
@@ -324,7 +326,7 @@ class Sender:
             raise answer
         return Receipt(f"{call.ref}/{answer:032x}", call.ref)
 
-    def _send_tell(self, call: Call, key: str | None, expires_in_s: float | None) -> Cell[Any]:
+    def _send_tell(self, call: CheckedCall, key: str | None, expires_in_s: float | None) -> OneShot[Any]:
         envelope = encode_envelope(self._headers, call.payload)
         return self.router.tell(
             call,
@@ -335,15 +337,15 @@ class Sender:
             timeout_s=self.config.accept_timeout_s,
         )
 
-    def _receipt(self, call: Call, answer: object) -> Receipt[Any]:
-        unique = self.router.receipt_of(answer)
-        return Receipt(f"{call.entity}/{unique}", call.ref, reply_type=call.reply_type)
+    def _receipt(self, call: CheckedCall, answer: object) -> Receipt[Any]:
+        uid = self.router.receipt_of(answer)
+        return Receipt(f"{call.entity}/{uid}", call.ref, reply_type=call.reply_type)
 
     async def tell_many(self, messages: Sequence[object]) -> list[Receipt[Any]]:
         """See `ActorSystem.tell_many`."""
         self._check_running()
         pairs = [split_pair(pair) for pair in messages]
-        calls = [self.calls.check(*pair) or await self._look_up(*pair) for pair in pairs]
+        calls = [self.call_checker.check(*pair) or await self._look_up(*pair) for pair in pairs]
         for call in calls:
             if call.is_volatile:
                 raise NotSupported(f"tell_many: kind {call.ref.kind!r} is volatile; tell one by one")
@@ -363,26 +365,26 @@ class Sender:
     async def _tell_window(
         self,
         start: int,
-        calls: Sequence[Call],
+        calls: Sequence[CheckedCall],
         receipts: list[Receipt[Any]],
         failures: list[tuple[int, AtomicActorsError]],
     ) -> None:
-        sent: list[tuple[Call, Cell[Any]]] = []
+        sent: list[tuple[CheckedCall, OneShot[Any]]] = []
         for index, call in enumerate(calls, start):
             try:
-                cell = await self._send_when_there_is_room(call)
+                oneshot = await self._send_when_there_is_room(call)
             except AtomicActorsError as error:
                 failures.append((index, error))
                 break
-            sent.append((call, cell))
-        for index, (call, cell) in enumerate(sent, start):
+            sent.append((call, oneshot))
+        for index, (call, oneshot) in enumerate(sent, start):
             try:
-                receipts.append(self._receipt(call, await cell))
+                receipts.append(self._receipt(call, await oneshot))
             except AtomicActorsError as error:
                 failures.append((index, error))
         failures.sort(key=lambda failure: failure[0])
 
-    async def _send_when_there_is_room(self, call: Call) -> Cell[Any]:
+    async def _send_when_there_is_room(self, call: CheckedCall) -> OneShot[Any]:
         """A bulk sender outruns the activations by design: it waits for room instead of failing."""
         deadline_s = self.store_clock.clock() + self.config.accept_timeout_s
         while True:
@@ -397,16 +399,16 @@ class Sender:
     def send_soon(self, entity: EntityRef, message: Message[Any]) -> None:
         """Send without waiting: what a volatile turn's outbox does. A refusal is logged."""
         try:
-            call = self.calls.check(entity, message)
+            call = self.call_checker.check(entity, message)
         except AtomicActorsError as error:
             logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
             return
         if call is None:
-            self.calls.outlets.run(partial(self._send_later, entity, message))
+            self.call_checker.service_journals.run(partial(self._send_later, entity, message))
         else:
             self._send_call(call, message)
 
-    def _send_call(self, call: Call, message: Message[Any]) -> None:
+    def _send_call(self, call: CheckedCall, message: Message[Any]) -> None:
         try:
             if not call.is_volatile:
                 _ = self._send_tell(call, None, None)
@@ -421,68 +423,68 @@ class Sender:
 
     async def _send_later(self, entity: EntityRef, message: Message[Any]) -> None:
         try:
-            self._send_call(await self.calls.look_up(entity, message), message)
+            self._send_call(await self.call_checker.look_up(entity, message), message)
         except AtomicActorsError as error:
             logger.error("a message of a volatile turn to %s was not sent: %s", entity, error)
 
     # Afterwards.
 
     def _locate(self, message: object) -> tuple[EntityRef, str, Any]:
-        ref, unique, reply_type = locate_message(message)
+        ref, uid, reply_type = locate_message(message)
         self._check_keeps_results(ref)
-        return ref, unique, reply_type
+        return ref, uid, reply_type
 
     def _check_keeps_results(self, ref: EntityRef) -> None:
-        if self.calls.is_volatile(ref.kind):
+        if self.call_checker.is_volatile(ref.kind):
             raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
 
-    def _check_not_leaving(self, ref: EntityRef, unique: str) -> None:
+    def _check_not_leaving(self, ref: EntityRef, uid: str) -> None:
         """Of a message that was sent before, a system that is leaving knows nothing: not even that it never ran."""
         if not self.running:
-            message_id = f"{ref}/{unique}"
+            message_id = f"{ref}/{uid}"
             raise OutcomeUnknown(
                 f"the actor system is being left; ask elsewhere what became of {message_id}",
                 message_id=message_id,
             )
 
-    async def _place_of_sent(self, ref: EntityRef, unique: str) -> tuple[CommitQueue, int]:
-        if ref.kind in self.calls.kinds or self.calls.known.registry is None:
-            return self.calls.journal, partition_of(str(ref), self.config.partitions)
+    async def _place_of_sent(self, ref: EntityRef, uid: str) -> tuple[CommitQueue, int]:
+        if ref.kind in self.call_checker.kinds or self.call_checker.remote_kinds.registry is None:
+            return self.call_checker.journal, partition_of(str(ref), self.config.partitions)
         try:
             with anyio.fail_after(self.config.accept_timeout_s):
-                journal, partition, _ = await self.calls.place_of(ref)
+                journal, partition, _ = await self.call_checker.place_of(ref)
         except (StoreUnavailable, TimeoutError) as error:
-            message_id = f"{ref}/{unique}"
+            message_id = f"{ref}/{uid}"
             raise OutcomeUnknown(
                 f"what became of {message_id} could not be looked up: {error}", message_id=message_id
             ) from error
         self._check_keeps_results(ref)
-        self._check_not_leaving(ref, unique)
+        self._check_not_leaving(ref, uid)
         return journal, partition
 
     async def result(self, message: object, timeout_s: float | None) -> Any:
         """See `ActorSystem.result`."""
-        ref, unique, reply_type = self._locate(message)
-        self._check_not_leaving(ref, unique)
+        ref, uid, reply_type = self._locate(message)
+        self._check_not_leaving(ref, uid)
         decode = self.codec.decoder(reply_type)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
-        journal, partition = await self._place_of_sent(ref, unique)
+        journal, partition = await self._place_of_sent(ref, uid)
         sent = SentMessage(entity=str(ref), partition=partition, journal=journal, decode_reply=decode)
-        return await self.router.result(sent, unique, timeout_s)
+        return await self.router.result(sent, uid, timeout_s)
 
     async def withdraw(self, message: object) -> bool:
         """See `ActorSystem.withdraw`."""
-        ref, unique, _ = self._locate(message)
-        self._check_not_leaving(ref, unique)
+        ref, uid, _ = self._locate(message)
+        self._check_not_leaving(ref, uid)
         try:
-            journal, partition = await self._place_of_sent(ref, unique)
+            journal, partition = await self._place_of_sent(ref, uid)
         except OutcomeUnknown as error:
-            logger.info("%s/%s could not be withdrawn: %s", ref, unique, error)
+            logger.info("%s/%s could not be withdrawn: %s", ref, uid, error)
             return False
-        return await withdraw(self.router, journal, Withdraw(partition, str(ref), unique))
+        return await withdraw(self.router, journal, Withdraw(partition, str(ref), uid))
 
 
-def journal_of(call: Call) -> CommitQueue:
+def journal_of(call: CheckedCall) -> CommitQueue:
     """Where a call that is not for an outbox goes."""
     assert call.journal is not None
     return call.journal

@@ -25,7 +25,7 @@ class Store:
     #: Renews leases from a thread; None where the store lives in this process.
     lease_client: LeaseClient | None = None
     #: None where no other process can share the store.
-    exchange: NodeMessenger | None = None
+    messenger: NodeMessenger | None = None
     #: Notices that the store went back in time; None where it cannot.
     history: CommitHistory | None = None
     #: The nodes that use it; None where a node is alone.

@@ -15,7 +15,7 @@ import pytest
 for _module in ("_probe", "_suite", "_lifecycle", "_owners", "_operators", "_queues", "_streams"):
     pytest.register_assert_rewrite(f"atomic_actors.testing.journal_suite.{_module}")
 
-from atomic_actors.base._public_names import say_home, say_homes  # noqa: E402
+from atomic_actors.base._public_names import set_public_module, set_public_modules  # noqa: E402
 from atomic_actors.testing.checkers._checkers import RULES, Violation, check_history  # noqa: E402
 from atomic_actors.testing.checkers._history import History  # noqa: E402
 from atomic_actors.testing.checkers._linearizability import (  # noqa: E402
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
-    say_home(__name__, found)
+    set_public_module(__name__, found)
     return found
 
 
@@ -90,4 +90,4 @@ __all__ = (
     "timeline",
 )
 
-say_homes(__name__, globals(), __all__)
+set_public_modules(__name__, globals(), __all__)

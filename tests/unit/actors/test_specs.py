@@ -12,7 +12,7 @@ from atomic_actors.actors._messages import Command, RawMessage
 from atomic_actors.actors._specs import Actor, collect, handler
 from atomic_actors.base._config import Config, KindConfig
 from atomic_actors.base._errors import InvalidConfig, InvalidEntityId, InvalidHandler, InvalidState
-from atomic_actors.base._lifecycle import InterruptionPolicy, Stamp
+from atomic_actors.base._lifecycle import InterruptionPolicy, InterruptionRules
 from atomic_actors.base._records import Completed, EntityRef, Park, Retry
 from tests.unit.actors.accounts import Account, Balance, Deposit, GetBalance, Ship, only, refused, run
 
@@ -419,7 +419,9 @@ class TestInterruptions:
         text = only(Account).policy()
         assert text == "\nDeposit=tdc3\nShip=edc3\nGetBalance=tdc3\n*=edc3\n"
         stamps = dict(line.split("=") for line in text.split())
-        assert Stamp.decode(stamps["Ship"]) == Stamp(False, InterruptionPolicy.DEAD_LETTER, False, 3)
+        assert InterruptionRules.decode(stamps["Ship"]) == InterruptionRules(
+            False, InterruptionPolicy.DEAD_LETTER, False, 3
+        )
         retrying = only(Account, Config(on_interrupted="retry"))
         assert "\nShip=erc3\n" in retrying.policy()
         assert "\nDeposit=tdc3\n" in retrying.policy()

@@ -14,8 +14,8 @@ from atomic_actors.base._lifecycle import (
     Event,
     IllegalTransition,
     InterruptionPolicy,
+    InterruptionRules,
     Settlement,
-    Stamp,
     State,
     advance,
     decide_failure,
@@ -51,7 +51,7 @@ EVENTS = [
 ]
 
 stamps = st.builds(
-    Stamp,
+    InterruptionRules,
     transactional=st.booleans(),
     policy=st.sampled_from(InterruptionPolicy),
     park_on_dead=st.booleans(),
@@ -158,7 +158,7 @@ BELOW_THE_LIMIT = {
 @pytest.mark.parametrize("interruptions", [1, 2, 3, 4])
 @pytest.mark.parametrize("recovering", [False, True])
 def test_decide_interruption(rules: str, then: str, limit: int, interruptions: int, recovering: bool) -> None:
-    stamp = Stamp.decode(f"{rules}{then}{limit}")
+    stamp = InterruptionRules.decode(f"{rules}{then}{limit}")
     final = recovering or (limit != 0 and interruptions >= limit)
     expected = "interrupt" if final else BELOW_THE_LIMIT[rules]
     assert decide_interruption(stamp, interruptions, recovering=recovering) is Settlement(expected)
@@ -173,7 +173,7 @@ def test_settlements_are_legal_events(settlement: str, event: str) -> None:
 
 
 @given(stamp=stamps, cuts=st.integers(1, 50))
-def test_no_message_is_cut_off_for_ever(stamp: Stamp, cuts: int) -> None:
+def test_no_message_is_cut_off_for_ever(stamp: InterruptionRules, cuts: int) -> None:
     recovering = False
     for interruptions in range(1, cuts + 1):
         settlement = decide_interruption(stamp, interruptions, recovering=recovering)
@@ -186,15 +186,15 @@ def test_no_message_is_cut_off_for_ever(stamp: Stamp, cuts: int) -> None:
 
 
 @given(stamps)
-def test_stamp_round_trip(stamp: Stamp) -> None:
-    assert Stamp.decode(stamp.encode()) == stamp
+def test_stamp_round_trip(stamp: InterruptionRules) -> None:
+    assert InterruptionRules.decode(stamp.encode()) == stamp
 
 
 def test_stamp_words() -> None:
-    default = Stamp(False, InterruptionPolicy.DEAD_LETTER, False, 3)
+    default = InterruptionRules(False, InterruptionPolicy.DEAD_LETTER, False, 3)
     assert default.encode() == "edc3"
-    assert Stamp(True, InterruptionPolicy.METHOD, True, 0).encode() == "tmp0"
-    assert Stamp.decode("erp12") == Stamp(False, InterruptionPolicy.RETRY, True, 12)
+    assert InterruptionRules(True, InterruptionPolicy.METHOD, True, 0).encode() == "tmp0"
+    assert InterruptionRules.decode("erp12") == InterruptionRules(False, InterruptionPolicy.RETRY, True, 12)
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_stamp_words() -> None:
 )
 def test_what_is_no_stamp(text: str) -> None:
     with pytest.raises(ValueError, match=r"stamp|InterruptionPolicy"):
-        Stamp.decode(text)
+        InterruptionRules.decode(text)
 
 
 @given(st.text(max_size=6))
 def test_whatever_decodes_is_a_stamp(text: str) -> None:
     try:
-        stamp = Stamp.decode(text)
+        stamp = InterruptionRules.decode(text)
     except ValueError:
         return
-    assert Stamp.decode(stamp.encode()) == stamp
+    assert InterruptionRules.decode(stamp.encode()) == stamp

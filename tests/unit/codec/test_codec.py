@@ -141,7 +141,7 @@ class Everything:
     maybe: int | None
     old_maybe: Optional[str]  # noqa: UP045
     numbers: list[int]
-    unique: set[str]
+    uid: set[str]
     fixed: frozenset[int]
     pair: tuple[int, str]
     many: tuple[float, ...]
@@ -198,7 +198,7 @@ everything = st.builds(
     maybe=st.none() | _int,
     old_maybe=st.none() | _texts,
     numbers=st.lists(_int, max_size=3),
-    unique=st.sets(_texts, max_size=3),
+    uid=st.sets(_texts, max_size=3),
     fixed=st.frozensets(_int, max_size=3),
     pair=st.tuples(_int, _texts),
     many=st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),

@@ -14,8 +14,8 @@ from atomic_actors.actors._kinds import bind_kinds
 from atomic_actors.base._errors import StoreIncompatible, StoreUnavailable, UnknownKind, UnknownMessageType
 from atomic_actors.codec._codec import Codec
 from atomic_actors.contracts import _remote_kinds
-from atomic_actors.contracts._contracts import KnownKind, contract_of, read_record
-from atomic_actors.contracts._remote_kinds import KnownKinds
+from atomic_actors.contracts._contracts import RemoteKind, contract_of, read_record
+from atomic_actors.contracts._remote_kinds import RemoteKinds
 from atomic_actors.journal._kind_registry import KindRecord
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 
@@ -152,8 +152,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def new_known(registry: Registry | None) -> KnownKinds:
-    return KnownKinds(registry, "ns", ("own",))
+def new_known(registry: Registry | None) -> RemoteKinds:
+    return RemoteKinds(registry, "ns", ("own",))
 
 
 async def test_it_is_read_once(clock: Clock) -> None:
@@ -215,7 +215,7 @@ async def test_a_cancelled_reader_leaves_the_read_to_the_others() -> None:
     registry = Registry({"invoice": record(contract(Invoice)), "order": record(contract(Invoice))})
     registry.gate = anyio.Event()
     known = new_known(registry)
-    found: list[KnownKind] = []
+    found: list[RemoteKind] = []
     scope = anyio.CancelScope()
 
     async def find(kind: str, within: anyio.CancelScope | None = None) -> None:

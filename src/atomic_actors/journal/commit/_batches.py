@@ -129,7 +129,7 @@ class Entry(Struct, eq=False, gc=False):
     #: True once a batch with it may have reached the store: from then on it is sent until answered.
     sent: bool = False
     #: It must not be sent again: its partition has lost history.
-    forsaken: bool = False
+    fenced: bool = False
 
 
 @define(eq=False, slots=True)

@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol, Self
 import anyio
 from attrs import define, frozen
 
-from atomic_actors.base._oneshot import Cell, cell_factory
+from atomic_actors.base._oneshot import OneShot, oneshot_factory
 from atomic_actors.base._telemetry import Listeners, StoreHealth, logger
 from atomic_actors.journal._protocol import (
     BatchResult,
@@ -204,7 +204,7 @@ class CommitQueue(Protocol):
         """
         ...
 
-    def forsake(self, partition: Target) -> None:
+    def fence_off(self, partition: Target) -> None:
         """Send no step any more that was made by what is known of a partition that has lost history.
 
         Its owner's steps are answered as stale: those that wait at once, those that are in flight unless they
@@ -228,12 +228,12 @@ class CommitQueue(Protocol):
 
 async def request(queue: CommitQueue, step: Step, limit_s: float, on_result: OnResult | None) -> Result:
     """See `CommitQueue.request`."""
-    cell: Cell[Result | JournalUnavailable] = cell_factory()()
+    oneshot: OneShot[Result | JournalUnavailable] = oneshot_factory()()
 
     def answered(result: Result | JournalUnavailable) -> None:
         if on_result is not None:
             on_result(result)
-        cell.set(result)
+        oneshot.set(result)
 
     try:
         queue.submit(step, answered)
@@ -243,7 +243,7 @@ async def request(queue: CommitQueue, step: Step, limit_s: float, on_result: OnR
         raise
     result: Result | JournalUnavailable | None = None
     with anyio.move_on_after(limit_s):
-        result = await cell
+        result = await oneshot
     if result is None:
         raise _late(limit_s)
     if isinstance(result, JournalUnavailable):
@@ -275,7 +275,7 @@ async def execute_each(
         return []
     results: list[Result | JournalUnavailable | None] = [None] * len(steps)
     left = len(steps)
-    done: Cell[None] = cell_factory()()
+    done: OneShot[None] = oneshot_factory()()
 
     def collect(position: int) -> OnResult:
         def on_result(result: Result | JournalUnavailable) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 
 import anyio
 
-from atomic_actors.base._oneshot import Cell, cell_factory
+from atomic_actors.base._oneshot import OneShot, oneshot_factory
 from atomic_actors.journal.commit._batches import Batch
 
 __all__ = ("Flushers",)
@@ -20,14 +20,14 @@ class Flushers:
         self.batches = deque[Batch]()
         #: They are to end.
         self.stopped = False
-        self._new_cell = cell_factory()
+        self._new_oneshot = oneshot_factory()
         self._scopes: list[anyio.CancelScope] = []
         #: Those that sleep for want of steps.
-        self._idle: list[Cell[None]] = []
+        self._idle: list[OneShot[None]] = []
         #: Those that wait until theirs is the oldest batch.
-        self._turns: list[Cell[None]] = []
+        self._turns: list[OneShot[None]] = []
         #: Whoever waits until nothing is pending or in flight.
-        self._drained: list[Cell[None]] = []
+        self._drained: list[OneShot[None]] = []
 
     def begin(self, scope: anyio.CancelScope) -> None:
         """Note a task's scope: `stop` ends it."""
@@ -61,10 +61,10 @@ class Flushers:
         """Return when nothing may be left to send."""
         await self._wait(self._drained)
 
-    async def _wait(self, waiting: list[Cell[None]]) -> None:
-        cell: Cell[None] = self._new_cell()
-        waiting.append(cell)
-        await cell
+    async def _wait(self, waiting: list[OneShot[None]]) -> None:
+        oneshot: OneShot[None] = self._new_oneshot()
+        waiting.append(oneshot)
+        await oneshot
 
     def answered(self, *, drained: bool) -> None:
         """Batches have left the queue; `drained` says that nothing is left."""
@@ -73,8 +73,8 @@ class Flushers:
         if drained and self._drained:
             self._set_all(self._drained)
 
-    def _set_all(self, waiting: list[Cell[None]]) -> None:
-        cells = tuple(waiting)
+    def _set_all(self, waiting: list[OneShot[None]]) -> None:
+        oneshots = tuple(waiting)
         waiting.clear()
-        for cell in cells:
-            cell.set(None)
+        for oneshot in oneshots:
+            oneshot.set(None)

@@ -205,7 +205,7 @@ class GroupCommit:
         """
         await self.request(Audit(self.probe_partition))
 
-    def forsake(self, partition: Target) -> None:
+    def fence_off(self, partition: Target) -> None:
         """See `CommitQueue`."""
         pending, flying = self._queue.pending, self._queue.in_flight
         waiting = [entry for entry in pending if belongs_to_owner(entry.step, partition)]
@@ -215,7 +215,7 @@ class GroupCommit:
             if isinstance(step, Append | Replay) and step.partition == partition and step.claim:
                 entry.step = replace(step, claim="")
         for entry in in_flight:
-            entry.forsaken = entry.forsaken or belongs_to_owner(entry.step, partition)
+            entry.fenced = entry.fenced or belongs_to_owner(entry.step, partition)
         others = [entry for entry in pending if not belongs_to_owner(entry.step, partition)]
         pending.clear()
         pending.extend(others)
@@ -319,7 +319,7 @@ class GroupCommit:
                     await self._flushers.wait_turn()
                 await anyio.sleep(delay_s)
                 delay_s = min(delay_s * 2, self.limits.retry_delay_max_s)
-            self._drop_forsaken(batch.entries)
+            self._drop_fenced(batch.entries)
             if not batch.entries:
                 break
             try:
@@ -331,8 +331,8 @@ class GroupCommit:
             break
         self._done(batch, answer)
 
-    def _drop_forsaken(self, batch: list[Entry]) -> None:
-        for entry in [entry for entry in batch if entry.forsaken]:
+    def _drop_fenced(self, batch: list[Entry]) -> None:
+        for entry in [entry for entry in batch if entry.fenced]:
             batch.remove(entry)
             entry.on_result(Stale("claim"))
         if not batch and not self.available:

@@ -33,10 +33,10 @@ class HealthWatch:
     async def run(self) -> None:
         """Run until cancelled."""
         while True:
-            self._look()
+            self._check()
             await anyio.sleep(self.interval_s)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self.journal.statistics()
         if now.batches == self._answered and not now.pending and now.available:
             # One that may not be refused: sent again until it has its answer, it finds out when the store is back.

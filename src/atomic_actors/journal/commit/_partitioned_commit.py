@@ -73,11 +73,11 @@ class _Lanes:
 
     def lost(self, reason: str) -> None:
         self._warn_once(store_lost(reason))
-        self._look(reason)
+        self._compare(reason)
 
     def back(self) -> None:
         self._warn_once(STORE_BACK)
-        self._look("")
+        self._compare("")
 
     def _warn_once(self, text: str) -> None:
         # Of a primary that is away or back, each of its partitions says the same.
@@ -87,7 +87,7 @@ class _Lanes:
             self._warned[text] = now_s
             logger.warning(text)
 
-    def _look(self, reason: str) -> None:
+    def _compare(self, reason: str) -> None:
         available = self.available
         if available != self._was_available:
             self._was_available = available
@@ -211,10 +211,10 @@ class PartitionedCommit:
         if len(failures) == len(results):
             raise failures[0]
 
-    def forsake(self, partition: Target) -> None:
+    def fence_off(self, partition: Target) -> None:
         """See `CommitQueue`; what a partition relays waits in the lanes of others."""
         for lane in self._lanes:
-            lane.forsake(partition)
+            lane.fence_off(partition)
 
     async def wait_drained(self) -> None:
         """Return once nothing is pending or in flight, but for what cannot be sent now."""

@@ -27,8 +27,8 @@ from atomic_actors.journal.embedded._server import (
     User,
     explained,
     files_of,
+    inspect_server,
     is_alive,
-    look,
     note,
     open_lock,
     prepare_directory,
@@ -135,7 +135,7 @@ async def _wait_answer(files: Files, timeout_s: float, *, loaded: bool) -> Answe
     deadline = anyio.current_time() + timeout_s
     progress_bytes = 0
     while True:
-        alive, answer = await run_sync(look, files)
+        alive, answer = await run_sync(inspect_server, files)
         if answer is not None and not (loaded and answer.loading):
             return answer
         if not alive:
@@ -158,7 +158,7 @@ async def _start_or_join(
             if user is not None:
                 await run_sync(user.join)
             await run_sync(bound_log, files)
-            alive, answer = await run_sync(look, files)
+            alive, answer = await run_sync(inspect_server, files)
             if not alive and started:
                 raise await run_sync(death, files, offset)
             if not alive:
@@ -200,14 +200,14 @@ def _has_server(files: Files) -> bool:
 
 
 async def _stop(files: Files, timeout_s: float, deadline: float) -> None:
-    told = False
+    announced = False
     while True:
-        alive, answer = await run_sync(look, files)
+        alive, answer = await run_sync(inspect_server, files)
         if not alive:
             break
-        if answer is not None and not told:
+        if answer is not None and not announced:
             await run_sync(shut_down, answer)
-            told = True
+            announced = True
         if anyio.current_time() >= deadline:
             raise await run_sync(silence, files, "stop", timeout_s)
         await anyio.sleep(_POLL_INTERVAL_S)

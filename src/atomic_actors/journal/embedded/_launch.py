@@ -159,9 +159,9 @@ def _launch(files: Files, program: str, inherited: int) -> None:
             f"{program} did not go to the background in {_LAUNCH_TIMEOUT_S:g} s"
         ) from error
     if launched.returncode != 0:
-        said = (launched.stdout + launched.stderr).decode(errors="replace").strip()
+        output = (launched.stdout + launched.stderr).decode(errors="replace").strip()
         raise EmbeddedServerError(
-            f"{program} refused to start (exit status {launched.returncode}): {said or 'it said nothing'}; name a"
+            f"{program} refused to start (exit status {launched.returncode}): {output or 'it said nothing'}; name a"
             " Valkey server, or a Redis server 7.0 or newer"
         )
 

@@ -396,7 +396,7 @@ def _listens(socket_path: str) -> bool:
     return True
 
 
-def look(files: Files) -> tuple[bool, Answer | None]:
+def inspect_server(files: Files) -> tuple[bool, Answer | None]:
     """Tell whether a server of ours may be alive, and what it answers."""
     record = read_record(files)
     if is_alive(files, record):

@@ -24,7 +24,7 @@ from typing import Final, Literal
 from attrs import Factory, define, frozen
 from msgspec.structs import replace
 
-from atomic_actors.base._lifecycle import Event, Settlement, Stamp, State, advance
+from atomic_actors.base._lifecycle import Event, InterruptionRules, Settlement, State, advance
 from atomic_actors.base._records import message_id_of
 from atomic_actors.journal._protocol import (
     Body,
@@ -37,7 +37,7 @@ from atomic_actors.journal._protocol import (
 )
 
 #: How a handler is treated that the caller's policy does not name.
-DEFAULT_STAMP: Final = Stamp.decode("edc3")
+DEFAULT_STAMP: Final = InterruptionRules.decode("edc3")
 
 #: The end of what is kept without end.
 NEVER_MS: Final = 1 << 62
@@ -50,7 +50,7 @@ PURGED_PER_CALL: Final = 1_000
 class Message:
     """One accepted message that is not finished yet."""
 
-    unique: str
+    uid: str
     body: bytes
     head: Body
     state: State = State.ABSENT
@@ -72,13 +72,13 @@ class Running:
     turn: int
     claim: str
     messages: tuple[Message, ...]
-    stamp: Stamp
+    stamp: InterruptionRules
     recovering: bool
 
     @property
-    def uniques(self) -> tuple[str, ...]:
+    def uids(self) -> tuple[str, ...]:
         """The messages' unique ids, in order."""
-        return tuple(message.unique for message in self.messages)
+        return tuple(message.uid for message in self.messages)
 
 
 @frozen
@@ -119,8 +119,8 @@ class Entity:
         """The first waiting message; tombstones before it are looked past, not removed."""
         if not self.waiting:
             return None
-        for unique in self.log:
-            message = self.messages.get(unique)
+        for uid in self.log:
+            message = self.messages.get(uid)
             if message is not None:
                 return message
         raise AssertionError(f"{self.name}: {self.waiting} messages wait and the log has none")
@@ -154,7 +154,7 @@ class Partition:
     entities: dict[str, Entity] = Factory(dict[str, Entity])
     running: dict[str, Entity] = Factory(dict[str, Entity])
     ready: dict[str, int] = Factory(dict[str, int])
-    #: (entity, unique) to (end of its life, outcome).
+    #: (entity, uid) to (end of its life, outcome).
     outcomes: dict[tuple[str, str], tuple[int, bytes]] = Factory(dict[tuple[str, str], tuple[int, bytes]])
     #: (entity, key) to (end of its life, unique id, digest).
     keys: dict[tuple[str, str], tuple[int, str, str]] = Factory(dict[tuple[str, str], tuple[int, str, str]])
@@ -177,9 +177,9 @@ class Partition:
         """Whether `claim` is the current claim; "" never is."""
         return claim != "" and claim == self.lease.claim
 
-    def outcome(self, entity: str, unique: str, now_ms: int) -> bytes | None:
+    def outcome(self, entity: str, uid: str, now_ms: int) -> bytes | None:
         """A kept outcome."""
-        kept = self.outcomes.get((entity, unique))
+        kept = self.outcomes.get((entity, uid))
         return kept[1] if kept is not None and now_ms < kept[0] else None
 
     def key_used(self, entity: str, key: str, now_ms: int) -> tuple[str, str] | None:
@@ -212,22 +212,24 @@ class Partition:
         self.counts[after.value] += 1
         message.state = after
 
-    def accept(self, entity: Entity, unique: str, body: bytes, *, at_head: bool = False) -> Message:
+    def accept(self, entity: Entity, uid: str, body: bytes, *, at_head: bool = False) -> Message:
         """Push a new message to the entity's log."""
-        message = Message(unique, body, unpack_body(body))
+        message = Message(uid, body, unpack_body(body))
         self._move(message, Event.APPEND)
         self.counts["accepted"] += 1
-        entity.messages[unique] = message
+        entity.messages[uid] = message
         if at_head:
-            entity.log.appendleft(unique)
+            entity.log.appendleft(uid)
         else:
-            entity.log.append(unique)
+            entity.log.append(uid)
         entity.waiting += 1
         if at_head or entity.waiting == 1:
             self.index(entity)
         return message
 
-    def dispatch(self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: Stamp) -> Running:
+    def dispatch(
+        self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: InterruptionRules
+    ) -> Running:
         """Make messages that are off the log already the entity's next turn."""
         for message in messages:
             self._move(message, Event.TAKE)
@@ -250,7 +252,7 @@ class Partition:
         """Put dispatched messages back at the head, in order."""
         for message in reversed(messages):
             self._move(message, event)
-            entity.log.appendleft(message.unique)
+            entity.log.appendleft(message.uid)
         entity.waiting += len(messages)
 
     def take_out(self, entity: Entity, message: Message) -> None:
@@ -266,9 +268,9 @@ class Partition:
         if event in (Event.WITHDRAW, Event.EXPIRE):
             self._fewer_waiting(entity, 1)
             self._free_key(entity.name, message)
-        del entity.messages[message.unique]
+        del entity.messages[message.uid]
         word = "refused" if refused else message.state.value
-        where = (entity.name, message.unique)
+        where = (entity.name, message.uid)
         ttl_ms = self.settings.result_ttl_ms
         ends_ms = now_ms + ttl_ms if ttl_ms else NEVER_MS
         self.outcomes[where] = (ends_ms, word.encode() + b"\n" + reply)
@@ -284,7 +286,7 @@ class Partition:
         now_ms: int,
     ) -> None:
         """Write a dead letter."""
-        message_id = message_id_of(entity.name, message.unique)
+        message_id = message_id_of(entity.name, message.uid)
         self.letters[message_id] = StoredLetter(
             message_id=message_id,
             reason=reason,
@@ -296,9 +298,9 @@ class Partition:
             body=message.body,
         )
 
-    def mark_replayed(self, letter: StoredLetter, unique: str) -> None:
+    def mark_replayed(self, letter: StoredLetter, uid: str) -> None:
         """Write into a letter what it was replayed as."""
-        self.letters[letter.message_id] = replace(letter, replayed_as=unique)
+        self.letters[letter.message_id] = replace(letter, replayed_as=uid)
 
     def end_turn(self, entity: Entity, last: FinishedTurn | SettledTurn) -> None:
         """Nothing of the entity runs any more."""
@@ -316,11 +318,11 @@ class Partition:
 
     # Keys, streams and the ends of lives.
 
-    def use_key(self, entity: str, key: str, unique: str, digest: str, now_ms: int) -> None:
+    def use_key(self, entity: str, key: str, uid: str, digest: str, now_ms: int) -> None:
         """Remember that a key was used."""
         ttl_ms = self.settings.dedupe_ttl_ms
         ends_ms = now_ms + ttl_ms if ttl_ms else NEVER_MS
-        self.keys[entity, key] = (ends_ms, unique, digest)
+        self.keys[entity, key] = (ends_ms, uid, digest)
         if ttl_ms:
             self._key_ends.append((ends_ms, (entity, key)))
 
@@ -328,13 +330,13 @@ class Partition:
         # The message never ran, so the key may be used again; but not if it is another message's by now.
         where = (entity, message.head.key)
         kept = self.keys.get(where)
-        if kept is not None and kept[1] == message.unique:
+        if kept is not None and kept[1] == message.uid:
             del self.keys[where]
 
-    def send(self, target: Target, entity: str, unique: str, body: bytes) -> None:
+    def send(self, target: Target, entity: str, uid: str, body: bytes) -> None:
         """Give a message the next number of the stream to another partition."""
         number = self.numbers_out[target] = self.numbers_out.get(target, 0) + 1
-        entry = RelayEntry(number, entity, unique, body)
+        entry = RelayEntry(number, entity, uid, body)
         self.streams.setdefault(target, deque()).append((self.incarnation, entry))
 
     def begin_incarnation(self, now_ms: int) -> None:
@@ -370,22 +372,22 @@ class Partition:
 
 
 @lru_cache(maxsize=1024)
-def read_policy(policy: str) -> dict[str, Stamp]:
+def read_policy(policy: str) -> dict[str, InterruptionRules]:
     """The stamps of a policy by wire name.
 
     Raises:
         ValueError: a line is not of the form `name=stamp`.
     """
-    stamps: dict[str, Stamp] = {}
+    stamps: dict[str, InterruptionRules] = {}
     for line in policy.split("\n"):
         if line:
             name, equals, stamp = line.rpartition("=")
             if not equals:
                 raise ValueError(f"policy: {line!r} is not of the form name=stamp")
-            stamps[name] = Stamp.decode(stamp)
+            stamps[name] = InterruptionRules.decode(stamp)
     return stamps
 
 
-def stamp_of(stamps: dict[str, Stamp], name: str) -> Stamp:
+def stamp_of(stamps: dict[str, InterruptionRules], name: str) -> InterruptionRules:
     """The stamp of a handler, else that of `*`, else the default one."""
     return stamps.get(name) or stamps.get("*", DEFAULT_STAMP)

@@ -227,7 +227,7 @@ class MemoryJournal:
     def _append(self, partition: Partition, step: Append, now_ms: int) -> Appended | Rejected:
         try:
             head = unpack_body(step.body)
-            birth_ms = int(step.unique[:12], 16)
+            birth_ms = int(step.uid[:12], 16)
             stamps = read_policy(step.policy)
         except ValueError as error:
             return bad_step(f"append: {error}")
@@ -246,15 +246,15 @@ class MemoryJournal:
             return Rejected("queue_depth_exceeded", f"the partition has {limit} messages waiting")
         entity = partition.entity(step.entity)
         was_idle = entity.running is None and not entity.waiting
-        partition.accept(entity, step.unique, step.body)
+        partition.accept(entity, step.uid, step.body)
         if step.key:
-            partition.use_key(step.entity, step.key, step.unique, step.digest, now_ms)
+            partition.use_key(step.entity, step.key, step.uid, step.digest, now_ms)
         if not partition.owned_by(step.claim):
             self._ring_unless_running(partition, entity, step)
-            return Appended(step.unique, duplicate=False, outcome=None, offer=NOTHING)
+            return Appended(step.uid, duplicate=False, outcome=None, offer=NOTHING)
         if not was_idle:
-            offer = self._look(partition, step, step.unique, now_ms)
-            return Appended(step.unique, duplicate=False, outcome=None, offer=offer)
+            offer = self._peek(partition, step, step.uid, now_ms)
+            return Appended(step.uid, duplicate=False, outcome=None, offer=offer)
         offer = take(
             partition,
             entity,
@@ -266,24 +266,24 @@ class MemoryJournal:
         )
         if offer.dispatch is not None:
             self._owner_wrote.add(step.partition)
-        return Appended(step.unique, duplicate=False, outcome=None, offer=offer)
+        return Appended(step.uid, duplicate=False, outcome=None, offer=offer)
 
     def _find_earlier(self, partition: Partition, step: Append, now_ms: int) -> Appended | Rejected | None:
         """The answer to a message that was accepted before, by its id or by its key."""
         entity = partition.entities.get(step.entity)
-        outcome = partition.outcome(step.entity, step.unique, now_ms)
-        unique = step.unique
-        if outcome is None and (entity is None or unique not in entity.messages):
+        outcome = partition.outcome(step.entity, step.uid, now_ms)
+        uid = step.uid
+        if outcome is None and (entity is None or uid not in entity.messages):
             used = partition.key_used(step.entity, step.key, now_ms) if step.key else None
             if used is None:
                 return None
-            unique, digest = used
+            uid, digest = used
             if digest != step.digest:
-                return Rejected("key_reused", f"the key was used with other content by {unique}")
+                return Rejected("key_reused", f"the key was used with other content by {uid}")
         if not partition.owned_by(step.claim):
             self._ring_unless_running(partition, entity, step)
-        offer = self._look(partition, step, step.unique, now_ms)
-        return Appended(unique, duplicate=True, outcome=outcome, offer=offer)
+        offer = self._peek(partition, step, step.uid, now_ms)
+        return Appended(uid, duplicate=True, outcome=outcome, offer=offer)
 
     def _ring_unless_running(self, partition: Partition, entity: Entity | None, step: Append) -> None:
         """The commit of a turn of the present owner takes what is next; it needs no doorbell."""
@@ -291,24 +291,24 @@ class MemoryJournal:
         if running is None or not partition.owned_by(running.claim):
             self._bells.append((step.partition, step.entity))
 
-    def _look(self, partition: Partition, step: Append | Replay, unique: str, now_ms: int) -> Offer:
-        """What the entity has to do next, for an owner that sent `unique` to it; takes nothing."""
+    def _peek(self, partition: Partition, step: Append | Replay, uid: str, now_ms: int) -> Offer:
+        """What the entity has to do next, for an owner that sent `uid` to it; takes nothing."""
         entity = partition.entities.get(step.entity)
         if entity is None or not partition.owned_by(step.claim):
             return NOTHING
         running = entity.running
         if running is not None and running.claim == step.claim:
             # Only the sending that took the message gets its dispatch (again, if its answer was lost).
-            if unique in running.uniques:
+            if uid in running.uids:
                 return describe(entity, running, step.held_version)
             return Offer(more=True)
         return take(partition, entity, step.claim, stamps={}, held_version=-1, run_limit=0, now_ms=now_ms)
 
     def _withdraw(self, partition: Partition, step: Withdraw, now_ms: int) -> WithdrawAnswer:
         entity = partition.entities.get(step.entity)
-        message = entity.messages.get(step.unique) if entity is not None else None
+        message = entity.messages.get(step.uid) if entity is not None else None
         if entity is None or message is None:
-            outcome = partition.outcome(step.entity, step.unique, now_ms)
+            outcome = partition.outcome(step.entity, step.uid, now_ms)
             if outcome is None:
                 return WithdrawAnswer("unknown")
             if split_outcome(outcome)[0] == State.WITHDRAWN.value:
@@ -326,10 +326,10 @@ class MemoryJournal:
 
     def _read_outcome(self, partition: Partition, step: ReadOutcome, now_ms: int) -> OutcomeRead:
         entity = partition.entities.get(step.entity)
-        message = entity.messages.get(step.unique) if entity is not None else None
+        message = entity.messages.get(step.uid) if entity is not None else None
         if message is not None:
             return OutcomeRead("enqueued" if message.state is State.ENQUEUED else "dispatched")
-        outcome = partition.outcome(step.entity, step.unique, now_ms)
+        outcome = partition.outcome(step.entity, step.uid, now_ms)
         return OutcomeRead("unknown") if outcome is None else OutcomeRead("finished", outcome)
 
     # Dead letters, and what people do to an entity.
@@ -340,27 +340,27 @@ class MemoryJournal:
         except ValueError as error:
             return bad_step(f"replay: {error}")
         partition.purge_letters(now_ms)
-        letter = partition.letters.get(message_id_of(step.entity, step.unique))
+        letter = partition.letters.get(message_id_of(step.entity, step.uid))
         if letter is None:
             return Rejected("unknown_message", "there is no such dead letter")
         if letter.replayed_as:
-            offer = self._look(partition, step, letter.replayed_as, now_ms)
+            offer = self._peek(partition, step, letter.replayed_as, now_ms)
             return Replayed(letter.replayed_as, again=True, offer=offer)
         entity = partition.entity(step.entity)
-        known = step.new_unique in entity.messages
-        if known or partition.outcome(step.entity, step.new_unique, now_ms) is not None:
-            return bad_step("new_unique: there is a message of that id")
+        known = step.new_uid in entity.messages
+        if known or partition.outcome(step.entity, step.new_uid, now_ms) is not None:
+            return bad_step("new_uid: there is a message of that id")
         head = unpack_body(letter.body)
         # The deadline is long over, nobody waits any more, and the key was the first message's.
         body = pack_body(name=head.name, deadline_ms=0, waited_for=False, key="", envelope=head.envelope)
         was_idle = entity.running is None and not entity.waiting
-        partition.accept(entity, step.new_unique, body, at_head=step.at_head)
-        partition.mark_replayed(letter, step.new_unique)
+        partition.accept(entity, step.new_uid, body, at_head=step.at_head)
+        partition.mark_replayed(letter, step.new_uid)
         if not partition.owned_by(step.claim):
             self._bells.append((step.partition, step.entity))
-            return Replayed(step.new_unique, again=False)
+            return Replayed(step.new_uid, again=False)
         if not was_idle:
-            return Replayed(step.new_unique, False, self._look(partition, step, step.new_unique, now_ms))
+            return Replayed(step.new_uid, False, self._peek(partition, step, step.new_uid, now_ms))
         offer = take(
             partition,
             entity,
@@ -372,7 +372,7 @@ class MemoryJournal:
         )
         if offer.dispatch is not None:
             self._owner_wrote.add(step.partition)
-        return Replayed(step.new_unique, again=False, offer=offer)
+        return Replayed(step.new_uid, again=False, offer=offer)
 
     def _purge(self, partition: Partition, step: Purge, now_ms: int) -> Purged:
         partition.purge_letters(now_ms)
@@ -547,8 +547,8 @@ class MemoryJournal:
             if entry.number > last:
                 last = entry.number
                 entity = partition.entity(entry.entity)
-                if entry.unique not in entity.messages:
-                    partition.accept(entity, entry.unique, entry.body)
+                if entry.uid not in entity.messages:
+                    partition.accept(entity, entry.uid, entry.body)
                 entities[entry.entity] = None
         if entities:
             partition.numbers_in[stream] = last

@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from atomic_actors.base._lifecycle import (
     Event,
+    InterruptionRules,
     Settlement,
-    Stamp,
     State,
     decide_interruption,
     may_leave_unrun,
@@ -70,7 +70,7 @@ def bad_step(text: str) -> Rejected:
 def describe(entity: Entity, running: Running, held_version: int) -> Offer:
     """The offer of a turn that runs."""
     messages = tuple(
-        Dispatched(message.unique, message.body, message.attempts, message.interruptions)
+        Dispatched(message.uid, message.body, message.attempts, message.interruptions)
         for message in running.messages
     )
     needs_state = entity.version not in (0, held_version)
@@ -87,7 +87,7 @@ def describe(entity: Entity, running: Running, held_version: int) -> Offer:
 
 def unsettled(entity: Entity, running: Running) -> Unsettled:
     """What an earlier claim left behind."""
-    return Unsettled(entity.name, running.turn, running.uniques)
+    return Unsettled(entity.name, running.turn, running.uids)
 
 
 def take(
@@ -95,7 +95,7 @@ def take(
     entity: Entity,
     claim: str,
     *,
-    stamps: dict[str, Stamp],
+    stamps: dict[str, InterruptionRules],
     held_version: int,
     run_limit: int,
     now_ms: int,
@@ -118,7 +118,7 @@ def take(
     if now_ms < head.not_before_ms:
         return Offer(not_before_ms=head.not_before_ms)
     if head.expired_unrun(now_ms):
-        return Offer(expired=(head.unique, head.head.key))
+        return Offer(expired=(head.uid, head.head.key))
     if run_limit <= 0:
         return Offer(more=True)
     stamp = stamp_of(stamps, head.head.name)
@@ -138,12 +138,12 @@ def _first_waiting(entity: Entity, run_limit: int) -> list[tuple[Message, int]]:
     """
     found: list[tuple[Message, int]] = []
     end = max(run_limit, 1)
-    for position, unique in enumerate(entity.log):
+    for position, uid in enumerate(entity.log):
         if position == end:
             if found:
                 break
             end += MAX_TOMBSTONES_SKIPPED + 1
-        message = entity.messages.get(unique)
+        message = entity.messages.get(uid)
         if message is not None:
             found.append((message, position + 1))
         elif not found and position >= MAX_TOMBSTONES_SKIPPED:
@@ -156,7 +156,7 @@ def _drop_ids(entity: Entity, number: int) -> None:
         entity.log.popleft()
 
 
-def _run_length(waiting: list[tuple[Message, int]], stamps: dict[str, Stamp], now_ms: int) -> int:
+def _run_length(waiting: list[tuple[Message, int]], stamps: dict[str, InterruptionRules], now_ms: int) -> int:
     length = 1
     for message, _ in waiting[1:]:
         if (
@@ -199,9 +199,9 @@ def finish(partition: Partition, step: Finish, now_ms: int) -> Finished | Stale 
     partition.end_turn(entity, last)
     for outgoing in step.outbox:
         if outgoing.target == step.partition:
-            partition.accept(partition.entity(outgoing.entity), outgoing.unique, outgoing.body)
+            partition.accept(partition.entity(outgoing.entity), outgoing.uid, outgoing.body)
         else:
-            partition.send(outgoing.target, outgoing.entity, outgoing.unique, outgoing.body)
+            partition.send(outgoing.target, outgoing.entity, outgoing.uid, outgoing.body)
     answer = _finished(partition, entity, step, last, now_ms, run_limit=step.run_limit)
     partition.index(entity)
     return answer
@@ -225,7 +225,7 @@ def _finished(
 def _check_finish(
     partition: Partition, entity: Entity, running: Running, step: Finish, now_ms: int
 ) -> Rejected | None:
-    if tuple(verdict.unique for verdict in step.verdicts) != running.uniques:
+    if tuple(verdict.uid for verdict in step.verdicts) != running.uids:
         return bad_step("verdicts: they must cover the dispatch's messages, in order")
     ranks = [_RANKS.get(verdict.event) for verdict in step.verdicts]
     reached = 0
@@ -268,9 +268,9 @@ def _check_outbox(partition: Partition, home: int, outbox: tuple[Outgoing, ...])
         except ValueError as error:
             return bad_step(f"outbox: {error}")
         target = partition.entities.get(outgoing.entity) if outgoing.target == home else None
-        where = (outgoing.entity, outgoing.unique)
-        if where in seen or (target is not None and outgoing.unique in target.messages):
-            return bad_step(f"outbox: {outgoing.unique} was sent before")
+        where = (outgoing.entity, outgoing.uid)
+        if where in seen or (target is not None and outgoing.uid in target.messages):
+            return bad_step(f"outbox: {outgoing.uid} was sent before")
         seen.add(where)
     return None
 
@@ -288,7 +288,7 @@ def _apply_verdicts(
         message.not_before_ms = 0
         if dies and room == 0:
             # A recovering message stays one: nobody knows what its handler did, whoever resumes the entity.
-            not_buried.append(message.unique)
+            not_buried.append(message.uid)
             back.append((message, Event.RETRY))
         elif event is Event.RETRY:
             message.recovering = False
@@ -316,8 +316,8 @@ def interrupt(partition: Partition, step: Interrupt, now_ms: int) -> Settled | S
     running = entity.running if entity is not None else None
     if entity is None or running is None or running.turn != step.turn:
         return _settled_before(partition, entity, step)
-    if running.uniques != step.uniques:
-        return bad_step(f"uniques: turn {step.turn} has other messages")
+    if running.uids != step.uids:
+        return bad_step(f"uids: turn {step.turn} has other messages")
     messages = list(running.messages)
     settlement = Settlement.REQUEUE
     bodies: tuple[bytes, ...] = ()
@@ -373,7 +373,7 @@ def settle_lost(
     except ValueError as error:
         return bad_step(str(error)), False
     entity = partition.entities.get(step.entity)
-    message = entity.messages.get(step.unique) if entity is not None else None
+    message = entity.messages.get(step.uid) if entity is not None else None
     if entity is None or message is None or message.state is not State.ENQUEUED:
         return _settled_lost_before(partition, step, now_ms), False
     stamp = stamp_of(stamps, message.head.name)
@@ -394,10 +394,10 @@ def settle_lost(
 
 
 def _settled_lost_before(partition: Partition, step: SettleLost, now_ms: int) -> Settled:
-    outcome = partition.outcome(step.entity, step.unique, now_ms)
+    outcome = partition.outcome(step.entity, step.uid, now_ms)
     if outcome is None or split_outcome(outcome)[0] != State.INTERRUPTED.value:
         return Settled("gone")
-    letter = partition.letters.get(message_id_of(step.entity, step.unique))
+    letter = partition.letters.get(message_id_of(step.entity, step.uid))
     return Settled("interrupt", (letter.body,) if letter is not None else ())
 
 
@@ -406,8 +406,8 @@ def _settled_before(partition: Partition, entity: Entity | None, step: Interrupt
     if not isinstance(last, SettledTurn) or last.turn != step.turn:
         return Settled("gone")
     bodies: tuple[bytes, ...] = ()
-    if last.settlement is Settlement.INTERRUPT and step.uniques:
-        letter = partition.letters.get(message_id_of(step.entity, step.uniques[0]))
+    if last.settlement is Settlement.INTERRUPT and step.uids:
+        letter = partition.letters.get(message_id_of(step.entity, step.uids[0]))
         bodies = (letter.body,) if letter is not None else ()
     return Settled(last.settlement.value, bodies)
 
@@ -415,9 +415,9 @@ def _settled_before(partition: Partition, entity: Entity | None, step: Interrupt
 def expire(partition: Partition, step: Expire, now_ms: int) -> Expired | Rejected:
     """Expire a waiting message by name."""
     entity = partition.entities.get(step.entity)
-    message = entity.messages.get(step.unique) if entity is not None else None
+    message = entity.messages.get(step.uid) if entity is not None else None
     if entity is None or message is None:
-        outcome = partition.outcome(step.entity, step.unique, now_ms)
+        outcome = partition.outcome(step.entity, step.uid, now_ms)
         return Expired(outcome is not None and split_outcome(outcome)[0] == State.EXPIRED.value)
     if (
         message.state is not State.ENQUEUED

@@ -151,9 +151,9 @@ def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
     if kind == _DISPATCH:
         _, turn, recovering, version, state = reply[at : at + 5]
         if len(reply) == at + 9:
-            unique, own_body, attempt, interruptions = reply[at + 5 :]
+            uid, own_body, attempt, interruptions = reply[at + 5 :]
             messages: tuple[Dispatched, ...] = (
-                Dispatched(unique.decode(), body if own_body is None else own_body, attempt, interruptions),
+                Dispatched(uid.decode(), body if own_body is None else own_body, attempt, interruptions),
             )
         else:
             messages = tuple(
@@ -180,7 +180,7 @@ def _texts(reply: Reply, start: int, stop: int) -> tuple[str, ...]:
 
 def _with_entity(offer: Offer, entity: str) -> Offer:
     left = offer.unsettled
-    return Offer(unsettled=Unsettled(entity, left.turn, left.uniques)) if left is not None else offer
+    return Offer(unsettled=Unsettled(entity, left.turn, left.uids)) if left is not None else offer
 
 
 def _appended(step: Append, reply: Reply) -> Result:
@@ -188,12 +188,12 @@ def _appended(step: Append, reply: Reply) -> Result:
     if offer.unsettled is not None:
         offer = _with_entity(offer, step.entity)
     duplicate = reply[2] == 1
-    return Appended(reply[1].decode() if duplicate else step.unique, duplicate, reply[3], offer)
+    return Appended(reply[1].decode() if duplicate else step.uid, duplicate, reply[3], offer)
 
 
 def _appended_together(steps: Sequence[Append], reply: Reply) -> list[Result]:
     offer = _with_entity(_read_offer(reply, 2), steps[0].entity)
-    return [Appended(step.unique, False, None, offer) for step in steps]
+    return [Appended(step.uid, False, None, offer) for step in steps]
 
 
 def _taken(step: Take, reply: Reply) -> Result:
@@ -323,10 +323,10 @@ def _outcome_read(step: ReadOutcome, reply: Reply) -> Result:
 
 
 def _replayed(step: Replay, reply: Reply) -> Result:
-    unique, again = reply[1].decode(), reply[2] == 1
+    uid, again = reply[1].decode(), reply[2] == 1
     if not step.claim:
-        return Replayed(unique, again)
-    return Replayed(unique, again, _with_entity(_read_offer(reply, 3), step.entity))
+        return Replayed(uid, again)
+    return Replayed(uid, again, _with_entity(_read_offer(reply, 3), step.entity))
 
 
 def _purged(step: Purge, reply: Reply) -> Result:

@@ -31,7 +31,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from coredis.connection import BaseConnection, TCPConnection, UnixDomainSocketConnection
 from coredis.connection._request import BaseRequest
 
-from atomic_actors.base._oneshot import Cell, cell_factory
+from atomic_actors.base._oneshot import OneShot, oneshot_factory
 from atomic_actors.base._telemetry import logger
 
 __all__ = (
@@ -120,9 +120,9 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
         self._ended = False
         self._error: Exception | None = None
         self._full = False
-        self._reader: Cell[None] | None = None
-        self._writer: Cell[None] | None = None
-        self._new_cell = cell_factory()
+        self._reader: OneShot[None] | None = None
+        self._writer: OneShot[None] | None = None
+        self._new_oneshot = oneshot_factory()
 
     @property
     def is_drained(self) -> bool:
@@ -159,9 +159,9 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
         self._wake()
 
     def _wake(self) -> None:
-        for cell in (self._reader, self._writer):
-            if cell is not None:
-                cell.set(None)
+        for oneshot in (self._reader, self._writer):
+            if oneshot is not None:
+                oneshot.set(None)
 
     # The stream's side.
 
@@ -172,7 +172,7 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
                 raise anyio.BrokenResourceError from self._error
             if self._ended:
                 raise anyio.EndOfStream
-            self._reader = self._new_cell()
+            self._reader = self._new_oneshot()
             await self._reader
         if len(self._unread) == UNREAD_CHUNKS_MAX:
             self._transport.resume_reading()
@@ -192,7 +192,7 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
             raise anyio.BrokenResourceError from self._error
         self._transport.write(item)
         while self._full:
-            self._writer = self._new_cell()
+            self._writer = self._new_oneshot()
             await self._writer
 
     async def send_eof(self) -> None:

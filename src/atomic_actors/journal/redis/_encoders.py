@@ -48,15 +48,15 @@ Encoder = Callable[[KeyNames, Call, Any, PartitionKeys, bytes], None]
 
 def _append(names: KeyNames, call: Call, step: Append, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, used = keys.entities.get(step.entity) or names.entity(keys, step.entity)
-    unique = step.unique.encode()
+    uid = step.uid.encode()
     if step.key:
         key = step.key.encode()
-        call.keys += (record, log, outcome + unique, used + key)
+        call.keys += (record, log, outcome + uid, used + key)
         call.arguments += (
             b"append_key",
             index,
             name,
-            unique,
+            uid,
             step.body,
             step.digest.encode(),
             number_bytes(step.depth_limit),
@@ -66,12 +66,12 @@ def _append(names: KeyNames, call: Call, step: Append, keys: PartitionKeys, inde
             key,
         )
         return
-    call.keys += (record, log, outcome + unique)
+    call.keys += (record, log, outcome + uid)
     call.arguments += (
         b"append",
         index,
         name,
-        unique,
+        uid,
         step.body,
         step.digest.encode(),
         number_bytes(step.depth_limit),
@@ -83,38 +83,38 @@ def _append(names: KeyNames, call: Call, step: Append, keys: PartitionKeys, inde
 
 def _withdraw(names: KeyNames, call: Call, step: Withdraw, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, used = keys.entities.get(step.entity) or names.entity(keys, step.entity)
-    unique = step.unique.encode()
+    uid = step.uid.encode()
     key = step.key.encode()
-    call.keys += (record, log, outcome + unique, used + key)
-    call.arguments += (b"withdraw", index, name, unique, key)
+    call.keys += (record, log, outcome + uid, used + key)
+    call.arguments += (b"withdraw", index, name, uid, key)
 
 
 def _outcome(names: KeyNames, call: Call, step: ReadOutcome, keys: PartitionKeys, index: bytes) -> None:
     name, record, _, outcome, _ = keys.entities.get(step.entity) or names.entity(keys, step.entity)
-    unique = step.unique.encode()
-    call.keys += (record, outcome + unique)
-    call.arguments += (b"outcome", index, name, unique)
+    uid = step.uid.encode()
+    call.keys += (record, outcome + uid)
+    call.arguments += (b"outcome", index, name, uid)
 
 
 def _replay(names: KeyNames, call: Call, step: Replay, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, _ = keys.entities.get(step.entity) or names.entity(keys, step.entity)
-    new_unique = step.new_unique.encode()
+    new_uid = step.new_uid.encode()
     if step.claim:
-        call.keys += (record, log, keys.letters, outcome + new_unique)
+        call.keys += (record, log, keys.letters, outcome + new_uid)
         call.arguments += (
             b"replay_claimed",
             index,
             name,
-            step.unique.encode(),
-            new_unique,
+            step.uid.encode(),
+            new_uid,
             FLAGS[step.at_head],
             step.claim.encode(),
             policy_bytes(call, step.policy),
             number_bytes(step.held_version),
         )
         return
-    call.keys += (record, log, keys.letters, outcome + new_unique)
-    call.arguments += (b"replay", index, name, step.unique.encode(), new_unique, FLAGS[step.at_head])
+    call.keys += (record, log, keys.letters, outcome + new_uid)
+    call.arguments += (b"replay", index, name, step.uid.encode(), new_uid, FLAGS[step.at_head])
 
 
 def _letters(names: KeyNames, call: Call, step: ListDeadLetters, keys: PartitionKeys, index: bytes) -> None:
@@ -163,14 +163,14 @@ def _take(names: KeyNames, call: Call, step: Take, keys: PartitionKeys, index: b
 
 def _settle_lost(names: KeyNames, call: Call, step: SettleLost, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, _ = keys.entities.get(step.entity) or names.entity(keys, step.entity)
-    unique = step.unique.encode()
-    call.keys += (record, log, outcome + unique, keys.letters, keys.index)
+    uid = step.uid.encode()
+    call.keys += (record, log, outcome + uid, keys.letters, keys.index)
     call.arguments += (
         b"settle_lost",
         index,
         name,
         step.claim.encode(),
-        unique,
+        uid,
         policy_bytes(call, step.policy),
         number_bytes(step.attempt),
         number_bytes(step.interruptions),
@@ -186,10 +186,10 @@ def _defer(names: KeyNames, call: Call, step: Defer, keys: PartitionKeys, index:
 
 def _expire(names: KeyNames, call: Call, step: Expire, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, used = keys.entities.get(step.entity) or names.entity(keys, step.entity)
-    unique = step.unique.encode()
+    uid = step.uid.encode()
     key = step.key.encode()
-    call.keys += (record, log, outcome + unique, used + key, keys.letters, keys.index)
-    call.arguments += (b"expire", index, name, unique, key)
+    call.keys += (record, log, outcome + uid, used + key, keys.letters, keys.index)
+    call.arguments += (b"expire", index, name, uid, key)
 
 
 def _sweep(names: KeyNames, call: Call, step: Sweep, keys: PartitionKeys, index: bytes) -> None:

@@ -163,8 +163,8 @@ def _items(name: str, form: str, record: type[Struct], keys: str, *arguments: st
     return Items(name=name, form=form, keys=key_names, arguments=_arguments(record, *arguments))
 
 
-_APPEND: Final = "entity unique body digest depth_limit claim policy held_version"
-_SENT: Final = "entity unique body"
+_APPEND: Final = "entity uid body digest depth_limit claim policy held_version"
+_SENT: Final = "entity uid body"
 _PARK: Final = Argument("park", Kind.FLAG, "isinstance(step, Park)")
 
 
@@ -178,17 +178,17 @@ FORMS: Final = (
     _form("append", Append, "record log outcome", _APPEND),
     # Several appends to one entity under the same conditions. Each has an answer.
     _form("append_run", Append, "record log", "entity depth_limit claim policy held_version", is_sized=True),
-    _form("withdraw", Withdraw, "record log outcome used", "entity unique key"),
-    _form("outcome", ReadOutcome, "record outcome", "entity unique"),
+    _form("withdraw", Withdraw, "record log outcome used", "entity uid key"),
+    _form("outcome", ReadOutcome, "record outcome", "entity uid"),
     _form(
         "replay_claimed",
         Replay,
         "record log letters new_outcome",
-        "entity unique new_unique at_head claim policy held_version",
+        "entity uid new_uid at_head claim policy held_version",
         when="step.claim",
         extends="replay",
     ),
-    _form("replay", Replay, "record log letters new_outcome", "entity unique new_unique at_head"),
+    _form("replay", Replay, "record log letters new_outcome", "entity uid new_uid at_head"),
     _form("purge", Purge, "letters index", is_sized=True),
     _form("letters", ListDeadLetters, "letters index", "kind after_ms after_id limit message_id"),
     Form(
@@ -222,7 +222,7 @@ FORMS: Final = (
         keys=(),
         arguments=(Argument("channel", Kind.BYTES), Argument("payload", Kind.BYTES)),
     ),
-    # Then the uniques.
+    # Then the uids.
     _form(
         "interrupt", Interrupt, "record log letters index outcome", "entity claim turn began", is_sized=True
     ),
@@ -230,10 +230,10 @@ FORMS: Final = (
         "settle_lost",
         SettleLost,
         "record log outcome letters index",
-        "entity claim unique policy attempt interruptions recovering",
+        "entity claim uid policy attempt interruptions recovering",
     ),
     _form("defer", Defer, "record log", "entity claim delay_ms"),
-    _form("expire", Expire, "record log outcome used letters index", "entity unique key"),
+    _form("expire", Expire, "record log outcome used letters index", "entity uid key"),
     _form(
         "sweep_own",
         Sweep,
@@ -271,8 +271,8 @@ FORMS: Final = (
 )
 
 ITEMS: Final = (
-    _items("message of a run", "append_run", Append, "outcome", "unique body"),
-    _items("verdict", "finish", Verdict, "outcome", "unique event reply error delay_ms"),
+    _items("message of a run", "append_run", Append, "outcome", "uid body"),
+    _items("verdict", "finish", Verdict, "outcome", "uid event reply error delay_ms"),
     # Of those that died.
     _items("letters of a turn", "finish", Finish, "letters index"),
     _items("message of the same partition", "finish", Outgoing, "record log", _SENT),
@@ -282,5 +282,5 @@ ITEMS: Final = (
         "stream", "finish", Outgoing, "outbound", Argument("target", Kind.TARGET), _count("message_count")
     ),
     _items("message of a stream", "finish", Outgoing, "", _SENT),
-    _items("entry", "relay_in", RelayEntry, "record log", "number entity unique body"),
+    _items("entry", "relay_in", RelayEntry, "record log", "number entity uid body"),
 )

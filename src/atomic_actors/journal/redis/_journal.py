@@ -21,7 +21,7 @@ from coredis.connection import BaseConnection
 from coredis.exceptions import AuthorizationError, ReadOnlyError, RedisError
 
 from atomic_actors.base._errors import StoreIncompatible
-from atomic_actors.base._oneshot import Cell, cell_factory, clock_function
+from atomic_actors.base._oneshot import OneShot, clock_function, oneshot_factory
 from atomic_actors.base._store_url import StoreLocation, parse_store_url
 from atomic_actors.journal._history import CommitHistory, Question
 from atomic_actors.journal._protocol import (
@@ -68,11 +68,11 @@ class _AnswerWatch:
         self._link = link
         self._timeout_s = timeout_s
         self._clock = clock_function()
-        self.new_cell = cell_factory()
+        self.new_oneshot = oneshot_factory()
         #: When each call that waits for its answer went out, oldest first; answers come in that order.
         self.sent_s: deque[float] = deque()
         #: The task waits here while nothing is on its way.
-        self._resting: Cell[None] | None = None
+        self._resting: OneShot[None] | None = None
         self._scope = anyio.CancelScope(shield=True)
 
     def watched(self, on_reply: OnReply) -> OnReply:
@@ -92,7 +92,7 @@ class _AnswerWatch:
         with self._scope:
             while True:
                 if not self.sent_s:
-                    self._resting = self.new_cell()
+                    self._resting = self.new_oneshot()
                     await self._resting
                     self._resting = None
                 oldest_s = self.sent_s[0] if self.sent_s else self._clock()
@@ -349,7 +349,7 @@ class RedisJournal(AsyncContextManagerMixin):
         commands: list[tuple[Command, OnReply]] = [(command, answer_to)]
         if self._replication is not None:
             commands = self._replication.around(command, self._ack_key([call]), answer_to)
-        if len(steps) <= FEW_STEPS and any(map(_tells_others, steps)):
+        if len(steps) <= FEW_STEPS and any(map(_notifies_others, steps)):
             commands.insert(0, _WRITE_OTHERS_FIRST)
         connection.send_now(*commands)
         return True
@@ -375,14 +375,14 @@ class RedisJournal(AsyncContextManagerMixin):
     ) -> list[Any]:
         if self._replication is None and isinstance(connection, DirectConnection) and connection.sends_now:
             # Not by the driver's writer: as long as that has something to do, no batch can be sent directly.
-            cells: list[Cell[Any]] = [self._answers.new_cell() for _ in commands]
+            oneshots: list[OneShot[Any]] = [self._answers.new_oneshot() for _ in commands]
             connection.send_now(
                 *(
-                    (_function_call(command), self._answers.watched(cell.set))
-                    for command, cell in zip(commands, cells, strict=True)
+                    (_function_call(command), self._answers.watched(oneshot.set))
+                    for command, oneshot in zip(commands, oneshots, strict=True)
                 )
             )
-            return list(cells)
+            return list(oneshots)
         try:
             pending = request_all(connection, commands, self._timeout_s)
             if self._replication is not None:
@@ -500,7 +500,7 @@ def _function_call(command: Sequence[bytes | int]) -> Command:
     return (b"FCALL", *(b"%d" % word if isinstance(word, int) else word for word in command))
 
 
-def _tells_others(step: Step) -> bool:
+def _notifies_others(step: Step) -> bool:
     """Whether a step pushes something that is waited for to another connection: a doorbell, or replies."""
     if isinstance(step, Append):
         return not step.claim

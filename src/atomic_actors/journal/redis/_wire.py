@@ -144,9 +144,9 @@ def _append_run(
         number_bytes(first.held_version),
     ]
     for step in steps:
-        unique = step.unique.encode()
-        own_keys.append(outcome + unique)
-        own += (unique, step.body)
+        uid = step.uid.encode()
+        own_keys.append(outcome + uid)
+        own += (uid, step.body)
     _sized(call, b"append_run", index, own_keys, own)
 
 
@@ -171,10 +171,10 @@ def _finish(names: KeyNames, call: Call, step: Finish, keys: PartitionKeys, inde
     ]
     dead = False
     for verdict in step.verdicts:
-        unique = verdict.unique.encode()
+        uid = verdict.uid.encode()
         event = verdict.event
-        own_keys.append(outcome + unique)
-        own += (unique, event.encode(), verdict.reply, verdict.error, number_bytes(verdict.delay_ms))
+        own_keys.append(outcome + uid)
+        own += (uid, event.encode(), verdict.reply, verdict.error, number_bytes(verdict.delay_ms))
         dead = dead or event in _DEAD
     if dead:
         own_keys += (keys.letters, keys.index)
@@ -200,7 +200,7 @@ def _outbox(
             continue
         name, record, log, _, _ = names.entity(keys, message.entity)
         own_keys += (record, log)
-        own += (name, message.unique.encode(), message.body)
+        own += (name, message.uid.encode(), message.body)
         local += 1
     if remote:
         own_keys.append(keys.streams)
@@ -209,7 +209,7 @@ def _outbox(
         own_keys.append(keys.outbound + number)
         own += (number, number_bytes(len(messages)))
         for message in messages:
-            own += (message.entity.encode(), message.unique.encode(), message.body)
+            own += (message.entity.encode(), message.uid.encode(), message.body)
     return number_bytes(local), number_bytes(len(remote))
 
 
@@ -224,9 +224,9 @@ def _sized(call: Call, opcode: bytes, index: bytes, keys: Sequence[bytes], own: 
 
 def _interrupt(names: KeyNames, call: Call, step: Interrupt, keys: PartitionKeys, index: bytes) -> None:
     name, record, log, outcome, _ = names.entity(keys, step.entity)
-    uniques = [unique.encode() for unique in step.uniques]
-    own = [name, step.claim.encode(), number_bytes(step.turn), FLAGS[step.began], *uniques]
-    first = uniques[0] if uniques else b""
+    uids = [uid.encode() for uid in step.uids]
+    own = [name, step.claim.encode(), number_bytes(step.turn), FLAGS[step.began], *uids]
+    first = uids[0] if uids else b""
     _sized(call, b"interrupt", index, (record, log, keys.letters, keys.index, outcome + first), own)
 
 
@@ -246,7 +246,7 @@ def _relay_in(names: KeyNames, call: Call, step: RelayIn, keys: PartitionKeys, i
     for entry in step.entries:
         name, record, log, _, _ = names.entity(keys, entry.entity)
         own_keys += (record, log)
-        own += (number_bytes(entry.number), name, entry.unique.encode(), entry.body)
+        own += (number_bytes(entry.number), name, entry.uid.encode(), entry.body)
     opcode = b"relay_in_after_loss" if step.after_loss else b"relay_in"
     _sized(call, opcode, index, own_keys, own)
 

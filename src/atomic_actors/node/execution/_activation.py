@@ -26,7 +26,7 @@ import anyio
 from attrs import define, field
 
 from atomic_actors.actors._declarations import Outbox
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._errors import NotSupported, SystemFailed
 from atomic_actors.base._lifecycle import Event
 from atomic_actors.base._records import EntityRef
@@ -107,7 +107,7 @@ class Activation:
 
     host: Host
     node: NodeParts
-    kind: Kind
+    kind: BoundKind
     ref: EntityRef
     entity: str
     partition: OwnedPartition
@@ -173,7 +173,7 @@ class Activation:
         return turn.dispatch if turn is not None and turn.began and self._finished is None else None
 
     def offered(self, offer: Offer) -> None:
-        """An append that was admitted here is answered (`Admission`)."""
+        """An append that was admitted here is answered (`LocalTake`)."""
         self.mailbox.admitted -= 1
         self.mailbox.backlog += offer.more
         self.accept(offer)
@@ -208,7 +208,7 @@ class Activation:
 
     def _heed_bell(self) -> None:
         """Ask the store once more, if the doorbell rang while an older answer was on its way."""
-        if self.mailbox.rung and not self.is_busy and self.status in ("active", "closing"):
+        if self.mailbox.recheck_due and not self.is_busy and self.status in ("active", "closing"):
             self.host.take(self)
 
     def _wake(self) -> None:
@@ -264,16 +264,16 @@ class Activation:
             return
         if turn.committing:
             if isinstance(self._finished, Rejected):
-                self._refused(turn, self._finished.text)
+                self._rejected(turn, self._finished.text)
             return
         self._turn = None
         self._settle(turn, began=turn.began)
 
     def _settle(self, turn: Turn, *, began: bool) -> None:
-        uniques = tuple(item.unique for item in turn.dispatch.messages)
+        uids = tuple(item.uid for item in turn.dispatch.messages)
         partition = self.partition
         step = Interrupt(
-            partition.number, self.entity, partition.claim, turn.dispatch.turn, uniques=uniques, began=began
+            partition.number, self.entity, partition.claim, turn.dispatch.turn, uids=uids, began=began
         )
         self.node.settlements.settle(step)
 
@@ -319,9 +319,9 @@ class Activation:
         while self.mailbox.offer is None:
             if (self._is_closing() or self._is_leaving()) and not self.mailbox.admitted:
                 return None
-            cell = self.mailbox.waiter = self.node.backend.new_cell()
-            self.host.went_idle()  # may close this very activation, and set the cell
-            await cell
+            oneshot = self.mailbox.waiter = self.node.backend.new_oneshot()
+            self.host.went_idle()  # may close this very activation, and set the one-shot
+            await oneshot
         return self.take_offer()
 
     async def _begin(self, offer: Offer) -> Turn | None:
@@ -393,7 +393,7 @@ class Activation:
         if not turn.committing:
             self._submit(turn)
         while self._finished is None:
-            self.mailbox.waiter = self.node.backend.new_cell()
+            self.mailbox.waiter = self.node.backend.new_oneshot()
             await self.mailbox.waiter
             if self._turn is not turn:
                 return  # committed long ago: it was left asleep until there was something to do
@@ -408,11 +408,11 @@ class Activation:
             self.partition.lose(f"another owner has it ({result.what} of {self.entity})")
             return
         if isinstance(result, Rejected):
-            self._refused(turn, result.text)
+            self._rejected(turn, result.text)
             return
         raise SystemFailed(f"the commit of {self.entity} was answered with {result!r}")
 
-    def _refused(self, turn: Turn, why: str) -> None:
+    def _rejected(self, turn: Turn, why: str) -> None:
         """Nothing of the turn counts, and nothing that it left in memory may be taken for granted."""
         self._turn = None
         self._runner.forget()
@@ -426,7 +426,7 @@ class Activation:
         messages = turn.dispatch.messages
         verdicts = (
             *turn.verdicts,
-            *(Verdict(item.unique, Event.REQUEUE.value) for item in messages[turn.position :]),
+            *(Verdict(item.uid, Event.REQUEUE.value) for item in messages[turn.position :]),
         )
         state = self.state
         step = Finish(
@@ -462,11 +462,11 @@ class Activation:
             if not sender or sender == replies.node_id:
                 continue
             push = replies.packed_reply(
-                sender, self.entity, verdict.unique, _OUTCOME_WORDS[verdict.event], verdict.reply
+                sender, self.entity, verdict.uid, _OUTCOME_WORDS[verdict.event], verdict.reply
             )
             if push is not None:
                 packed.append(push)
-                turn.told.add(verdict.unique)
+                turn.notified.add(verdict.uid)
         return tuple(packed)
 
     def _on_committed(self, turn: Turn, step: Finish, result: Result | JournalUnavailable) -> None:
@@ -484,13 +484,13 @@ class Activation:
             )
             if result.offer.more:
                 # Nothing runs that would take it. Who gives the partition up asks for no more.
-                self.mailbox.rung = self.mailbox.rung or not self._is_leaving()
+                self.mailbox.recheck_due = self.mailbox.recheck_due or not self._is_leaving()
             elif result.offer is not NOTHING:
                 self.accept(result.offer)
         self.used_at_s = self.node.backend.clock()
         if isinstance(result, Rejected) and self.status == "ended":
             # Its task is gone and cannot say that the handler has run.
-            self._refused(turn, result.text)
+            self._rejected(turn, result.text)
             return
         if (
             self.mailbox.offer is not None
@@ -512,9 +512,9 @@ class Activation:
         replies, events = self.node.replies, self.node.events
         for verdict, member in zip(turn.verdicts, turn.members, strict=True):
             word = _OUTCOME_WORDS.get(verdict.event)
-            if word is not None and verdict.unique not in result.not_buried:
-                sender = "" if member is None or verdict.unique in turn.told else member.sender
-                replies.reply(sender, self.entity, verdict.unique, word + verdict.reply)
+            if word is not None and verdict.uid not in result.not_buried:
+                sender = "" if member is None or verdict.uid in turn.notified else member.sender
+                replies.reply(sender, self.entity, verdict.uid, word + verdict.reply)
             if events.listeners.active:
                 events.ended(self.ref, member, verdict)
         events.committed(step)

@@ -9,8 +9,8 @@ from typing import Final
 import anyio
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
-from atomic_actors.base._oneshot import Backend, Cell
+from atomic_actors.actors._kinds import BoundKind
+from atomic_actors.base._oneshot import Backend, OneShot
 from atomic_actors.node.execution._activation import Activation
 
 __all__ = ("Catalog",)
@@ -31,7 +31,7 @@ class Catalog:
         partitions: how many the service has.
     """
 
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, BoundKind]
     max_activations: int
     partitions: int
     backend: Backend
@@ -47,7 +47,7 @@ class Catalog:
     #: Entities with work and no room, with their partitions; the longest waiting first.
     starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
     #: Senders that wait for room.
-    waiting: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
+    waiting: list[OneShot[None]] = field(factory=list[OneShot[None]], init=False)
 
     def __attrs_post_init__(self) -> None:
         self._by_partition = [{} for _ in range(self.partitions)]
@@ -148,15 +148,15 @@ class Catalog:
     def wake_senders(self) -> None:
         """There may be room now, for those who send."""
         waiting, self.waiting = self.waiting, []
-        for cell in waiting:
-            cell.set(None)
+        for oneshot in waiting:
+            oneshot.set(None)
 
     async def wait_for_room(self, limit_s: float) -> None:
         """Wait until an activation has ended or fallen idle, or `limit_s` has passed."""
-        cell: Cell[None] = self.backend.new_cell()
-        self.waiting.append(cell)
+        oneshot: OneShot[None] = self.backend.new_oneshot()
+        self.waiting.append(oneshot)
         with anyio.move_on_after(limit_s):
-            await cell
+            await oneshot
 
     def emptied(self, partition: int) -> None:
         """Let those go on who wait until nobody lives in a partition, if that is so now."""

@@ -18,7 +18,7 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.journal._protocol import Defer, JournalUnavailable, Result
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 
-__all__ = ("LOOK_AHEAD_MS", "UnhandledMessages")
+__all__ = ("LOOK_AHEAD_MS", "DeferredEntities")
 
 #: When an entity is looked at again, and the latest where there are many.
 LOOK_AGAIN_S: Final = 3.0
@@ -33,7 +33,7 @@ NAMES_MAX: Final = 1_000
 
 
 @define(eq=False)
-class UnhandledMessages:
+class DeferredEntities:
     """What this node owns and cannot run.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._errors import InvalidPayload, InvalidState, PayloadTooLarge
 
 __all__ = ("EntityState", "Unreadable")
@@ -28,7 +28,7 @@ class EntityState:
         limit_bytes: what an encoded state may have at the most (`max_payload_bytes`); 0 means unbounded.
     """
 
-    kind: Kind
+    kind: BoundKind
     entity: str
     limit_bytes: int
     #: How often it was committed; -1 until the store's version is known.

@@ -57,7 +57,7 @@ class Events:
     def begun(self, entity: EntityRef, member: Member) -> None:
         """A handler is about to run."""
         if self.listeners.wants("dispatched"):
-            message_id = f"{entity}/{member.item.unique}"
+            message_id = f"{entity}/{member.item.uid}"
             self.listeners.emit(
                 LifecycleEvent("dispatched", message_id, entity, member.body.name, member.item.attempt)
             )
@@ -66,14 +66,14 @@ class Events:
         """A message has its verdict, and it is committed."""
         error = ""
         if verdict.event == Event.FAIL.value:
-            told = plain_of(verdict.reply)
-            error = f"{told['error_type']}: {told['text']}"
+            failure = plain_of(verdict.reply)
+            error = f"{failure['error_type']}: {failure['text']}"
         for name in _EVENT_NAMES.get(verdict.event, ()):
             if self.listeners.wants(name):
                 self.listeners.emit(
                     LifecycleEvent(
                         name,
-                        f"{entity}/{verdict.unique}",
+                        f"{entity}/{verdict.uid}",
                         entity,
                         name=member.body.name if member is not None else "",
                         attempt=member.item.attempt if member is not None else 0,
@@ -92,7 +92,7 @@ class Events:
                 self._count(verdict.event)
         if step.outbox and self.listeners.active:
             for message in step.outbox:
-                self.about(message.entity, message.unique, message.body, "accepted")
+                self.about(message.entity, message.uid, message.body, "accepted")
 
     def _count(self, event: str) -> None:
         counts = self.counts
@@ -114,23 +114,23 @@ class Events:
         self.counts.interrupted += messages
         self.counts.dead_lettered += messages
 
-    def buried(self, entity: str, unique: str, body: bytes) -> None:
+    def buried(self, entity: str, uid: str, body: bytes) -> None:
         """A message that nobody waits for expired: it is a dead letter now."""
         self.counts.dead_lettered += 1
         if self.listeners.active:
-            self.about(entity, unique, body, "dead-lettered")
+            self.about(entity, uid, body, "dead-lettered")
 
-    def about(self, entity: str, unique: str, body: bytes, *names: EventName) -> None:
+    def about(self, entity: str, uid: str, body: bytes, *names: EventName) -> None:
         """Report events about a message in its stored form."""
         try:
-            ref, _ = split_message_id(f"{entity}/{unique}")
+            ref, _ = split_message_id(f"{entity}/{uid}")
             wire_name = unpack_body(body).name if body else ""
         except ValueError as error:
-            logger.warning("%s/%s is damaged, and nobody hears of it: %s", entity, unique, error)
+            logger.warning("%s/%s is damaged, and nobody hears of it: %s", entity, uid, error)
             return
         for name in names:
             if self.listeners.wants(name):
-                self.listeners.emit(LifecycleEvent(name, f"{entity}/{unique}", ref, wire_name))
+                self.listeners.emit(LifecycleEvent(name, f"{entity}/{uid}", ref, wire_name))
 
     # The store.
 

@@ -42,7 +42,7 @@ class Settlements:
     #: The turns that are being settled, by entity: an older answer may still offer them.
     under_way: dict[str, int] = field(factory=dict[str, int], init=False)
     #: The entities whose turns the store refused to settle, with their partitions.
-    _refused: dict[str, int] = field(factory=dict[str, int], init=False)
+    _rejected: dict[str, int] = field(factory=dict[str, int], init=False)
     #: What handlers had begun when a partition was lost, by partition and entity, with the entity's policy: the
     #: store may not know of it.
     _cut_off: dict[int, dict[str, tuple[str, Dispatch]]] = field(
@@ -56,14 +56,14 @@ class Settlements:
         def on_settled(result: Result | JournalUnavailable) -> None:
             if isinstance(result, Rejected):
                 # It stays under way: what began here must not begin once more under this claim.
-                self._refused[step.entity] = step.partition
+                self._rejected[step.entity] = step.partition
                 logger.error("%s: its turn %d cannot be settled: %s", step.entity, step.turn, result.text)
             elif self.under_way.get(step.entity) == step.turn:
                 # Answers come in the order of the steps: no older one can offer this turn any more.
                 del self.under_way[step.entity]
             if isinstance(result, Settled) and result.settlement != "gone":
                 self._forget(step.partition, step.entity)
-                self._settled(step.entity, step.uniques, result)
+                self._settled(step.entity, step.uids, result)
             if waker is not None:
                 waker.wake(step.partition, step.entity)
 
@@ -81,8 +81,8 @@ class Settlements:
 
     def lost(self, partition: int) -> None:
         """A partition is not this node's any more: under another claim, what could not be settled may be."""
-        for entity in [entity for entity, number in self._refused.items() if number == partition]:
-            del self._refused[entity]
+        for entity in [entity for entity, number in self._rejected.items() if number == partition]:
+            del self._rejected[entity]
             self.under_way.pop(entity, None)
 
     def cut_off(self, partition: int, entity: str, policy: str, begun: Dispatch) -> None:
@@ -100,7 +100,7 @@ class Settlements:
                 partition,
                 entity,
                 claim,
-                unique=message.unique,
+                uid=message.uid,
                 policy=policy,
                 attempt=message.attempt,
                 interruptions=message.interruptions,
@@ -121,40 +121,40 @@ class Settlements:
         for step, result in zip(steps, answer.results, strict=True):
             if isinstance(result, Settled):
                 self._forget(partition, step.entity)
-                self._settled(step.entity, (step.unique,), result)
+                self._settled(step.entity, (step.uid,), result)
             elif isinstance(result, Stale):
                 return False
             elif isinstance(result, Rejected):
-                logger.error("%s/%s began, and cannot be settled: %s", step.entity, step.unique, result.text)
+                logger.error("%s/%s began, and cannot be settled: %s", step.entity, step.uid, result.text)
             else:
                 raise SystemFailed(f"the journal answered {step!r} with {result!r}")
         return True
 
     # Askers.
 
-    def _settled(self, entity: str, uniques: tuple[str, ...], result: Settled) -> None:
+    def _settled(self, entity: str, uids: tuple[str, ...], result: Settled) -> None:
         if result.settlement != "interrupt":
             return
-        self.events.count_interrupted(len(uniques))
-        for unique, body in zip(uniques, result.bodies, strict=False):
-            self._reply(entity, unique, body, b"interrupted\n")
+        self.events.count_interrupted(len(uids))
+        for uid, body in zip(uids, result.bodies, strict=False):
+            self._reply(entity, uid, body, b"interrupted\n")
             if self.events.listeners.active:
-                self.events.about(entity, unique, body, "interrupted", "dead-lettered")
+                self.events.about(entity, uid, body, "interrupted", "dead-lettered")
 
-    def expired(self, entity: str, unique: str, body: bytes | None) -> None:
+    def expired(self, entity: str, uid: str, body: bytes | None) -> None:
         """A message expired: tell its asker; one that nobody waits for is a dead letter now."""
-        self._reply(entity, unique, body, b"expired\n")
+        self._reply(entity, uid, body, b"expired\n")
         if body is not None and _is_tell(body):
-            self.events.buried(entity, unique, body)
+            self.events.buried(entity, uid, body)
 
-    def _reply(self, entity: str, unique: str, body: bytes | None, outcome: bytes) -> None:
+    def _reply(self, entity: str, uid: str, body: bytes | None, outcome: bytes) -> None:
         sender = ""
         if body is not None:
             try:
                 sender = decode_envelope(unpack_body(body).envelope).headers.sender
             except (ValueError, msgspec.DecodeError) as error:
-                logger.warning("the envelope of %s/%s does not decode: %s", entity, unique, error)
-        self.replies.reply(sender, entity, unique, outcome)
+                logger.warning("the envelope of %s/%s does not decode: %s", entity, uid, error)
+        self.replies.reply(sender, entity, uid, outcome)
 
 
 def _is_tell(body: bytes) -> bool:

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._errors import ActorLimitExceeded, InvalidEntityId
 from atomic_actors.base._records import EntityRef
 from atomic_actors.base._telemetry import logger
@@ -46,7 +46,7 @@ from atomic_actors.node.execution._owned_partition import OwnedPartition
 from atomic_actors.node.execution._turn import TurnCalls
 from atomic_actors.node.execution._turn_runner import NodeParts
 from atomic_actors.node.ownership._membership import Membership
-from atomic_actors.node.routing._other_services import Outlets
+from atomic_actors.node.routing._other_services import ServiceJournals
 from atomic_actors.node.routing._relay import Relay
 
 __all__ = ("Supervisor",)
@@ -65,14 +65,14 @@ class Supervisor:
         node: what activations work with.
         membership: which partitions are owned.
         kinds: everything this node can run, by name.
-        outlets: the ways to other services, for the relay.
+        service_journals: the ways to other services, for the relay.
         body: ends the system if a part of it fails.
     """
 
     node: NodeParts
     membership: Membership
-    kinds: Mapping[str, Kind]
-    outlets: Outlets
+    kinds: Mapping[str, BoundKind]
+    service_journals: ServiceJournals
     body: Body
     catalog: Catalog = field(init=False)
     relay: Relay = field(init=False)
@@ -97,7 +97,7 @@ class Supervisor:
         self.catalog = Catalog(
             self.kinds, node.config.max_activations, self.membership.partitions, node.backend
         )
-        self.relay = Relay(node.commits, self.membership.claims, self.outlets, self, node.events)
+        self.relay = Relay(node.commits, self.membership.claims, self.service_journals, self, node.events)
 
     # Partitions.
 
@@ -213,9 +213,7 @@ class Supervisor:
         claim, settlements = self.membership.claims[number], self.node.settlements
         if not claim or settlements.is_settling(unsettled.entity, unsettled.turn):
             return
-        step = Interrupt(
-            number, unsettled.entity, claim, unsettled.turn, uniques=unsettled.uniques, began=began
-        )
+        step = Interrupt(number, unsettled.entity, claim, unsettled.turn, uids=unsettled.uids, began=began)
         settlements.settle(step, self)
 
     def settle_swept(self, number: int, swept: Swept) -> None:
@@ -228,7 +226,7 @@ class Supervisor:
 
     # Activations.
 
-    def admit(self, kind: Kind, ref: EntityRef, entity: str, number: int) -> Activation | None:
+    def admit(self, kind: BoundKind, ref: EntityRef, entity: str, number: int) -> Activation | None:
         """The activation that takes a message with its append; None where this node is not to take it.
 
         Raises:
@@ -258,7 +256,7 @@ class Supervisor:
         return None if partition.is_leaving and entity not in self.awaited else partition
 
     def _reserve(
-        self, kind: Kind, ref: EntityRef, entity: str, partition: OwnedPartition
+        self, kind: BoundKind, ref: EntityRef, entity: str, partition: OwnedPartition
     ) -> Activation | None:
         if not self.catalog.has_room():
             return None
@@ -300,7 +298,7 @@ class Supervisor:
         offer = activation.take_offer()
         if offer is not None and offer.dispatch is not None:
             self._succeed(activation, offer)
-        elif activation.mailbox.rung:
+        elif activation.mailbox.recheck_due:
             self.wake(number, activation.entity)
         self.catalog.emptied(number)
         self.went_idle()
@@ -329,8 +327,8 @@ class Supervisor:
                 self._succeed(activation, offer)
             return
         if offer.expired is not None:
-            unique, key = offer.expired
-            step = Expire(number, entity, unique, key)
+            uid, key = offer.expired
+            step = Expire(number, entity, uid, key)
             self.node.commits.enqueue(step, lambda result: self._expired(step, result))
         elif offer.unsettled is not None:
             self.settle_old(number, offer.unsettled)
@@ -345,7 +343,7 @@ class Supervisor:
     def _expired(self, step: Expire, result: Result | JournalUnavailable) -> None:
         if isinstance(result, Expired):
             if result.expired:
-                self.node.settlements.expired(step.entity, step.unique, result.body)
+                self.node.settlements.expired(step.entity, step.uid, result.body)
             self.wake(step.partition, step.entity)
 
     def _succeed(self, activation: Activation, offer: Offer) -> None:
@@ -365,9 +363,9 @@ class Supervisor:
     def _give_back(self, activation: Activation, offer: Offer) -> None:
         dispatch, partition = offer.dispatch, activation.partition
         assert dispatch is not None
-        uniques = tuple(item.unique for item in dispatch.messages)
+        uids = tuple(item.uid for item in dispatch.messages)
         step = Interrupt(
-            partition.number, activation.entity, partition.claim, dispatch.turn, uniques=uniques, began=False
+            partition.number, activation.entity, partition.claim, dispatch.turn, uids=uids, began=False
         )
         self.node.settlements.settle(step)
 
@@ -391,7 +389,7 @@ class Supervisor:
             return
         activation = self.catalog.by_entity.get(entity)
         if activation is not None and activation.is_busy:
-            activation.mailbox.rung = True
+            activation.mailbox.recheck_due = True
             return
         if activation is None:
             kind_name, _, entity_id = entity.partition("/")
@@ -410,7 +408,7 @@ class Supervisor:
                 return
         self.take(activation)
 
-    def rung(self, number: int, entity: str) -> None:
+    def doorbell_rang(self, number: int, entity: str) -> None:
         """A doorbell: an entity of a partition has work; without an entity, any of them may."""
         partition = self.partition(number)
         if entity:
@@ -421,7 +419,7 @@ class Supervisor:
     def take(self, activation: Activation) -> None:
         """Ask the store for an entity's next work."""
         activation.mailbox.admitted += 1
-        activation.mailbox.rung = False
+        activation.mailbox.recheck_due = False
         step = Take(
             activation.partition.number,
             activation.entity,

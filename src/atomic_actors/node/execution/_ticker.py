@@ -14,7 +14,7 @@ from attrs import define
 
 from atomic_actors.base._oneshot import Backend
 
-__all__ = ("Sweeper", "Ticking")
+__all__ = ("Ticker", "Ticking")
 
 
 class Ticking(Protocol):
@@ -26,7 +26,7 @@ class Ticking(Protocol):
 
 
 @define(eq=False)
-class Sweeper:
+class Ticker:
     """Tells parts the time, again and again.
 
     Args:

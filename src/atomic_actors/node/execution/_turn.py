@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, TypeVarTuple, cast
 from attrs import define, field
 
 from atomic_actors.actors._declarations import Context, Outbox
-from atomic_actors.actors._kinds import BoundHandler, Kind
+from atomic_actors.actors._kinds import BoundHandler, BoundKind
 from atomic_actors.actors._messages import Message
 from atomic_actors.base._errors import AtomicActorsError, NotSupported, Refused
 from atomic_actors.base._lifecycle import Event, decide_failure
@@ -132,7 +132,7 @@ class Turn:
     #: Set once the `Finish` is queued: from then on a cancel settles nothing.
     committing: bool = False
     #: The messages whose askers on other nodes the commit itself tells.
-    told: set[str] = field(factory=cast("Callable[[], set[str]]", set))
+    notified: set[str] = field(factory=cast("Callable[[], set[str]]", set))
     #: Whether any handler began: if none did, an interruption counts nothing.
     began: bool = False
 
@@ -218,16 +218,16 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(type(error).__name__, str(error)[:MAX_ERROR_CHARACTERS], trace)
 
 
-def failure_verdict(kind: Kind, item: Dispatched, failure: Failure, max_attempts: int) -> Verdict:
+def failure_verdict(kind: BoundKind, item: Dispatched, failure: Failure, max_attempts: int) -> Verdict:
     """RETRY with its back-off, or FAIL with a dead letter."""
     event = decide_failure(item.attempt, item.interruptions, max_attempts)
     if event is Event.RETRY:
-        return Verdict(item.unique, event.value, delay_ms=backoff_ms(kind, item.attempt - item.interruptions))
+        return Verdict(item.uid, event.value, delay_ms=backoff_ms(kind, item.attempt - item.interruptions))
     told = encode_plain({"error_type": failure.error_type, "text": failure.text})
-    return Verdict(item.unique, event.value, told, encode_plain(failure))
+    return Verdict(item.uid, event.value, told, encode_plain(failure))
 
 
-def backoff_ms(kind: Kind, failures: int) -> int:
+def backoff_ms(kind: BoundKind, failures: int) -> int:
     """How long a head waits after its nth failure, with jitter."""
     settings = kind.settings
     delay_s = settings.backoff_initial_s
@@ -252,4 +252,4 @@ def refusal_verdict(codec: Codec, item: Dispatched, refusal: Refused) -> Verdict
     name, details = encode_refusal(codec, refusal)
     text = str(refusal) if type(refusal) is Refused else ""
     told = encode_plain(Refusal(name, details, text, home_of(type(refusal))))
-    return Verdict(item.unique, Event.REFUSE.value, told)
+    return Verdict(item.uid, Event.REFUSE.value, told)

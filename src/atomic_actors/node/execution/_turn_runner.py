@@ -13,7 +13,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from atomic_actors.actors._declarations import Outbox
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.actors._messages import Message, RawMessage
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import (
@@ -28,11 +28,11 @@ from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._records import Completed, EntityRef, Park, Retry
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import Failure, decode_envelope, derive_unique, encode_plain
+from atomic_actors.codec._envelope import Failure, decode_envelope, derive_uid, encode_plain
 from atomic_actors.journal._protocol import Dispatch, Dispatched, Outgoing, Verdict, pack_body, unpack_body
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.journal.commit._store_clock import StoreClock
-from atomic_actors.node.execution._deferred import UnhandledMessages
+from atomic_actors.node.execution._deferred import DeferredEntities
 from atomic_actors.node.execution._entity_state import EntityState
 from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._owned_partition import OwnedPartition
@@ -49,7 +49,7 @@ from atomic_actors.node.execution._turn import (
     refusal_verdict,
 )
 from atomic_actors.node.execution._turn_scope import Children, TurnScope
-from atomic_actors.node.routing._destinations import Calls
+from atomic_actors.node.routing._destinations import CallChecker
 from atomic_actors.node.routing._router import Router
 
 __all__ = ("NodeParts", "Stateless", "TurnRunner", "Unhandled")
@@ -78,7 +78,7 @@ class NodeParts:
         commits: where turns are committed.
         replies: tells askers.
         store_clock: the store's time.
-        destinations: where messages of an outbox go.
+        call_checker: where messages of an outbox go.
     """
 
     config: Config
@@ -87,12 +87,12 @@ class NodeParts:
     commits: CommitQueue
     replies: Router
     store_clock: StoreClock
-    destinations: Calls
+    call_checker: CallChecker
     events: Events
     schedule: Schedule
     settlements: Settlements
     parking: Parking
-    deferred: UnhandledMessages
+    deferred: DeferredEntities
 
 
 @define(eq=False)
@@ -104,7 +104,7 @@ class TurnRunner:
     """
 
     node: NodeParts
-    kind: Kind
+    kind: BoundKind
     entity: str
     partition: OwnedPartition
     context: TurnContext
@@ -190,7 +190,7 @@ class TurnRunner:
         """
         spec, item = member.handler.spec, member.item
         if turn.dispatch.recovering and spec.recover is not None:
-            return Verdict(item.unique, Event.INTERRUPT.value, b"", encode_plain(failure))
+            return Verdict(item.uid, Event.INTERRUPT.value, b"", encode_plain(failure))
         return failure_verdict(self.kind, item, failure, spec.max_attempts)
 
     def _read(self, item: Dispatched) -> Member:
@@ -213,7 +213,7 @@ class TurnRunner:
         if limit_s and now_s + limit_s < deadline_s:
             deadline_s = now_s + limit_s
         self.context.begin(
-            f"{self.entity}/{member.item.unique}",
+            f"{self.entity}/{member.item.uid}",
             member.item.attempt,
             deadline_s,
             member.envelope.headers.path,
@@ -238,7 +238,7 @@ class TurnRunner:
             await self.children.wait()
         added = len(self.outbox)
         if added:
-            looking_up = self.node.destinations.look_up_outbox(self.outbox)
+            looking_up = self.node.call_checker.look_up_outbox(self.outbox)
             if looking_up is not None:
                 await looking_up
         self.turn_scope.deadline_s = 0.0
@@ -248,14 +248,14 @@ class TurnRunner:
         """Encode what a handler did; `added` is the number of its outbox messages."""
         handler, limit = member.handler, self.node.config.max_payload_bytes
         try:
-            told = handler.encode_reply(reply)
+            encoded_reply = handler.encode_reply(reply)
         except InvalidPayload as error:
             raise InvalidReply(
                 f"{handler.spec.location}: the reply does not fit its type: {error}"
             ) from error
-        if limit and len(told) > limit:
+        if limit and len(encoded_reply) > limit:
             raise PayloadTooLarge(
-                f"{handler.spec.location}: the reply has {len(told)} bytes (max_payload_bytes)"
+                f"{handler.spec.location}: the reply has {len(encoded_reply)} bytes (max_payload_bytes)"
             )
         after = self.state.encode(handler.spec.location)
         if handler.spec.query and (after != before or added):
@@ -272,26 +272,24 @@ class TurnRunner:
             ]
             self.outbox.clear()
         self.state.staged = after
-        return Verdict(member.item.unique, COMPLETE, told)
+        return Verdict(member.item.uid, COMPLETE, encoded_reply)
 
     def _outgoing(self, ordinal: int, entity: EntityRef, message: Message[Any]) -> Outgoing:
         """An outbox entry: its id derives from the turn's message, attempt and the entry's ordinal."""
         node, context = self.node, self.context
-        sent = node.destinations.encode(entity, message)
-        unique = derive_unique(
-            node.store_clock.now_ms(), context.message_id, context.attempt, "outbox", ordinal
-        )
+        sent = node.call_checker.encode(entity, message)
+        uid = derive_uid(node.store_clock.now_ms(), context.message_id, context.attempt, "outbox", ordinal)
         body = pack_body(name=sent.name, deadline_ms=0, waited_for=False, key="", envelope=sent.envelope)
-        return Outgoing(sent.partition, sent.entity, unique, body, sent.service)
+        return Outgoing(sent.partition, sent.entity, uid, body, sent.service)
 
     def _recovered(self, turn: Turn, member: Member, answer: object) -> Verdict:
-        unique = member.item.unique
+        uid = member.item.uid
         if isinstance(answer, Retry):
-            return Verdict(unique, Event.RETRY.value)
+            return Verdict(uid, Event.RETRY.value)
         if isinstance(answer, Park):
             turn.park = True
             failure = Failure("Park", "the on_interrupted method parked it")
-            return Verdict(unique, Event.INTERRUPT.value, b"", encode_plain(failure))
+            return Verdict(uid, Event.INTERRUPT.value, b"", encode_plain(failure))
         raise InvalidReply(
             f"{member.handler.spec.location}: on_interrupted answered {answer!r}; it must answer "
             "Completed(reply), Retry() or Park()"

@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from atomic_actors.base._oneshot import Backend, Cell
+from atomic_actors.base._oneshot import Backend, OneShot
 
 __all__ = ("Children", "TurnScope")
 
@@ -56,7 +56,7 @@ class Children:
     count: int = field(default=0, init=False)
     _scopes: set[anyio.CancelScope] = field(factory=set[anyio.CancelScope], init=False)
     _error: Exception | None = field(default=None, init=False)
-    _done: Cell[None] | None = field(default=None, init=False)
+    _done: OneShot[None] | None = field(default=None, init=False)
 
     def start(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         """Run `function(*args)` beside the handler, which runs now."""
@@ -87,7 +87,7 @@ class Children:
     async def wait(self) -> None:
         """Return once every child has ended."""
         while self.count:
-            self._done = self.backend.new_cell()
+            self._done = self.backend.new_oneshot()
             await self._done
 
     async def end(self) -> None:

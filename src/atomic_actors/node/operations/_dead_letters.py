@@ -25,7 +25,7 @@ from atomic_actors.base._errors import (
 )
 from atomic_actors.base._records import DeadLetter, EntityRef, Receipt, partition_of, split_message_id
 from atomic_actors.base._telemetry import logger
-from atomic_actors.codec._envelope import decode_envelope, derive_unique, plain_of
+from atomic_actors.codec._envelope import decode_envelope, derive_uid, plain_of
 from atomic_actors.contracts._outcomes import read_failure
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -149,12 +149,12 @@ class DeadLetters:
         """
         if at not in ("head", "tail"):
             raise ValueError(f"at: expected 'head' or 'tail', got {at!r}")
-        entity, unique, partition = self._locate(message_id)
-        new_unique = derive_unique(self._store_clock.now_ms(), message_id, "replay", 1)
-        step = Replay(partition, str(entity), unique, new_unique, at == "head")
+        entity, uid, partition = self._locate(message_id)
+        new_uid = derive_uid(self._store_clock.now_ms(), message_id, "replay", 1)
+        step = Replay(partition, str(entity), uid, new_uid, at == "head")
         answer = await self._replay(step, entity)
         if isinstance(answer, Replayed):
-            return Receipt(f"{entity}/{answer.unique}", entity)
+            return Receipt(f"{entity}/{answer.uid}", entity)
         if isinstance(answer, Rejected) and answer.code == "unknown_message":
             raise UnknownMessage(f"there is no dead letter {message_id}", message_id=message_id)
         if isinstance(answer, Rejected):
@@ -198,8 +198,8 @@ class DeadLetters:
         return count
 
     def _locate(self, message_id: str) -> tuple[EntityRef, str, int]:
-        entity, unique = split_message_id(message_id)
-        return entity, unique, partition_of(str(entity), self._journal.settings.partitions)
+        entity, uid = split_message_id(message_id)
+        return entity, uid, partition_of(str(entity), self._journal.settings.partitions)
 
     async def _request(self, step: Step, on_result: OnResult | None = None) -> Result:
         try:
@@ -218,7 +218,7 @@ def read_letter(stored: StoredLetter) -> DeadLetter:
     Raises:
         InvalidMessageId: not even its entity can be parsed.
     """
-    entity, unique = split_message_id(stored.message_id)
+    entity, uid = split_message_id(stored.message_id)
     failure = read_failure(stored.error)
     name, message = _read_message(stored.body)
     return DeadLetter(
@@ -232,7 +232,7 @@ def read_letter(stored: StoredLetter) -> DeadLetter:
         traceback=failure.traceback,
         attempts=stored.attempts,
         interruptions=stored.interruptions,
-        accepted_at_s=int(unique[:12], 16) / 1000,
+        accepted_at_s=int(uid[:12], 16) / 1000,
         died_at_s=stored.died_ms / 1000,
         replayed_as=f"{entity}/{stored.replayed_as}" if stored.replayed_as else None,
     )

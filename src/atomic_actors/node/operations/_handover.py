@@ -45,7 +45,7 @@ class Handover:
         membership: which partitions are owned.
         supervisor: what runs in them.
         volatile: what runs in them without a journal.
-        exchange: notifies the next owner; None where there can be no other node.
+        messenger: notifies the next owner; None where there can be no other node.
         drain_timeout_s: how long running turns may take to end; 0 means without end.
     """
 
@@ -53,7 +53,7 @@ class Handover:
     membership: Membership
     supervisor: Supervisor
     volatile: VolatileKinds
-    exchange: NodeMessenger | None
+    messenger: NodeMessenger | None
     drain_timeout_s: float
 
     @property
@@ -127,8 +127,8 @@ class Handover:
         """Tell the node that should own a partition that it is free; lost, it costs that node a moment."""
         nodes = self.membership.nodes
         owner = (await nodes.placement(self.membership.partitions))[partition]
-        if self.exchange is not None and owner and owner != nodes.node_id:
-            self.exchange.push(owner, ClaimFrame(partition))
+        if self.messenger is not None and owner and owner != nodes.node_id:
+            self.messenger.push(owner, ClaimFrame(partition))
         elif owner == nodes.node_id:
             self.membership.refresh_soon()  # the table has changed back meanwhile
 
@@ -163,8 +163,8 @@ class Handover:
         for node_id in node_ids:
             if node_id == self.membership.nodes.node_id:
                 self.membership.refresh_soon()
-            elif self.exchange is not None:
-                self.exchange.push(node_id, ClaimFrame(-1))
+            elif self.messenger is not None:
+                self.messenger.push(node_id, ClaimFrame(-1))
 
     async def _owned_by(self, node_ids: Collection[str]) -> int:
         # What a dead node has, it never gives up; and while all drain, no node takes it over either.

@@ -114,7 +114,7 @@ class Operations:
         """Entity, partition, journal, and whether it is of this node's service."""
         if not isinstance(ref, EntityRef):
             raise InvalidEntityId(f"entity: expected an EntityRef such as Account.ref('a-42'), got {ref!r}")
-        journal, partition, service = await self.sender.calls.place_of(ref)
+        journal, partition, service = await self.sender.call_checker.place_of(ref)
         return str(ref), partition, journal, not service
 
     async def nodes(self) -> list[NodeInfo]:

@@ -14,7 +14,7 @@ from atomic_actors.journal._protocol import LeaseHeld, LeaseState
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import NEVER, Instant, elapsed_s, instant_now
 from atomic_actors.node.ownership._lease_keeper import Keeper
-from atomic_actors.node.ownership._peers import Nodes
+from atomic_actors.node.ownership._peers import Peers
 
 __all__ = ("LeaseTimes", "OwnLeases", "SeenLeases")
 
@@ -109,7 +109,7 @@ class _Seen:
 class SeenLeases:
     """What a claimant saw of the leases of others."""
 
-    nodes: Nodes
+    nodes: Peers
     ttl_s: float
     _seen: dict[int, _Seen] = field(factory=dict[int, _Seen], init=False)
 

@@ -49,7 +49,7 @@ from atomic_actors.journal._protocol import (
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.node.ownership._instants import Instant, elapsed_s, instant_now
 from atomic_actors.node.ownership._leases import OwnLeases, SeenLeases
-from atomic_actors.node.ownership._peers import Nodes
+from atomic_actors.node.ownership._peers import Peers
 
 __all__ = ("Membership", "PartitionHost")
 
@@ -118,7 +118,7 @@ class Membership:
     """
 
     journal: CommitQueue
-    nodes: Nodes
+    nodes: Peers
     leases: OwnLeases
     host: PartitionHost = field(init=False)
     #: Those of `leases`, which are read on the hot path.

@@ -26,7 +26,7 @@ from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import Instant, elapsed_s, instant_now
 from atomic_actors.node.ownership._placement import Candidate, place
 
-__all__ = ("NodeRecord", "Nodes", "Peer")
+__all__ = ("NodeRecord", "Peer", "Peers")
 
 #: An entry of a node that has been dead for so many leases is taken off.
 FORGET_AFTER_LEASES: Final = 10
@@ -137,7 +137,7 @@ class Peer:
 
 
 @define(eq=False)
-class Nodes:
+class Peers:
     """What this node knows of the others, and shows of itself.
 
     Args:

@@ -1,7 +1,7 @@
 """What a call is checked for before anything is sent: the kind, the message, its content, its size.
 
 A kind that has no handlers here belongs to other nodes, of this service or of another one. It is looked up
-once (`_remote_kinds`); what goes to another service goes over its outlet (`_other_services`). Where both are known,
+once (`_remote_kinds`); what goes to another service goes over a journal of its own (`_other_services`). Where both are known,
 a call is checked without waiting, as it is for a kind of this node.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import anyio
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.actors._messages import Message, RawMessage, target_of, wire_name_of
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import NotSupported, StoreUnavailable, UnknownKind, UnknownMessageType
@@ -22,19 +22,19 @@ from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope
 from atomic_actors.contracts._call_checks import ForeignClass, ForeignMessages, check_size, resolve_target
-from atomic_actors.contracts._contracts import KnownKind
-from atomic_actors.contracts._remote_kinds import KnownKinds
+from atomic_actors.contracts._contracts import RemoteKind
+from atomic_actors.contracts._remote_kinds import RemoteKinds
 from atomic_actors.journal.commit._commit_queue import CommitQueue
-from atomic_actors.node.routing._other_services import Outlets
+from atomic_actors.node.routing._other_services import ServiceJournals
 
-__all__ = ("Call", "Calls", "Encoded")
+__all__ = ("CallChecker", "CheckedCall", "Encoded")
 
 #: How soon a turn that has to look a kind up tries again while the store is away.
 LOOK_UP_AGAIN_S: Final = 0.2
 
 
 @define(eq=False, slots=True)
-class Call:
+class CheckedCall:
     """A checked call: where it goes and what it carries."""
 
     ref: EntityRef
@@ -46,7 +46,7 @@ class Call:
     journal: CommitQueue | None
     max_depth: int
     #: None where this node has no handlers for it.
-    kind: Kind | None
+    kind: BoundKind | None
     name: str
     payload: bytes
     decode_reply: Callable[[bytes], Any]
@@ -67,7 +67,7 @@ class Encoded:
 
 
 @define(eq=False)
-class Calls:
+class CallChecker:
     """Checks calls, and finds out where they go.
 
     Args:
@@ -75,15 +75,15 @@ class Calls:
         kinds: what this node has handlers for.
         journal: of this node's own service.
         known: the kinds of other nodes.
-        outlets: the ways to other services.
+        service_journals: the ways to other services.
     """
 
     config: Config
     codec: Codec
-    kinds: dict[str, Kind]
+    kinds: dict[str, BoundKind]
     journal: CommitQueue
-    known: KnownKinds
-    outlets: Outlets
+    remote_kinds: RemoteKinds
+    service_journals: ServiceJournals
     service: str = field(init=False)
     partitions: int = field(init=False)
     _foreign: ForeignMessages = field(init=False)
@@ -113,8 +113,8 @@ class Calls:
         """What has to be awaited before the messages of an outbox can be encoded, if anything has to."""
         missing: list[tuple[EntityRef, Message[Any]]] = []
         for entity, message in outbox:
-            if entity.kind not in self.kinds and self.known.registry is not None:
-                known = self.known.get(entity.kind)
+            if entity.kind not in self.kinds and self.remote_kinds.registry is not None:
+                known = self.remote_kinds.get(entity.kind)
                 if known is None or not known.takes(wire_name_of(message)):
                     missing.append((entity, message))
         return self._look_up_all(missing) if missing else None
@@ -123,14 +123,14 @@ class Calls:
         for entity, message in missing:
             while True:
                 try:
-                    await self.known.find(entity.kind, wire_name_of(message))
+                    await self.remote_kinds.find(entity.kind, wire_name_of(message))
                     break
                 except StoreUnavailable as error:
                     # The handler has run. Its turn waits for the store, as its commit would.
                     logger.info("cannot look up kind %r now: %s", entity.kind, error)
                     await anyio.sleep(LOOK_UP_AGAIN_S)
 
-    async def look_up(self, target: object, message: object, limit_s: float = 0.0) -> Call:
+    async def look_up(self, target: object, message: object, limit_s: float = 0.0) -> CheckedCall:
         """Check a call; look up what has to be known for that.
 
         Raises:
@@ -150,9 +150,9 @@ class Calls:
         limit_s = min(limit_s or self.config.accept_timeout_s, self.config.accept_timeout_s)
         try:
             with anyio.fail_after(limit_s):
-                known = await self.known.find(entity.kind, _name_of(message))
+                known = await self.remote_kinds.find(entity.kind, _name_of(message))
                 if self._is_elsewhere(known):
-                    await self.outlets.open(known)
+                    await self.service_journals.open(known)
         except TimeoutError:
             raise StoreUnavailable(
                 f"nothing was sent: kind {entity.kind!r} could not be looked up within {limit_s:g} s"
@@ -162,7 +162,7 @@ class Calls:
             raise StoreUnavailable(f"nothing was sent: the way to service {known.service!r} was lost")
         return call
 
-    def check(self, target: object, message: object, *, for_outbox: bool = False) -> Call | None:
+    def check(self, target: object, message: object, *, for_outbox: bool = False) -> CheckedCall | None:
         """Check a call; None where something has to be looked up or opened first.
 
         Raises:
@@ -170,8 +170,8 @@ class Calls:
         """
         target, message = resolve_target(target, message)
         kind, known = self.kinds.get(target.kind), None
-        if kind is None and (self.known.registry is not None or self.kinds):
-            known = self.known.get(target.kind)
+        if kind is None and (self.remote_kinds.registry is not None or self.kinds):
+            known = self.remote_kinds.get(target.kind)
             if known is None:
                 self._check_can_be_known(target.kind)
                 return None
@@ -199,10 +199,10 @@ class Calls:
             max_depth = known.max_depth
             if self._is_elsewhere(known):
                 service, partitions = known.service, known.partitions
-                journal = None if for_outbox else self.outlets.get(service)
+                journal = None if for_outbox else self.service_journals.get(service)
                 if journal is None and not for_outbox:
                     return None
-        return Call(
+        return CheckedCall(
             target,
             entity,
             service,
@@ -223,12 +223,12 @@ class Calls:
         Raises:
             UnknownKind: this node knows only its own kinds.
         """
-        if self.known.registry is None:
+        if self.remote_kinds.registry is None:
             raise UnknownKind(
                 f"kind {kind!r} is not known here; Config(actors=[...]) has {', '.join(sorted(self.kinds))}"
             )
 
-    def _is_elsewhere(self, known: KnownKind) -> bool:
+    def _is_elsewhere(self, known: RemoteKind) -> bool:
         """Whether a kind's messages go to another journal than this node's own.
 
         A node that only sends does not need to know how many partitions its service has.
@@ -237,23 +237,23 @@ class Calls:
 
     def is_volatile(self, kind: str) -> bool:
         """Whether a kind is known to be volatile."""
-        here, known = self.kinds.get(kind), self.known.get(kind)
+        here, known = self.kinds.get(kind), self.remote_kinds.get(kind)
         return not here.durable if here is not None else known is not None and not known.durable
 
     def _check_raw(
-        self, kind: Kind | None, message: RawMessage
+        self, kind: BoundKind | None, message: RawMessage
     ) -> tuple[str, bytes, Callable[[bytes], Any], Any]:
         if kind is not None and kind.handler_for(message.name) is None:
             raise self._no_handler(kind, message.name)
         return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
 
-    def _foreign_message(self, kind: Kind | None, message: object) -> ForeignClass:
+    def _foreign_message(self, kind: BoundKind | None, message: object) -> ForeignClass:
         foreign = self._foreign.class_of(message)
         if kind is not None and kind.handler_for(foreign.name) is None:
             raise self._no_handler(kind, foreign.name)
         return foreign
 
-    def _no_handler(self, kind: Kind, name: str) -> UnknownMessageType:
+    def _no_handler(self, kind: BoundKind, name: str) -> UnknownMessageType:
         names = ", ".join(sorted(kind.by_name)) or "none"
         return UnknownMessageType(
             f"kind {kind.name!r} has no handler for {name!r}; it has {names}. Add one with @handler"
@@ -266,10 +266,10 @@ class Calls:
             UnknownKind: its kind is not known.
             StoreUnavailable: it had to be looked up, and the store gave no answer.
         """
-        if ref.kind not in self.kinds and self.known.registry is not None:
-            known = self.known.get(ref.kind) or await self.known.find(ref.kind)
+        if ref.kind not in self.kinds and self.remote_kinds.registry is not None:
+            known = self.remote_kinds.get(ref.kind) or await self.remote_kinds.find(ref.kind)
             if self._is_elsewhere(known):
-                journal = self.outlets.get(known.service) or await self.outlets.open(known)
+                journal = self.service_journals.get(known.service) or await self.service_journals.open(known)
                 return journal, partition_of(str(ref), known.partitions), known.service
         elif ref.kind not in self.kinds and self.kinds:
             self._check_can_be_known(ref.kind)

@@ -4,7 +4,7 @@ A service has its own number of partitions and its own keys, so each needs a jou
 is opened when something is first sent to the service, in a task of the system's own, and it stays open until
 the system is left: a sender that is cancelled takes nothing with it.
 
-    Outlets
+    ServiceJournals
     └─ billing (task)
        └─ a commit queue around a journal with the settings of service "billing"
 """
@@ -20,13 +20,13 @@ from attrs import define, field
 
 from atomic_actors.base._errors import AtomicActorsError, StoreUnavailable
 from atomic_actors.base._telemetry import logger
-from atomic_actors.contracts._contracts import KnownKind
-from atomic_actors.contracts._remote_kinds import KnownKinds
+from atomic_actors.contracts._contracts import RemoteKind
+from atomic_actors.contracts._remote_kinds import RemoteKinds
 from atomic_actors.journal._protocol import Journal, JournalSettings, JournalUnavailable
 from atomic_actors.journal.commit._commit_queue import CommitQueue, CrashSink
 from atomic_actors.journal.commit._commit_queues import CommitQueues
 
-__all__ = ("JournalFactory", "Outlets")
+__all__ = ("JournalFactory", "ServiceJournals")
 
 #: How long opening may take for the relay, where no caller limits it.
 OPEN_LIMIT_S: Final = 10.0
@@ -41,7 +41,7 @@ class JournalFactory(Protocol):
 
 
 @define(eq=False)
-class _Outlet:
+class _ServiceJournal:
     """One other service. `ready` is set when it is open, or will not be. Learns of its journal's crash."""
 
     service: str
@@ -60,7 +60,7 @@ class _Outlet:
 
 
 @define(eq=False, kw_only=True)
-class Outlets:
+class ServiceJournals:
     """Opens and keeps the journals of other services.
 
     Args:
@@ -69,20 +69,20 @@ class Outlets:
         known: finds out which service a kind belongs to.
         journals: makes journals with other settings; None where there are no other services.
         queues: puts a commit queue around a journal.
-        crashes: ends the system when an outlet ends by its own fault.
+        crashes: ends the system when one of them ends by its own fault.
     """
 
     namespace: str
     service: str
-    known: KnownKinds
+    known: RemoteKinds
     journals: JournalFactory | None
     queues: CommitQueues
     crashes: CrashSink
-    _outlets: dict[str, _Outlet] = field(factory=dict[str, _Outlet], init=False)
+    _opened: dict[str, _ServiceJournal] = field(factory=dict[str, _ServiceJournal], init=False)
     _task_group: TaskGroup | None = field(default=None, init=False)
 
     def start(self, task_group: TaskGroup) -> None:
-        """Use `task_group` for the outlets."""
+        """Use `task_group` for the journals."""
         self._task_group = task_group
 
     def run(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -92,58 +92,58 @@ class Outlets:
 
     def get(self, service: str) -> CommitQueue | None:
         """The journal of a service, if it is open."""
-        outlet = self._outlets.get(service)
-        return outlet.journal if outlet is not None else None
+        opened = self._opened.get(service)
+        return opened.journal if opened is not None else None
 
-    async def open(self, kind: KnownKind) -> CommitQueue:
+    async def open(self, kind: RemoteKind) -> CommitQueue:
         """The journal of a kind's service; opened, where it is not.
 
         Raises:
             StoreUnavailable: it cannot be opened now; nothing was sent.
             StoreIncompatible, StoreUnsafe: it can never be.
         """
-        outlet = self._outlets.get(kind.service)
-        if outlet is None:
-            outlet = self._begin(kind)
-        await outlet.ready.wait()
-        if outlet.journal is not None:
-            return outlet.journal
-        if isinstance(outlet.error, AtomicActorsError):
-            raise outlet.error
-        why = outlet.error or "the actor system is being left"
+        opened = self._opened.get(kind.service)
+        if opened is None:
+            opened = self._begin(kind)
+        await opened.ready.wait()
+        if opened.journal is not None:
+            return opened.journal
+        if isinstance(opened.error, AtomicActorsError):
+            raise opened.error
+        why = opened.error or "the actor system is being left"
         raise StoreUnavailable(
             f"nothing was sent: service {kind.service!r} cannot be reached: {why}"
-        ) from outlet.error
+        ) from opened.error
 
-    def _begin(self, kind: KnownKind) -> _Outlet:
+    def _begin(self, kind: RemoteKind) -> _ServiceJournal:
         if self._task_group is None or self.journals is None:
             raise StoreUnavailable(f"nothing was sent: service {kind.service!r} cannot be reached from here")
-        outlet = _Outlet(kind.service)
+        opened = _ServiceJournal(kind.service)
         journal = self.queues.around(
-            self.journals.make_journal(kind.journal_settings(self.namespace)), crashes=outlet
+            self.journals.make_journal(kind.journal_settings(self.namespace)), crashes=opened
         )
-        self._outlets[kind.service] = outlet
-        self._task_group.start_soon(self._keep_open, outlet, journal)
-        return outlet
+        self._opened[kind.service] = opened
+        self._task_group.start_soon(self._keep_open, opened, journal)
+        return opened
 
-    async def _keep_open(self, outlet: _Outlet, journal: CommitQueue) -> None:
+    async def _keep_open(self, opened: _ServiceJournal, journal: CommitQueue) -> None:
         try:
-            with outlet.scope:
+            with opened.scope:
                 async with journal:
-                    outlet.journal = journal
-                    outlet.ready.set()
+                    opened.journal = journal
+                    opened.ready.set()
                     await anyio.sleep_forever()
         except (JournalUnavailable, AtomicActorsError) as error:
-            outlet.error = error
+            opened.error = error
         except Exception as error:
-            outlet.error = error
+            opened.error = error
             self.crashes.crashed(error)
         finally:
-            outlet.journal = None
+            opened.journal = None
             # The next message tries again.
-            if self._outlets.get(outlet.service) is outlet:
-                del self._outlets[outlet.service]
-            outlet.ready.set()
+            if self._opened.get(opened.service) is opened:
+                del self._opened[opened.service]
+            opened.ready.set()
 
     # What the relay needs: it runs on callbacks.
 
@@ -181,8 +181,8 @@ class Outlets:
                 logger.warning("messages wait for service %r, which cannot be reached: %s", service, error)
         then(journal)
 
-    def forsake(self, partition: int) -> None:
+    def fence_off(self, partition: int) -> None:
         """A partition of this node has lost history: send nothing any more that was read from it."""
-        for outlet in self._outlets.values():
-            if outlet.journal is not None:
-                outlet.journal.forsake(f"{self.service}/{partition}")
+        for opened in self._opened.values():
+            if opened.journal is not None:
+                opened.journal.fence_off(f"{self.service}/{partition}")

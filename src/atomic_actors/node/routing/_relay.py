@@ -30,7 +30,7 @@ from atomic_actors.journal._protocol import (
     Target,
 )
 from atomic_actors.journal.commit._commit_queue import CommitQueue
-from atomic_actors.node.routing._other_services import Outlets
+from atomic_actors.node.routing._other_services import ServiceJournals
 
 __all__ = ("GapObserver", "Relay", "Waker")
 
@@ -63,14 +63,14 @@ class Relay:
     Args:
         journal: where the streams are.
         claims: the claim id for each partition, "" where it is not owned.
-        outlets: the ways to other services; None where there are none.
+        service_journals: the ways to other services; None where there are none.
         waker: learns which entities got something new.
         observer: learns what is lost.
     """
 
     journal: CommitQueue
     claims: list[str]
-    outlets: Outlets | None
+    service_journals: ServiceJournals | None
     waker: Waker
     observer: GapObserver
     #: Streams under way; True where more was added in the meantime.
@@ -108,12 +108,12 @@ class Relay:
         if isinstance(target, int):
             self._send(stream, claim, page, self.journal)
             return
-        if self.outlets is None:
+        if self.service_journals is None:
             self._stop(stream, "there is no way to another service")
             return
         service = target.rpartition("/")[0]
         kind = page.entries[0].entity.partition("/")[0]
-        self.outlets.reach(service, kind, partial(self._send, stream, claim, page))
+        self.service_journals.reach(service, kind, partial(self._send, stream, claim, page))
 
     def _step_in(self, stream: Stream, page: RelayPage, *, after_loss: bool, empty: bool = False) -> RelayIn:
         """What the target is sent; it knows a source of another service by both names."""

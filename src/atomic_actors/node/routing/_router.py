@@ -18,26 +18,26 @@ from typing import Any, Final, Literal, Protocol
 
 from attrs import define, field
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._errors import (
     AcceptanceUnknown,
     AtomicActorsError,
     OutcomeUnknown,
     StoreUnavailable,
 )
-from atomic_actors.base._oneshot import Cell
+from atomic_actors.base._oneshot import OneShot
 from atomic_actors.base._random_ids import _RandomPool
 from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors.base._timer_wheel import TimerWheel
-from atomic_actors.codec._envelope import digest_of, make_unique
+from atomic_actors.codec._envelope import digest_of, make_uid
 from atomic_actors.codec._frames import ReplyFrame
 from atomic_actors.contracts._outcomes import (
     RefusalDecoder,
     Waiting,
+    missing_message_error,
     read_outcome,
     refusal_of_append,
-    silence_error,
-    unknown_error,
+    timeout_error,
 )
 from atomic_actors.contracts._waiting import (
     POLL_FIRST_REMOTE_S,
@@ -60,11 +60,11 @@ from atomic_actors.journal._protocol import (
 )
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.journal.commit._store_clock import StoreClock
-from atomic_actors.node.routing._destinations import Call
+from atomic_actors.node.routing._destinations import CheckedCall
 from atomic_actors.node.routing._node_messenger import NodeMessenger
 from atomic_actors.node.routing._withdrawals import withdraw_cancelled, withdraw_soon
 
-__all__ = ("Admission", "Pending", "Router", "SentMessage", "append_of")
+__all__ = ("LocalTake", "Pending", "Router", "SentMessage", "append_of")
 
 #: Why no answer can come while the system lives.
 WAY_CLOSED: Final = "the way to its service was closed"
@@ -80,7 +80,7 @@ class _Versioned(Protocol):
     def version(self) -> int: ...
 
 
-class Admission(Protocol):
+class LocalTake(Protocol):
     """The owner's side of an append: what a step needs to take the message at once, and who gets it."""
 
     @property
@@ -89,7 +89,7 @@ class Admission(Protocol):
         ...
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> BoundKind:
         """Says by which rules."""
         ...
 
@@ -116,22 +116,22 @@ class SentMessage:
 class Pending:
     """Somebody who waits for a message: an ask or a result for its outcome, a tell for its acceptance.
 
-    Invariant: `cell` is set exactly once; `done` says so. What it is set to is an outcome (bytes), an
+    Invariant: `oneshot` is set exactly once; `done` says so. What it is set to is an outcome (bytes), an
     `Appended`, or the exception to raise.
     """
 
     __slots__ = (
         "accepted",
-        "admission",
         "call",
-        "cell",
         "done",
         "end_s",
         "is_joined",
         "key",
+        "local_take",
+        "oneshot",
         "poll_delay_s",
         "router",
-        "unique",
+        "uid",
         "waiting",
         "watched_until_s",
     )
@@ -140,20 +140,20 @@ class Pending:
         self,
         router: Router,
         waiting: Waiting,
-        call: Call | SentMessage,
+        call: CheckedCall | SentMessage,
         *,
-        unique: str,
-        admission: Admission | None = None,
+        uid: str,
+        local_take: LocalTake | None = None,
         key: str = "",
     ) -> None:
         self.router = router
         self.waiting: Waiting = waiting
         self.call = call
-        self.unique = unique
-        self.admission = admission
+        self.uid = uid
+        self.local_take = local_take
         #: The idempotency key that its append carries, or "".
         self.key = key
-        self.cell: Cell[Any] = router.new_cell()
+        self.oneshot: OneShot[Any] = router.new_oneshot()
         self.done = False
         self.accepted = False
         #: Somebody else relies on its message: cancelling the ask must not withdraw that.
@@ -180,7 +180,7 @@ class Pending:
     @property
     def full_message_id(self) -> str:
         """`kind/id/<uuid7>`."""
-        return f"{self.call.entity}/{self.unique}"
+        return f"{self.call.entity}/{self.uid}"
 
     def resolve(self, value: object) -> None:
         """Hand over what is known; later answers are dropped."""
@@ -188,7 +188,7 @@ class Pending:
             self.done = True
             if self.key:
                 self.router.forget_key(self)
-            self.cell.set(value)
+            self.oneshot.set(value)
 
     def left(self, why: str) -> AtomicActorsError:
         """What to tell whoever waits where no answer can come any more; the message may still run."""
@@ -199,22 +199,22 @@ class Pending:
 
     def on_appended(self, result: Result | JournalUnavailable) -> None:
         """The group commit's callback for the append."""
-        admission = self.admission
+        local_take = self.local_take
         if type(result) is Appended:
             self.accepted = True
             if self.router.listeners.active and not result.duplicate:
                 self.router.emit_accepted(self)
-            if admission is not None:
-                admission.offered(result.offer)
+            if local_take is not None:
+                local_take.offered(result.offer)
             if self.waiting == "tell":
-                if result.unique != self.unique:
-                    self.router.keep(result.unique)
+                if result.uid != self.uid:
+                    self.router.mark_shared(result.uid)
                 self.resolve(result)
             elif result.duplicate:
                 self.router.attach_to_duplicate(self, result)
             return
-        if admission is not None:
-            admission.offered(NOTHING)
+        if local_take is not None:
+            local_take.offered(NOTHING)
         if isinstance(result, JournalUnavailable):
             if not result.sent:
                 self.resolve(StoreUnavailable(f"nothing was sent: {result}", message_id=self.full_message_id))
@@ -230,7 +230,7 @@ class Router:
 
     Args:
         node_id: this node's name on reply channels.
-        new_cell: the backend's one-shot cell.
+        new_oneshot: makes one-shots of the backend.
         store_clock: the store's time, for message ids and deadlines.
         decode_refusal: makes the asker's exception of a stored refusal.
         listeners: who hears of accepted messages.
@@ -238,7 +238,7 @@ class Router:
     """
 
     node_id: str
-    new_cell: Callable[[], Cell[Any]]
+    new_oneshot: Callable[[], OneShot[Any]]
     store_clock: StoreClock
     decode_refusal: RefusalDecoder
     listeners: Listeners
@@ -258,11 +258,11 @@ class Router:
 
     async def ask(
         self,
-        call: Call,
-        admission: Admission | None,
+        call: CheckedCall,
+        local_take: LocalTake | None,
         envelope: bytes,
         *,
-        unique: str,
+        uid: str,
         key: str,
         timeout_s: float,
         on_cancel: Literal["withdraw", "detach"],
@@ -272,9 +272,9 @@ class Router:
 
         Args:
             call: where it goes.
-            admission: the owner's side, if this node is to take it with its append.
+            local_take: the owner's side, if this node is to take it with its append.
             envelope: what it carries.
-            unique: its unique id; "" for a new one.
+            uid: its unique id; "" for a new one.
             key: its idempotency key, or "".
             timeout_s: how long to wait; 0 without end.
             on_cancel: what becomes of the message if this is cancelled.
@@ -289,11 +289,11 @@ class Router:
             self,
             "ask",
             call,
-            unique=unique or make_unique(now_ms, self._random.take_bits()),
-            admission=admission,
+            uid=uid or make_uid(now_ms, self._random.take_bits()),
+            local_take=local_take,
             key=key,
         )
-        pending.poll_delay_s = self._first_poll_s(pending_here=admission is not None)
+        pending.poll_delay_s = self._first_poll_s(pending_here=local_take is not None)
         self._register(pending)
         deadline_ms = now_ms + int(timeout_s * 1000) if timeout_s else 0
         self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
@@ -303,33 +303,33 @@ class Router:
 
     def tell(
         self,
-        call: Call,
-        admission: Admission | None,
+        call: CheckedCall,
+        local_take: LocalTake | None,
         envelope: bytes,
         *,
         key: str,
         expires_in_s: float | None,
         timeout_s: float,
-    ) -> Cell[Any]:
-        """Send a message; what comes out of the cell goes to `receipt_of`.
+    ) -> OneShot[Any]:
+        """Send a message; what comes out of the one-shot goes to `receipt_of`.
 
         Args:
             call: where it goes.
-            admission: the owner's side, if this node is to take it with its append.
+            local_take: the owner's side, if this node is to take it with its append.
             envelope: what it carries.
             key: its idempotency key, or "".
             expires_in_s: how long the message may wait for its turn; None without end.
             timeout_s: how long its acceptance may take.
         """
         now_ms = self.store_clock.now_ms()
-        unique = make_unique(now_ms, self._random.take_bits())
-        pending = Pending(self, "tell", call, unique=unique, admission=admission, key=key)
+        uid = make_uid(now_ms, self._random.take_bits())
+        pending = Pending(self, "tell", call, uid=uid, local_take=local_take, key=key)
         deadline_ms = now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0
         self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
-        return pending.cell
+        return pending.oneshot
 
     def receipt_of(self, answer: object) -> str:
-        """The unique id under which a message was accepted, from what the cell of `tell` brought.
+        """The unique id under which a message was accepted, from what the one-shot of `tell` brought.
 
         Raises:
             AtomicActorsError: it was not accepted.
@@ -338,7 +338,7 @@ class Router:
             raise answer
         assert isinstance(answer, Appended)
         self.accepted += 1
-        return answer.unique
+        return answer.uid
 
     def _send(self, pending: Pending, step: Append, timeout_s: float) -> None:
         if step.key:
@@ -363,16 +363,16 @@ class Router:
     def emit_accepted(self, pending: Pending) -> None:
         """Report that a message was accepted."""
         call = pending.call
-        assert isinstance(call, Call)
+        assert isinstance(call, CheckedCall)
         self.listeners.emit(LifecycleEvent("accepted", pending.full_message_id, call.ref, call.name))
 
-    async def result(self, sent: SentMessage, unique: str, timeout_s: float) -> Any:
+    async def result(self, sent: SentMessage, uid: str, timeout_s: float) -> Any:
         """Wait for the outcome of a message that was sent before; looks it up at once.
 
         Raises:
             AtomicActorsError: what the outcome, or the lack of one, says.
         """
-        pending = Pending(self, "result", sent, unique=unique)
+        pending = Pending(self, "result", sent, uid=uid)
         self._register(pending)
         if timeout_s > 0:
             pending.end_s = self.store_clock.clock() + timeout_s
@@ -386,17 +386,17 @@ class Router:
     ) -> bytes:
         """Wait for the outcome's bytes."""
         try:
-            value = await pending.cell
+            value = await pending.oneshot
         except BaseException:
             pending.done = True
             self._unregister(pending)
             if pending.key:
                 self.forget_key(pending)
             if on_cancel == "detach":
-                self.keep(pending.unique)
+                self.mark_shared(pending.uid)
             elif not self._is_shared(pending):
                 call = pending.call
-                step = Withdraw(call.partition, call.entity, pending.unique, pending.key)
+                step = Withdraw(call.partition, call.entity, pending.uid, pending.key)
                 if in_turn:
                     withdraw_soon(self, pending.journal, step)
                 else:
@@ -410,9 +410,9 @@ class Router:
 
     # Answers.
 
-    def answered(self, entity: str, unique: str, outcome: bytes) -> bool:
+    def answered(self, entity: str, uid: str, outcome: bytes) -> bool:
         """Hand an outcome to everybody here who waits for it; returns whether anybody did."""
-        waiting = self._pending.get(unique)
+        waiting = self._pending.get(uid)
         if waiting is None:
             return False
         # A message id that somebody made up may carry the unique part of another entity's message.
@@ -430,45 +430,45 @@ class Router:
         split_outcome(frame.outcome)
         self.answered(frame.entity_key, frame.uid, frame.outcome)
 
-    def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
+    def reply(self, sender: str, entity: str, uid: str, outcome: bytes) -> None:
         """Tell a message's sender how it ended: here, or over the sender's reply channel."""
-        if self.answered(entity, unique, outcome) or not sender or sender == self.node_id:
+        if self.answered(entity, uid, outcome) or not sender or sender == self.node_id:
             return
         if self.remote is not None:
-            self.remote.push(sender, ReplyFrame(entity, unique, outcome))
+            self.remote.push(sender, ReplyFrame(entity, uid, outcome))
 
     def packed_reply(
-        self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
+        self, sender: str, entity: str, uid: str, word: bytes, reply: bytes
     ) -> tuple[bytes, bytes] | None:
         """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
         if not sender or sender == self.node_id or self.remote is None:
             return None
-        return self.remote.packed(sender, entity, unique, word + reply)
+        return self.remote.packed(sender, entity, uid, word + reply)
 
     def attach_to_duplicate(self, pending: Pending, result: Appended) -> None:
         """The message was accepted before: wait for the first one's outcome instead."""
-        if result.unique != pending.unique:
+        if result.uid != pending.uid:
             self._unregister(pending)
-            pending.unique = result.unique
+            pending.uid = result.uid
             # Where an ask of this node sent it, whoever cancels last withdraws it. Otherwise nobody here may.
-            others = self._pending.get(result.unique, ())
+            others = self._pending.get(result.uid, ())
             pending.is_joined = all(other.is_joined or other.waiting != "ask" for other in others)
             self._register(pending)
         if result.outcome is not None:
-            self.answered(pending.entity, pending.unique, result.outcome)
+            self.answered(pending.entity, pending.uid, result.outcome)
         else:
             pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to whoever sent it first
             self._look_up(pending)
 
     def _register(self, pending: Pending) -> None:
-        self._pending.setdefault(pending.unique, []).append(pending)
+        self._pending.setdefault(pending.uid, []).append(pending)
 
     def _unregister(self, pending: Pending) -> None:
-        waiting = self._pending.get(pending.unique)
+        waiting = self._pending.get(pending.uid)
         if waiting is not None and pending in waiting:
             waiting.remove(pending)
             if not waiting:
-                del self._pending[pending.unique]
+                del self._pending[pending.uid]
 
     def forget_key(self, pending: Pending) -> None:
         """`pending` has its answer, or does not wait for one any more."""
@@ -479,9 +479,9 @@ class Router:
             if not waiting:
                 del self._by_key[place]
 
-    def keep(self, unique: str) -> None:
+    def mark_shared(self, uid: str) -> None:
         """Somebody who does not wait relies on a message: no cancelled ask here may withdraw it any more."""
-        for pending in self._pending.get(unique, ()):
+        for pending in self._pending.get(uid, ()):
             pending.is_joined = True
 
     def _is_shared(self, pending: Pending) -> bool:
@@ -492,7 +492,7 @@ class Router:
         """
         if pending.is_joined or (pending.key and (pending.entity, pending.key) in self._by_key):
             return True
-        return any(other.entity == pending.entity for other in self._pending.get(pending.unique, ()))
+        return any(other.entity == pending.entity for other in self._pending.get(pending.uid, ()))
 
     # What the sweeper does for those who wait.
 
@@ -510,7 +510,7 @@ class Router:
                 continue  # or it has a place further ahead since
             pending.watched_until_s = inf
             if pending.end_s <= now_s:
-                pending.resolve(silence_error(pending.waiting, pending.full_message_id))
+                pending.resolve(timeout_error(pending.waiting, pending.full_message_id))
             else:
                 self._look_up(pending)
 
@@ -521,25 +521,25 @@ class Router:
             return
         pending.poll_delay_s = min(pending.poll_delay_s * 2, POLL_MAX_S)
         self._watch(pending, self.store_clock.clock())
-        partition, entity, unique = pending.call.partition, pending.call.entity, pending.unique
+        partition, entity, uid = pending.call.partition, pending.call.entity, pending.uid
         # "Unknown" counts only if the message was there when the question was asked: a re-sent append may
         # overtake it.
         was_sent_before = pending.accepted or pending.waiting == "result"
 
         def on_result(result: Result | JournalUnavailable) -> None:
             # The key was used before, and it waits for another message since: then this says nothing.
-            if pending.done or pending.unique != unique or not isinstance(result, OutcomeRead):
+            if pending.done or pending.uid != uid or not isinstance(result, OutcomeRead):
                 return
             if result.state == "finished" and result.outcome is not None:
-                self.answered(entity, unique, result.outcome)
+                self.answered(entity, uid, result.outcome)
             elif result.state == "unknown" and was_sent_before:
                 now_ms, ttl_ms = self.store_clock.now_ms(), pending.journal.settings.result_ttl_ms
                 pending.resolve(
-                    unknown_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
+                    missing_message_error(pending.full_message_id, now_ms, ttl_ms, accepted=pending.accepted)
                 )
 
         try:
-            pending.journal.submit(ReadOutcome(partition, entity, unique), on_result)
+            pending.journal.submit(ReadOutcome(partition, entity, uid), on_result)
         except JournalUnavailable as error:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
 
@@ -554,13 +554,13 @@ class Router:
         self._wheel.clear()
 
 
-def append_of(call: Call, pending: Pending, deadline_ms: int, envelope: bytes) -> Append:
+def append_of(call: CheckedCall, pending: Pending, deadline_ms: int, envelope: bytes) -> Append:
     """The step that sends a message."""
-    key, admission = pending.key, pending.admission
+    key, local_take = pending.key, pending.local_take
     return Append(
         partition=call.partition,
         entity=call.entity,
-        unique=pending.unique,
+        uid=pending.uid,
         body=pack_body(
             name=call.name,
             deadline_ms=deadline_ms,
@@ -571,7 +571,7 @@ def append_of(call: Call, pending: Pending, deadline_ms: int, envelope: bytes) -
         key=key,
         digest=digest_of(call.name, call.payload) if key else "",
         depth_limit=call.max_depth,
-        claim=admission.partition.claim if admission is not None else "",
-        policy=admission.kind.policy if admission is not None else "",
-        held_version=admission.state.version if admission is not None else -1,
+        claim=local_take.partition.claim if local_take is not None else "",
+        policy=local_take.kind.policy if local_take is not None else "",
+        held_version=local_take.state.version if local_take is not None else -1,
     )

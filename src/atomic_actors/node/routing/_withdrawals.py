@@ -20,7 +20,7 @@ WITHDRAWN = b"withdrawn\n"
 class Waiters(Protocol):
     """Those who wait for the outcomes of messages."""
 
-    def answered(self, entity: str, unique: str, outcome: bytes) -> bool:
+    def answered(self, entity: str, uid: str, outcome: bytes) -> bool:
         """Hand an outcome to everybody here who waits for it; returns whether anybody did."""
         ...
 
@@ -31,21 +31,21 @@ async def withdraw(waiters: Waiters, journal: CommitQueue, step: Withdraw) -> bo
     Raises:
         AtomicActorsError: the store cannot read what it has of the message.
     """
-    entity, unique = step.entity, step.unique
+    entity, uid = step.entity, step.uid
     try:
         answer = await journal.request(step)
         if isinstance(answer, WithdrawAnswer) and answer.state == "needs_key":
-            answer = await journal.request(Withdraw(step.partition, entity, unique, answer.key))
+            answer = await journal.request(Withdraw(step.partition, entity, uid, answer.key))
     except JournalUnavailable as error:
-        logger.info("%s/%s could not be withdrawn: %s", entity, unique, error)
+        logger.info("%s/%s could not be withdrawn: %s", entity, uid, error)
         return False
     if isinstance(answer, Rejected):
-        raise error_from_code(answer.code, answer.text, message_id=f"{entity}/{unique}")
+        raise error_from_code(answer.code, answer.text, message_id=f"{entity}/{uid}")
     if not isinstance(answer, WithdrawAnswer):
         raise SystemFailed(f"the journal answered a withdrawal with {answer!r}")
     if answer.state != "withdrawn":
         return False
-    waiters.answered(entity, unique, WITHDRAWN)
+    waiters.answered(entity, uid, WITHDRAWN)
     return True
 
 
@@ -55,7 +55,7 @@ async def withdraw_cancelled(waiters: Waiters, journal: CommitQueue, step: Withd
         try:
             await withdraw(waiters, journal, step)
         except AtomicActorsError as error:
-            logger.warning("%s/%s could not be withdrawn: %s", step.entity, step.unique, error)
+            logger.warning("%s/%s could not be withdrawn: %s", step.entity, step.uid, error)
 
 
 def withdraw_soon(waiters: Waiters, journal: CommitQueue, step: Withdraw) -> None:
@@ -63,12 +63,12 @@ def withdraw_soon(waiters: Waiters, journal: CommitQueue, step: Withdraw) -> Non
 
     def on_result(answer: Result | JournalUnavailable) -> None:
         if not isinstance(answer, WithdrawAnswer):
-            logger.info("%s/%s could not be withdrawn: %s", step.entity, step.unique, answer)
+            logger.info("%s/%s could not be withdrawn: %s", step.entity, step.uid, answer)
         elif answer.state == "needs_key":
-            again = Withdraw(step.partition, step.entity, step.unique, answer.key)
+            again = Withdraw(step.partition, step.entity, step.uid, answer.key)
             withdraw_soon(waiters, journal, again)
         elif answer.state == "withdrawn":
-            waiters.answered(step.entity, step.unique, WITHDRAWN)
+            waiters.answered(step.entity, step.uid, WITHDRAWN)
 
     try:
         journal.submit(step, on_result)

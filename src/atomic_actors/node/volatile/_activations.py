@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from atomic_actors.actors._declarations import Outbox
-from atomic_actors.actors._kinds import BoundHandler, Kind
+from atomic_actors.actors._kinds import BoundHandler, BoundKind
 from atomic_actors.actors._messages import RawMessage, message_name
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import (
@@ -34,7 +34,7 @@ from atomic_actors.base._errors import (
     SystemNotRunning,
     UnknownMessageType,
 )
-from atomic_actors.base._oneshot import Backend, Cell
+from atomic_actors.base._oneshot import Backend, OneShot
 from atomic_actors.base._records import EntityRef, Receipt
 from atomic_actors.base._telemetry import logger
 from atomic_actors.base._timer_wheel import TimerWheel
@@ -52,7 +52,7 @@ DEFAULT_DEPTH: Final = 10_000
 
 
 class Answer(Protocol):
-    """Where what became of a message goes, once: a cell of this node, or a frame to another one."""
+    """Where what became of a message goes, once: a one-shot of this node, or a frame to another one."""
 
     def set(self, value: Any) -> None:
         """Take a reply, or a `Failed`. Must not raise."""
@@ -108,7 +108,7 @@ class Failed:
 class _Mailbox(deque[Waiting]):
     """What waits for one entity, and what the entity's task waits with while nothing does."""
 
-    waiter: Cell[None] | None = None
+    waiter: OneShot[None] | None = None
 
     def put(self, waiting: Waiting) -> None:
         self.append(waiting)
@@ -124,7 +124,7 @@ class _Mailbox(deque[Waiting]):
 @define(eq=False)
 class _VolatileActivation:
     owner: VolatileKinds
-    kind: Kind
+    kind: BoundKind
     ref: EntityRef
     partition: int
     #: closing: asked to passivate; lost: its node does not own the partition any more, so that it is being
@@ -209,7 +209,7 @@ class _VolatileActivation:
                         return
             if self.status != "active":
                 return
-            mailbox.waiter = owner.backend.new_cell()
+            mailbox.waiter = owner.backend.new_oneshot()
             await mailbox.waiter
 
     def _give_back(self, waiting: Waiting) -> bool:
@@ -360,11 +360,11 @@ class VolatileKinds:
         factory=OrderedDict[EntityRef, _VolatileActivation], init=False
     )
     _ends: TimerWheel[Waiting] = field(factory=TimerWheel[Waiting], init=False)
-    _told: int = field(default=0, init=False)
+    _tell_count: int = field(default=0, init=False)
     #: Partitions that are being drained; None stands for all of them.
     _closing: list[int | None] = field(factory=list[int | None], init=False)
     #: Those who wait until something has ended.
-    _ended: list[Cell[None]] = field(factory=list[Cell[None]], init=False)
+    _ended: list[OneShot[None]] = field(factory=list[OneShot[None]], init=False)
 
     def start(self, task_group: TaskGroup, calls: TurnCalls) -> None:
         """Use `task_group` for the activations, and `calls` for what turns send."""
@@ -382,7 +382,7 @@ class VolatileKinds:
 
     async def ask(
         self,
-        kind: Kind,
+        kind: BoundKind,
         ref: EntityRef,
         partition: int,
         message: Any,
@@ -397,11 +397,11 @@ class VolatileKinds:
                 the partition, or lost it before the message began.
         """
         deadline_s = self.backend.clock() + timeout_s if timeout_s else float("inf")
-        cell = self.backend.new_cell()
-        waiting = Waiting(*self._handler(kind, message), cell, deadline_s, path)
+        oneshot = self.backend.new_oneshot()
+        waiting = Waiting(*self._handler(kind, message), oneshot, deadline_s, path)
         self.hand_over(kind, ref, partition, waiting)
         try:
-            reply = await cell
+            reply = await oneshot
         except BaseException:
             waiting.done = True
             raise
@@ -409,7 +409,7 @@ class VolatileKinds:
             raise reply.error
         return reply
 
-    def hand_over(self, kind: Kind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
+    def hand_over(self, kind: BoundKind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
         """Put a message into an entity's mailbox; wakes the entity where it sleeps.
 
         Raises:
@@ -419,16 +419,16 @@ class VolatileKinds:
         if waiting.deadline_s != float("inf"):
             self._ends.add(waiting.deadline_s, waiting)
 
-    def tell(self, kind: Kind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
+    def tell(self, kind: BoundKind, ref: EntityRef, partition: int, message: Any) -> Receipt[Any]:
         """Hand a message over; it is handled at most once."""
         handler_message, handler = self._handler(kind, message)
         self._activation(kind, ref, partition).mailbox.put(
             Waiting(handler_message, handler, None, is_asked=False)
         )
-        self._told += 1
-        return Receipt(f"{ref}/{self._told:032x}", ref)
+        self._tell_count += 1
+        return Receipt(f"{ref}/{self._tell_count:032x}", ref)
 
-    def _handler(self, kind: Kind, message: object) -> tuple[Any, BoundHandler]:
+    def _handler(self, kind: BoundKind, message: object) -> tuple[Any, BoundHandler]:
         cls: type[Any] = type(message)
         handler = kind.by_type.get(cls)
         if handler is not None:
@@ -441,7 +441,7 @@ class VolatileKinds:
             return handler.decode_payload(encode_plain(message.payload)), handler
         return message, handler
 
-    def _activation(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+    def _activation(self, kind: BoundKind, ref: EntityRef, partition: int) -> _VolatileActivation:
         activation = self._by_ref.get(ref)
         if activation is None:
             activation = self._start(kind, ref, partition)
@@ -452,7 +452,7 @@ class VolatileKinds:
             raise QueueDepthExceeded(f"{ref}: {limit} messages wait already (max_depth)")
         return activation
 
-    def _start(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+    def _start(self, kind: BoundKind, ref: EntityRef, partition: int) -> _VolatileActivation:
         if self._task_group is None:
             raise SystemNotRunning("the actor system is not running")
         if not self.owns(partition):
@@ -465,7 +465,7 @@ class VolatileKinds:
     def _not_owned(self, ref: EntityRef) -> OwnerUnavailable:
         return OwnerUnavailable(f"{ref}: this node does not own its partition now; nothing was sent")
 
-    def _make(self, kind: Kind, ref: EntityRef, partition: int) -> _VolatileActivation:
+    def _make(self, kind: BoundKind, ref: EntityRef, partition: int) -> _VolatileActivation:
         assert self._task_group is not None
         status: Literal["active", "closing"] = "closing" if self.is_draining(partition) else "active"
         activation = _VolatileActivation(self, kind, ref, partition, status)
@@ -552,7 +552,7 @@ class VolatileKinds:
     async def wait_ended(self, partition: int | None = None) -> None:
         """Wait until nothing of a partition (of all where left out) is alive here."""
         while self._alive_in(partition):
-            ended = self.backend.new_cell()
+            ended = self.backend.new_oneshot()
             self._ended.append(ended)
             await ended
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from atomic_actors.actors._kinds import BoundHandler, Kind
+from atomic_actors.actors._kinds import BoundHandler, BoundKind
 from atomic_actors.actors._messages import RawMessage
 from atomic_actors.base._errors import (
     AskTimeout,
@@ -109,7 +109,7 @@ class VolatileHost:
     """
 
     volatile: VolatileKinds
-    kinds: dict[str, Kind]
+    kinds: dict[str, BoundKind]
     messenger: NodeMessenger
     backend: Backend
     codec: Codec
@@ -179,7 +179,7 @@ class VolatileHost:
             if is_asked and not waiting.done:
                 self.asked[frame_id] = waiting
 
-    def _find(self, ref: EntityRef, name: str) -> tuple[Kind, BoundHandler]:
+    def _find(self, ref: EntityRef, name: str) -> tuple[BoundKind, BoundHandler]:
         kind = self.kinds.get(ref.kind)
         if kind is None or kind.durable:
             raise UnknownKind(f"kind {ref.kind!r} is no volatile kind of the node that owns {ref}")

@@ -33,7 +33,7 @@ from atomic_actors.base._errors import (
     SystemNotRunning,
     error_from_code,
 )
-from atomic_actors.base._oneshot import Backend, Cell
+from atomic_actors.base._oneshot import Backend, OneShot
 from atomic_actors.base._telemetry import logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._frames import AskFrame, ForgetFrame, MessageFrame, ReportFrame, TellFrame
@@ -44,8 +44,8 @@ from atomic_actors.node.routing._node_messenger import NodeMessenger
 __all__ = ("VolatileRoutes",)
 
 #: Between two look-ups of one partition that lead to nobody, growing.
-LOOK_FIRST_S: Final = 0.01
-LOOK_MAX_S: Final = 0.25
+LOOK_UP_FIRST_S: Final = 0.01
+LOOK_UP_MAX_S: Final = 0.25
 #: An owner that has not answered so long is looked up: it may not be the owner any more.
 WATCH_S: Final = 0.5
 #: So long a message that nobody waits for is kept, in case that the owner refuses it.
@@ -57,12 +57,11 @@ WAITING_MAX: Final = 10_000
 class _Outgoing:
     """A message on its way to an owner.
 
-    Invariant: `cell` is set at most once; `done` says that nothing more is to be done for it. It is in its
+    Invariant: `oneshot` is set at most once; `done` says that nothing more is to be done for it. It is in its
     route's `waiting`, or in its `frames` (then `stream` is not 0), or in neither.
     """
 
     __slots__ = (
-        "cell",
         "claim",
         "deadline_s",
         "done",
@@ -71,6 +70,7 @@ class _Outgoing:
         "is_doubtful",
         "name",
         "number",
+        "oneshot",
         "order",
         "path",
         "payload",
@@ -89,7 +89,7 @@ class _Outgoing:
         payload: bytes,
         deadline_s: float,
         path: tuple[str, ...],
-        cell: Cell[Any],
+        oneshot: OneShot[Any],
         is_asked: bool,
     ) -> None:
         self.route = route
@@ -99,7 +99,7 @@ class _Outgoing:
         self.payload = payload
         self.deadline_s = deadline_s
         self.path = path
-        self.cell = cell
+        self.oneshot = oneshot
         self.is_asked = is_asked
         self.done = False
         self.claim = ""
@@ -133,9 +133,9 @@ class _Route:
     asks: int = 0
     #: The others, as they were sent.
     tells: deque[_Outgoing] = field(factory=deque[_Outgoing])
-    is_looking: bool = False
-    next_look_s: float = 0.0
-    delay_s: float = LOOK_FIRST_S
+    is_polling: bool = False
+    next_poll_s: float = 0.0
+    delay_s: float = LOOK_UP_FIRST_S
     heard_s: float = 0.0
     #: Why nothing goes out, for whoever waited in vain.
     trouble: str = "its owner was not found in time"
@@ -209,7 +209,7 @@ class VolatileRoutes:
             is_asked=True,
         )
         try:
-            value = await outgoing.cell
+            value = await outgoing.oneshot
         except BaseException:
             self._abandon(outgoing)
             raise
@@ -220,11 +220,11 @@ class VolatileRoutes:
 
     def tell(
         self, journal: CommitQueue, partition: int, entity: str, name: str, payload: bytes
-    ) -> Cell[AtomicActorsError | int]:
+    ) -> OneShot[AtomicActorsError | int]:
         """Send a message that nobody waits for.
 
         Returns:
-            A cell that gets the error where the message did not go out, or else a number that no other
+            A one-shot that gets the error where the message did not go out, or else a number that no other
             message of this node has. It is set once the store has passed the message on to the owner.
 
         Raises:
@@ -240,7 +240,7 @@ class VolatileRoutes:
             path=(),
             is_asked=False,
         )
-        return outgoing.cell
+        return outgoing.oneshot
 
     def waits_for(self, journal: CommitQueue, partition: int) -> bool:
         """Whether messages wait for the partition's owner: what comes after them must not overtake them."""
@@ -265,7 +265,7 @@ class VolatileRoutes:
             route = self._routes[key] = _Route(journal, partition)
         elif route.journal is not journal:
             # The way to another service was closed, and whoever was asked there does not answer any more.
-            route.journal, route.is_looking = journal, False
+            route.journal, route.is_polling = journal, False
         if len(route.waiting) >= WAITING_MAX:
             raise QueueDepthExceeded(
                 f"{entity}: {WAITING_MAX} messages wait already for the owner of partition {partition}"
@@ -280,7 +280,7 @@ class VolatileRoutes:
             payload=payload,
             deadline_s=deadline_s,
             path=path,
-            cell=self.backend.new_cell(),
+            oneshot=self.backend.new_oneshot(),
             is_asked=is_asked,
         )
         if timeout_s:
@@ -299,8 +299,8 @@ class VolatileRoutes:
             outgoing = waiting.popleft()
             if not outgoing.done:
                 self._push(route, outgoing)
-        if waiting and not route.is_looking and route.next_look_s <= self.backend.clock():
-            self._look(route)
+        if waiting and not route.is_polling and route.next_poll_s <= self.backend.clock():
+            self._look_up_owner(route)
 
     def _push(self, route: _Route, outgoing: _Outgoing) -> None:
         if not route.stream:
@@ -354,8 +354,8 @@ class VolatileRoutes:
         self._forget(outgoing)
         if not outgoing.done:
             outgoing.done = True
-            if outgoing.is_asked or not outgoing.cell.is_set():
-                outgoing.cell.set(value)
+            if outgoing.is_asked or not outgoing.oneshot.is_set():
+                outgoing.oneshot.set(value)
             elif isinstance(value, AtomicActorsError):
                 logger.warning("a tell to the volatile %s was lost: %s", outgoing.entity, value)
 
@@ -383,8 +383,8 @@ class VolatileRoutes:
             if not outgoing.is_asked:
                 text = f"{outgoing.entity}: the store did not say whether it passed the message on"
                 self._resolve(outgoing, AcceptanceUnknown(text))
-        elif not outgoing.is_asked and not outgoing.cell.is_set():
-            outgoing.cell.set(outgoing.order)
+        elif not outgoing.is_asked and not outgoing.oneshot.is_set():
+            outgoing.oneshot.set(outgoing.order)
 
     def on_report(self, report: ReportFrame) -> None:
         """What became of a message that this node sent."""
@@ -401,7 +401,7 @@ class VolatileRoutes:
         if report.word == "dropped":
             self._again(route, [outgoing])
             return
-        route.delay_s = LOOK_FIRST_S
+        route.delay_s = LOOK_UP_FIRST_S
         self._resolve(outgoing, self._read_report(report))
 
     def _read_report(self, report: ReportFrame) -> bytes | AtomicActorsError:
@@ -434,25 +434,25 @@ class VolatileRoutes:
         route.waiting = deque(sorted(everything, key=lambda outgoing: outgoing.order))
         route.node_id, route.stream = "", 0
         # Not at once: others that were sent with these may be on their way back, and belong before what is new.
-        route.next_look_s = max(route.next_look_s, self.backend.clock() + LOOK_FIRST_S)
+        route.next_poll_s = max(route.next_poll_s, self.backend.clock() + LOOK_UP_FIRST_S)
 
     # Looking up who owns a partition.
 
-    def _look(self, route: _Route) -> None:
-        route.is_looking = True
+    def _look_up_owner(self, route: _Route) -> None:
+        route.is_polling = True
         route.waiting = deque(outgoing for outgoing in route.waiting if not outgoing.done)
-        route.next_look_s = self.backend.clock() + route.delay_s
-        route.delay_s = min(route.delay_s * 2, LOOK_MAX_S)
+        route.next_poll_s = self.backend.clock() + route.delay_s
+        route.delay_s = min(route.delay_s * 2, LOOK_UP_MAX_S)
         self.looked_up += 1
 
         def on_lease(result: Result | JournalUnavailable) -> None:
-            route.is_looking = False
+            route.is_polling = False
             self._on_lease(route, result)
 
         try:
             route.journal.submit(ReadLease(route.partition), on_lease)
         except JournalUnavailable as error:
-            route.is_looking = False
+            route.is_polling = False
             unavailable, waiting = str(error), route.waiting
             route.waiting = deque()
             for outgoing in waiting:
@@ -472,7 +472,7 @@ class VolatileRoutes:
         if claim != route.claim:
             route.stream = 0
             if claim:
-                route.delay_s = LOOK_FIRST_S
+                route.delay_s = LOOK_UP_FIRST_S
         route.node_id, route.claim = node_id, claim
         route.heard_s = self.backend.clock()
         self._doubt(route)
@@ -509,12 +509,12 @@ class VolatileRoutes:
                 self._settle_tell(tells.popleft())
             if route.waiting:
                 self._flush(route)
-            elif route.asks and not route.is_looking and route.heard_s + WATCH_S <= now_s:
-                self._look(route)
+            elif route.asks and not route.is_polling and route.heard_s + WATCH_S <= now_s:
+                self._look_up_owner(route)
 
     def _settle_tell(self, outgoing: _Outgoing) -> None:
         """The owner would have refused it by now."""
-        if self._frames.get(outgoing.place) is outgoing and outgoing.cell.is_set():
+        if self._frames.get(outgoing.place) is outgoing and outgoing.oneshot.is_set():
             self._forget(outgoing)
             outgoing.done = True
 
@@ -525,7 +525,7 @@ class VolatileRoutes:
             self._resolve(outgoing, OwnerUnavailable(text))
         elif outgoing.is_asked:
             self._resolve(outgoing, AskTimeout("no reply in time; a volatile kind keeps no result"))
-        elif outgoing.cell.is_set():
+        elif outgoing.oneshot.is_set():
             self._settle_tell(outgoing)
         else:
             text = f"{outgoing.entity}: the store did not say in time whether it passed the message on"
@@ -539,6 +539,6 @@ class VolatileRoutes:
                     error: AtomicActorsError = SystemNotRunning("the actor system was left; nothing was sent")
                 else:
                     error = OutcomeUnknown("the actor system was left before an answer came")
-                if outgoing.is_asked or not outgoing.cell.is_set():
+                if outgoing.is_asked or not outgoing.oneshot.is_set():
                     self._resolve(outgoing, error)
             route.waiting.clear()

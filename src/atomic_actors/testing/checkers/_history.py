@@ -1,7 +1,7 @@
 """What happened in a simulation, one record for each thing: what checkers read, and timelines show.
 
 Records stand in the order in which they happened, which is the only order there is: the simulation runs in one
-thread. `at_s` is virtual time, in seconds since the simulation began. An `entity` is `kind/id`, a `unique` is the
+thread. `at_s` is virtual time, in seconds since the simulation began. An `entity` is `kind/id`, a `uid` is the
 last part of a message id, `node` is a small number (the first node is 1). What the store did is recorded at the
 moment of the store's step, whether or not anybody heard of it.
 """
@@ -40,7 +40,7 @@ class Accepted(Struct, frozen=True, gc=False):
 
     at_s: float
     entity: str
-    unique: str
+    uid: str
     name: str
     #: How it came: sent by a caller, from another entity's outbox, or as the replay of a dead letter.
     source: Literal["sent", "outbox", "replayed"]
@@ -58,7 +58,7 @@ class Taken(Struct, frozen=True, gc=False):
     #: The fencing token of the claim under which they were taken.
     epoch: int
     turn: int
-    uniques: tuple[str, ...]
+    uids: tuple[str, ...]
     attempts: tuple[int, ...]
 
 
@@ -68,7 +68,7 @@ class Began(Struct, frozen=True, gc=False):
     at_s: float
     node: int
     entity: str
-    unique: str
+    uid: str
     attempt: int
     epoch: int
     #: The `on_interrupted` method, not the handler.
@@ -81,7 +81,7 @@ class Stopped(Struct, frozen=True, gc=False):
     at_s: float
     node: int
     entity: str
-    unique: str
+    uid: str
     attempt: int
     how: Literal["returned", "raised", "cancelled"]
     recovering: bool = False
@@ -92,7 +92,7 @@ class PutBack(Struct, frozen=True, gc=False):
 
     at_s: float
     entity: str
-    uniques: tuple[str, ...]
+    uids: tuple[str, ...]
     event: str
 
 
@@ -105,7 +105,7 @@ class Sent(Struct, frozen=True, gc=False):
     parent: str
     #: Whom it is for; its unique id there.
     target: str
-    unique: str
+    uid: str
 
 
 class Committed(Struct, frozen=True, gc=False):
@@ -129,7 +129,7 @@ class Ended(Struct, frozen=True, gc=False):
 
     at_s: float
     entity: str
-    unique: str
+    uid: str
     event: str
     #: What the asker is told: encoded, as the store keeps it.
     reply: bytes = b""
@@ -165,7 +165,7 @@ class Called(Struct, frozen=True, gc=False):
     entity: str
     #: The message itself, for the sequential model; its unique id where the caller knew it beforehand, else "".
     message: Any
-    unique: str = ""
+    uid: str = ""
 
 
 class Answered(Struct, frozen=True, gc=False):
@@ -180,7 +180,7 @@ class Answered(Struct, frozen=True, gc=False):
     call: int
     word: Word
     value: Any = None
-    unique: str = ""
+    uid: str = ""
 
 
 class Fault(Struct, frozen=True, gc=False):

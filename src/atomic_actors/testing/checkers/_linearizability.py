@@ -355,7 +355,7 @@ class _Sending:
     caller: str
     input: Any
     called_at: int
-    unique: str
+    uid: str
     returned_at: int | None = None
     output: Any = ANYTHING
     #: How often it was sent, and how often its sender was told that this sending never runs.
@@ -407,34 +407,34 @@ def operations_of(history: History, entity: str, *, bounded_by_ends: bool = Fals
             makes the search far quicker where there are many, and it no longer is about what callers saw alone.
     """
     sendings: dict[int, _Sending] = {}
-    by_unique: dict[str, _Sending] = {}
+    by_uid: dict[str, _Sending] = {}
     ends: dict[str, tuple[str, int]] = {}
     for position, record in enumerate(history.records):
         if isinstance(record, Called) and record.entity == entity:
-            known = by_unique.get(record.unique) if record.unique else None
+            known = by_uid.get(record.uid) if record.uid else None
             if known is not None and record.verb in (*_SENDING, "result"):
                 known.sent += record.verb in _SENDING
                 sendings[record.call] = known
             elif known is None and record.verb in _SENDING:
-                sending = _Sending(record.caller, record.message, position, record.unique)
+                sending = _Sending(record.caller, record.message, position, record.uid)
                 sendings[record.call] = sending
-                if record.unique:
-                    by_unique[record.unique] = sending
+                if record.uid:
+                    by_uid[record.uid] = sending
         elif isinstance(record, Answered) and record.call in sendings:
             sending = sendings[record.call]
-            if record.unique and not sending.unique:
-                sending.unique = record.unique
-                first = by_unique.setdefault(record.unique, sending)
+            if record.uid and not sending.uid:
+                sending.uid = record.uid
+                first = by_uid.setdefault(record.uid, sending)
                 if first is not sending:
                     first.sent += 1
                     sendings[record.call] = sending = first
             sending.hear(record, position)
         elif isinstance(record, Ended) and record.entity == entity:
-            ends[record.unique] = (record.event, position)
+            ends[record.uid] = (record.event, position)
     found: list[Operation] = []
     for sending in dict.fromkeys(sendings.values()):
-        if bounded_by_ends and sending.output is ANYTHING and sending.unique in ends:
-            sending.end(*ends[sending.unique])
+        if bounded_by_ends and sending.output is ANYTHING and sending.uid in ends:
+            sending.end(*ends[sending.uid])
         if not sending.has_no_effect:
             found.append(
                 Operation(

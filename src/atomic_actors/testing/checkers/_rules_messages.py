@@ -75,38 +75,36 @@ class OneFinal(Rule):
         self._relaxed.update(key for key in self._lives if self.is_concerned(key[0], partitions))
 
     def _accepted(self, record: Accepted) -> None:
-        key = (record.entity, record.unique)
+        key = (record.entity, record.uid)
         life = self._lives.get(key)
         if life is None:
             self._lives[key] = _Life(record.source)
         elif key not in self._relaxed and (life.source, record.source) != ("outbox", "outbox"):
-            self.report(record.entity, f"{record.unique} is accepted twice")
+            self.report(record.entity, f"{record.uid} is accepted twice")
 
     def _taken(self, record: Taken) -> None:
-        for unique in record.uniques:
-            self._must_live(record.entity, unique, "taken")
+        for uid in record.uids:
+            self._must_live(record.entity, uid, "taken")
 
     def _began(self, record: Began) -> None:
         newest = self._newest.get(self.partition_of.get(record.entity, -1), record.epoch)
         if newest <= record.epoch:
-            self._must_live(record.entity, record.unique, "begun")
+            self._must_live(record.entity, record.uid, "begun")
 
-    def _must_live(self, entity: str, unique: str, word: str) -> None:
-        key = (entity, unique)
+    def _must_live(self, entity: str, uid: str, word: str) -> None:
+        key = (entity, uid)
         life = self._lives.get(key)
         if life is not None and life.end and key not in self._relaxed:
-            self.report(entity, f"{unique} is {word} after its end ({life.end})")
+            self.report(entity, f"{uid} is {word} after its end ({life.end})")
 
     def _ended(self, record: Ended) -> None:
-        key = (record.entity, record.unique)
+        key = (record.entity, record.uid)
         life = self._lives.get(key)
         if life is None:
-            self.report(record.entity, f"{record.unique} ends ({record.event}) and was not accepted")
+            self.report(record.entity, f"{record.uid} ends ({record.event}) and was not accepted")
             return
         if life.end and key not in self._relaxed:
-            self.report(
-                record.entity, f"{record.unique} ends ({record.event}) after it had ended ({life.end})"
-            )
+            self.report(record.entity, f"{record.uid} ends ({record.event}) after it had ended ({life.end})")
         life.end = record.event
 
     def _claimed(self, record: Claimed) -> None:
@@ -166,7 +164,7 @@ class _Post:
 
     source: str
     target: str
-    unique: str
+    uid: str
     at_s: float
     position: int
     is_accepted: bool = False
@@ -217,12 +215,12 @@ class OutboxOnce(Rule):
                 post.is_relaxed = True
 
     def _sent(self, record: Sent) -> None:
-        key = (record.target, record.unique)
+        key = (record.target, record.uid)
         before = self._posts.get(key)
         if before is not None and not before.is_relaxed:
-            self.report(record.source, f"{record.unique} is sent to {record.target} twice")
+            self.report(record.source, f"{record.uid} is sent to {record.target} twice")
             return
-        post = _Post(record.source, record.target, record.unique, record.at_s, self.position)
+        post = _Post(record.source, record.target, record.uid, record.at_s, self.position)
         post.is_relaxed = before is not None
         self._posts[key] = post
         self._check_parent(record, post)
@@ -250,11 +248,11 @@ class OutboxOnce(Rule):
         elif end != ("complete", record.at_s):
             self.report(
                 record.source,
-                f"{record.parent} sends {record.unique} and ended ({end[0]}) at {end[1]:.3f} s",
+                f"{record.parent} sends {record.uid} and ended ({end[0]}) at {end[1]:.3f} s",
             )
 
     def _ended(self, record: Ended) -> None:
-        key = (record.entity, record.unique)
+        key = (record.entity, record.uid)
         self._ends[key] = (record.event, record.at_s)
         post = self._parents.pop(key, None)
         if post is not None and (record.event, record.at_s) != ("complete", post.at_s):
@@ -263,15 +261,15 @@ class OutboxOnce(Rule):
     def _accepted(self, record: Accepted) -> None:
         if record.source != "outbox":
             return
-        key = (record.entity, record.unique)
+        key = (record.entity, record.uid)
         post = self._posts.get(key)
         if post is None:
             if key in self._early:
-                self.report(record.entity, f"{record.unique} is accepted from an outbox twice")
+                self.report(record.entity, f"{record.uid} is accepted from an outbox twice")
             self._early.setdefault(key, _Early(record.at_s, self.position))
         elif post.is_accepted:
             if not post.is_relaxed:
-                self.report(record.entity, f"{record.unique} is accepted from an outbox twice")
+                self.report(record.entity, f"{record.uid} is accepted from an outbox twice")
         else:
             post.is_accepted = True
             first = self._first_waiting(post)
@@ -285,16 +283,14 @@ class OutboxOnce(Rule):
         return stream[0] if stream else None
 
     def _report_order(self, post: _Post, first: _Post) -> None:
-        self.report(
-            post.target, f"{post.unique} of {post.source} is accepted before {first.unique}, sent earlier"
-        )
+        self.report(post.target, f"{post.uid} of {post.source} is accepted before {first.uid}, sent earlier")
 
     def _report_unsent(self, key: tuple[str, str], early: _Early) -> None:
         text = f"{key[1]} is accepted from an outbox, and no commit had sent it"
         self.report(key[0], text, position=early.position, at_s=early.at_s)
 
     def _report_parent(self, key: tuple[str, str], post: _Post, does: str) -> None:
-        text = f"{key[1]} sends {post.unique} and {does}"
+        text = f"{key[1]} sends {post.uid} and {does}"
         self.report(key[0], text, position=post.position, at_s=post.at_s)
 
     def _may_be_missing(self, post: _Post) -> bool:
@@ -312,7 +308,7 @@ class OutboxOnce(Rule):
             return
         for post in self._posts.values():
             if not post.is_accepted and not self._may_be_missing(post):
-                text = f"{post.unique}, sent by {post.source}, never arrives"
+                text = f"{post.uid}, sent by {post.source}, never arrives"
                 self.report(post.target, text, position=post.position, at_s=post.at_s)
 
 
@@ -356,12 +352,12 @@ class AnswersTrue(Rule):
         self._calls[record.call] = record
 
     def _ended(self, record: Ended) -> None:
-        self._ends[record.entity, record.unique] = record.event
+        self._ends[record.entity, record.uid] = record.event
 
     def _began(self, record: Began) -> None:
-        if (record.entity, record.unique) in self._never:
-            self.report(record.entity, f"{record.unique} began, and its caller was told that it never runs")
-        self._begun.add((record.entity, record.unique))
+        if (record.entity, record.uid) in self._never:
+            self.report(record.entity, f"{record.uid} began, and its caller was told that it never runs")
+        self._begun.add((record.entity, record.uid))
 
     def _word(self, record: Answered) -> None:
         call = self._calls.get(record.call)
@@ -369,18 +365,18 @@ class AnswersTrue(Rule):
             self.report("", f"call {record.call} is answered {'twice' if call else 'and was not made'}")
             return
         self._answered.add(record.call)
-        unique = record.unique or call.unique
-        if not unique or record.call in self._relaxed:
+        uid = record.uid or call.uid
+        if not uid or record.call in self._relaxed:
             return
-        key = (call.entity, unique)
+        key = (call.entity, uid)
         event = _EVENT_OF_WORD.get(record.word)
         if record.word == "never":
             self._never.add(key)
             if key in self._begun:
-                self.report(call.entity, f"{unique} began, and its caller is told that it never ran")
+                self.report(call.entity, f"{uid} began, and its caller is told that it never ran")
         elif event is not None and self._ends.get(key) != event:
             had = self._ends.get(key, "not ended")
-            self.report(call.entity, f"call {record.call} is told {record.word} of {unique}: it is {had}")
+            self.report(call.entity, f"call {record.call} is told {record.word} of {uid}: it is {had}")
 
 
 class NothingLost(Rule):
@@ -416,28 +412,28 @@ class NothingLost(Rule):
         }
 
     def _accepted(self, record: Accepted) -> None:
-        key = (record.entity, record.unique)
+        key = (record.entity, record.uid)
         if self._has_lost or key not in self._accepted_ever:
             self._open.setdefault(key, (self.position, self.at_s))
         self._accepted_ever.add(key)
 
     def _ended(self, record: Ended) -> None:
-        self._open.pop((record.entity, record.unique), None)
+        self._open.pop((record.entity, record.uid), None)
 
     def _called(self, record: Called) -> None:
         self._calls[record.call] = record
 
     def _answered(self, record: Answered) -> None:
         call = self._calls.get(record.call)
-        unique = record.unique or (call.unique if call is not None else "")
-        if call is None or record.word != "accepted" or not unique:
+        uid = record.uid or (call.uid if call is not None else "")
+        if call is None or record.word != "accepted" or not uid:
             return
-        if (call.entity, unique) not in self._accepted_ever:
-            self.report(call.entity, f"call {record.call} is told that {unique} is accepted, and it was not")
+        if (call.entity, uid) not in self._accepted_ever:
+            self.report(call.entity, f"call {record.call} is told that {uid} is accepted, and it was not")
 
     def close(self) -> None:
         """Report, when healed, what has not ended."""
         if not self.healed:
             return
-        for (entity, unique), (position, at_s) in self._open.items():
-            self.report(entity, f"{unique} is accepted and never ends", position=position, at_s=at_s)
+        for (entity, uid), (position, at_s) in self._open.items():
+            self.report(entity, f"{uid} is accepted and never ends", position=position, at_s=at_s)

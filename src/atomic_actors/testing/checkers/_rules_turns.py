@@ -50,16 +50,16 @@ class _Log:
             self.waiting.popleft()
         return self.waiting[0] if self.waiting else ""
 
-    def put_back(self, uniques: tuple[str, ...]) -> None:
+    def put_back(self, uids: tuple[str, ...]) -> None:
         """Put dispatched messages before all that wait, in the order in which they were dispatched."""
         back: list[str] = []
         while self.head() in self.places:
             back.append(self.waiting.popleft())
-        for unique in uniques:
-            if self.states.get(unique) == "dispatched":
-                self.states[unique] = "waiting"
-                back.append(unique)
-        back.sort(key=lambda unique: self.places.get(unique, -1))
+        for uid in uids:
+            if self.states.get(uid) == "dispatched":
+                self.states[uid] = "waiting"
+                back.append(uid)
+        back.sort(key=lambda uid: self.places.get(uid, -1))
         self.waiting.extendleft(reversed(back))
 
 
@@ -67,7 +67,7 @@ class _Log:
 class _Run:
     """The messages of one dispatch, as handlers begin with them."""
 
-    uniques: tuple[str, ...]
+    uids: tuple[str, ...]
     begun: int = 0
 
 
@@ -111,45 +111,45 @@ class Fifo(Rule):
 
     def _accepted(self, record: Accepted) -> None:
         log = self._log(record.entity)
-        if log.states.get(record.unique, "forgotten") != "forgotten":
+        if log.states.get(record.uid, "forgotten") != "forgotten":
             return
-        log.states[record.unique] = "waiting"
+        log.states[record.uid] = "waiting"
         if record.at_head:
-            log.waiting.appendleft(record.unique)
+            log.waiting.appendleft(record.uid)
         else:
-            log.waiting.append(record.unique)
+            log.waiting.append(record.uid)
 
     def _taken(self, record: Taken) -> None:
         log = self._log(record.entity)
-        for unique in record.uniques:
-            state = log.states.get(unique)
+        for uid in record.uids:
+            state = log.states.get(uid)
             if state is None:
-                self.report(record.entity, f"{unique} is taken and was not accepted")
+                self.report(record.entity, f"{uid} is taken and was not accepted")
             elif state == "waiting":
                 head = log.head()
-                if head != unique:
-                    self.report(record.entity, f"{unique} is taken before {head}")
-                log.states[unique] = "dispatched"
-        log.places = {unique: place for place, unique in enumerate(record.uniques)}
-        run = _Run(record.uniques)
-        for place, (unique, attempt) in enumerate(zip(record.uniques, record.attempts, strict=True)):
-            self._runs[record.entity, record.epoch, unique, attempt] = (run, place)
+                if head != uid:
+                    self.report(record.entity, f"{uid} is taken before {head}")
+                log.states[uid] = "dispatched"
+        log.places = {uid: place for place, uid in enumerate(record.uids)}
+        run = _Run(record.uids)
+        for place, (uid, attempt) in enumerate(zip(record.uids, record.attempts, strict=True)):
+            self._runs[record.entity, record.epoch, uid, attempt] = (run, place)
 
     def _put_back(self, record: PutBack) -> None:
-        self._log(record.entity).put_back(record.uniques)
+        self._log(record.entity).put_back(record.uids)
 
     def _ended(self, record: Ended) -> None:
         states = self._log(record.entity).states
-        if states.get(record.unique, "forgotten") != "forgotten":
-            states[record.unique] = "ended"
+        if states.get(record.uid, "forgotten") != "forgotten":
+            states[record.uid] = "ended"
 
     def _began(self, record: Began) -> None:
-        found = self._runs.get((record.entity, record.epoch, record.unique, record.attempt))
+        found = self._runs.get((record.entity, record.epoch, record.uid, record.attempt))
         if found is None:
             return
         run, place = found
         if place > run.begun:
-            self.report(record.entity, f"{record.unique} began before {run.uniques[run.begun]}")
+            self.report(record.entity, f"{record.uid} began before {run.uids[run.begun]}")
         run.begun = max(run.begun, place + 1)
 
 
@@ -171,7 +171,7 @@ class _Dispatched:
 class _Running:
     """A handler between its first and its last line."""
 
-    unique: str
+    uid: str
     node: int
     epoch: int
 
@@ -198,7 +198,7 @@ class OneTurn(Rule):
         self._turns: dict[str, int] = {}
         #: Entities that lost history, until their next dispatch.
         self._uncertain: set[str] = set()
-        #: By entity, then by (node, epoch, unique, attempt, recovering).
+        #: By entity, then by (node, epoch, uid, attempt, recovering).
         self._running: dict[str, dict[tuple[int, int, str, int, bool], _Running]] = {}
         self._newest: dict[int, int] = {}
         self._claims: dict[tuple[int, int], int] = {}
@@ -242,29 +242,29 @@ class OneTurn(Rule):
             self.report(entity, f"turn {record.turn} is taken after turn {self._turns[entity]}")
         self._turns[entity] = record.turn
         self._uncertain.discard(entity)
-        self._dispatches[entity] = _Dispatched(record.turn, record.epoch, set(record.uniques))
-        for unique, attempt in zip(record.uniques, record.attempts, strict=True):
-            self._dispatch_positions[entity, record.epoch, unique, attempt] = self.position
+        self._dispatches[entity] = _Dispatched(record.turn, record.epoch, set(record.uids))
+        for uid, attempt in zip(record.uids, record.attempts, strict=True):
+            self._dispatch_positions[entity, record.epoch, uid, attempt] = self.position
 
     def _put_back(self, record: PutBack) -> None:
         dispatch = self._dispatches.get(record.entity)
-        for unique in record.uniques:
-            if dispatch is not None and unique in dispatch.left:
-                dispatch.left.discard(unique)
+        for uid in record.uids:
+            if dispatch is not None and uid in dispatch.left:
+                dispatch.left.discard(uid)
                 if record.event == "retry":
-                    self._answer(record.entity, dispatch, f"{unique} gets another attempt")
+                    self._answer(record.entity, dispatch, f"{uid} gets another attempt")
             elif record.entity not in self._uncertain:
-                self.report(record.entity, f"{unique} is put back and was not dispatched")
+                self.report(record.entity, f"{uid} is put back and was not dispatched")
 
     def _ended(self, record: Ended) -> None:
         dispatch = self._dispatches.get(record.entity)
-        if dispatch is None or record.unique not in dispatch.left:
+        if dispatch is None or record.uid not in dispatch.left:
             return
-        dispatch.left.discard(record.unique)
+        dispatch.left.discard(record.uid)
         if record.event in ("withdraw", "expire"):
-            self.report(record.entity, f"{record.unique} ends ({record.event}) while it is dispatched")
+            self.report(record.entity, f"{record.uid} ends ({record.event}) while it is dispatched")
         elif record.event in _ANSWERS:
-            self._answer(record.entity, dispatch, f"{record.unique} ends ({record.event})")
+            self._answer(record.entity, dispatch, f"{record.uid} ends ({record.event})")
 
     def _committed(self, record: Committed) -> None:
         entity = record.entity
@@ -300,13 +300,13 @@ class OneTurn(Rule):
         running = self._running.setdefault(entity, {})
         for other in running.values():
             self._check_overlap(record, other)
-        key = (record.node, record.epoch, record.unique, record.attempt, record.recovering)
-        running[key] = _Running(record.unique, record.node, record.epoch)
+        key = (record.node, record.epoch, record.uid, record.attempt, record.recovering)
+        running[key] = _Running(record.uid, record.node, record.epoch)
 
     def _check_overlap(self, record: Began, other: _Running) -> None:
         partition = self.partition_of.get(record.entity, -1)
         older_node, older_epoch = min((other.epoch, other.node), (record.epoch, record.node))[::-1]
-        text = f"{record.unique} began at node {record.node} while {other.unique} ran at node {other.node}"
+        text = f"{record.uid} began at node {record.node} while {other.uid} ran at node {other.node}"
         if other.node == record.node or other.epoch == record.epoch:
             self.report(record.entity, f"{text}, under epochs {record.epoch} and {other.epoch}")
         elif self._newest.get(partition, 0) <= older_epoch:
@@ -319,14 +319,14 @@ class OneTurn(Rule):
     def _is_from_before_a_loss(self, record: Began) -> bool:
         if not self._lost:
             return False
-        key = (record.entity, record.epoch, record.unique, record.attempt)
+        key = (record.entity, record.epoch, record.uid, record.attempt)
         dispatched = self._dispatch_positions.get(key, -1)
         partition = self.partition_of.get(record.entity, -1)
         return dispatched < max(self._lost.get(None, -1), self._lost.get(partition, -1))
 
     def _stopped(self, record: Stopped) -> None:
         running = self._running.get(record.entity, {})
-        same = (record.node, record.unique, record.attempt, record.recovering)
+        same = (record.node, record.uid, record.attempt, record.recovering)
         for key in [key for key in running if (key[0], *key[2:]) == same]:
             del running[key]
 
@@ -379,58 +379,54 @@ class OneStart(Rule):
         for (entity, _), message in self._messages.items():
             message.is_relaxed = message.is_relaxed or self.is_concerned(entity, partitions)
 
-    def _message(self, entity: str, unique: str) -> _Attempts:
-        key = (entity, unique)
+    def _message(self, entity: str, uid: str) -> _Attempts:
+        key = (entity, uid)
         message = self._messages.get(key)
         if message is None:
             message = self._messages[key] = _Attempts()
         return message
 
     def _taken(self, record: Taken) -> None:
-        for unique, attempt in zip(record.uniques, record.attempts, strict=True):
-            message = self._message(record.entity, unique)
+        for uid, attempt in zip(record.uids, record.attempts, strict=True):
+            message = self._message(record.entity, uid)
             last = message.attempt
             expected = (last + 1,) if last == 0 or last in message.begun else (last, last + 1)
             if attempt not in expected and not message.is_relaxed:
-                self.report(record.entity, f"{unique} is taken for attempt {attempt} after attempt {last}")
+                self.report(record.entity, f"{uid} is taken for attempt {attempt} after attempt {last}")
             message.attempt = attempt
-            self._dispatched.add((record.entity, unique, attempt, record.epoch, record.node))
+            self._dispatched.add((record.entity, uid, attempt, record.epoch, record.node))
 
     def _began(self, record: Began) -> None:
-        dispatch = (record.entity, record.unique, record.attempt, record.epoch, record.node)
+        dispatch = (record.entity, record.uid, record.attempt, record.epoch, record.node)
         if dispatch not in self._dispatched:
             self.report(
                 record.entity,
-                f"attempt {record.attempt} of {record.unique} began at node {record.node} under epoch "
+                f"attempt {record.attempt} of {record.uid} began at node {record.node} under epoch "
                 f"{record.epoch}, and was not dispatched there",
             )
-        message = self._message(record.entity, record.unique)
+        message = self._message(record.entity, record.uid)
         if record.attempt in message.begun and not message.is_relaxed:
-            self.report(record.entity, f"attempt {record.attempt} of {record.unique} began twice")
+            self.report(record.entity, f"attempt {record.attempt} of {record.uid} began twice")
         message.begun.add(record.attempt)
 
     def _stopped(self, record: Stopped) -> None:
-        message = self._message(record.entity, record.unique)
+        message = self._message(record.entity, record.uid)
         if record.attempt not in message.begun:
-            self.report(
-                record.entity, f"attempt {record.attempt} of {record.unique} stopped and had not begun"
-            )
+            self.report(record.entity, f"attempt {record.attempt} of {record.uid} stopped and had not begun")
         elif record.how == "returned":
             message.returned.add(record.attempt)
 
     def _ended(self, record: Ended) -> None:
-        message = self._message(record.entity, record.unique)
+        message = self._message(record.entity, record.uid)
         if message.is_relaxed:
             return
-        unique, event = record.unique, record.event
+        uid, event = record.uid, record.event
         if event == "complete" and message.attempt not in message.returned:
-            self.report(
-                record.entity, f"{unique} is complete, and attempt {message.attempt} has not returned"
-            )
+            self.report(record.entity, f"{uid} is complete, and attempt {message.attempt} has not returned")
         elif event == "refuse" and message.attempt not in message.begun:
-            self.report(record.entity, f"{unique} is refused, and attempt {message.attempt} has not begun")
+            self.report(record.entity, f"{uid} is refused, and attempt {message.attempt} has not begun")
         elif event in ("withdraw", "expire") and message.begun:
-            self.report(record.entity, f"{unique} ends ({event}) after attempt {max(message.begun)} began")
+            self.report(record.entity, f"{uid} ends ({event}) after attempt {max(message.begun)} began")
 
 
 class SingleOwner(Rule):

@@ -82,7 +82,7 @@ class _View:
 
     nodes: list[int]
     partitions: dict[str, int] = field(factory=dict[str, int])
-    #: Handlers that run, of the entities that are shown: (node, entity, unique).
+    #: Handlers that run, of the entities that are shown: (node, entity, uid).
     running: set[tuple[int, str, str]] = field(factory=set[tuple[int, str, str]])
     called: dict[int, Called] = field(factory=dict[int, Called])
 
@@ -94,11 +94,11 @@ class _View:
             return ""
         node, sign, text = self._describe(record)
         if isinstance(record, Began):
-            self.running.add((record.node, record.entity, record.unique))
+            self.running.add((record.node, record.entity, record.uid))
         busy = {running[0] for running in self.running}
         cells = [f"{sign if number == node else '|' if number in busy else '.':>3}" for number in self.nodes]
         if isinstance(record, Stopped):
-            self.running.discard((record.node, record.entity, record.unique))
+            self.running.discard((record.node, record.entity, record.uid))
         elif isinstance(record, Fault) and is_crash(record):
             self.running = {running for running in self.running if running[0] != record.node}
         return f"{record.at_s:11.3f} {' '.join(cells)} {sign if node == 0 else '.':^5}  {text}"
@@ -130,10 +130,10 @@ class _View:
                 return (
                     record.node,
                     ">",
-                    f"{record.entity} {record.unique} {what}, attempt {record.attempt}, epoch {record.epoch}",
+                    f"{record.entity} {record.uid} {what}, attempt {record.attempt}, epoch {record.epoch}",
                 )
             case Stopped():
-                return record.node, "<", f"{record.entity} {record.unique} {record.how}"
+                return record.node, "<", f"{record.entity} {record.uid} {record.how}"
             case Called():
                 return (
                     -1,
@@ -152,21 +152,21 @@ class _View:
         match record:
             case Accepted():
                 where = " at the head" if record.at_head else ""
-                return f"{record.entity} {record.unique} accepted ({record.source}){where}: {record.name}"
+                return f"{record.entity} {record.uid} accepted ({record.source}){where}: {record.name}"
             case Taken():
                 members = ", ".join(
-                    f"{unique} attempt {attempt}"
-                    for unique, attempt in zip(record.uniques, record.attempts, strict=True)
+                    f"{uid} attempt {attempt}"
+                    for uid, attempt in zip(record.uids, record.attempts, strict=True)
                 )
                 where = f"turn {record.turn} for node {record.node}, epoch {record.epoch}"
                 return f"{record.entity} {where}: {members}"
             case PutBack():
-                return f"{record.entity} {', '.join(record.uniques)} back at the head ({record.event})"
+                return f"{record.entity} {', '.join(record.uids)} back at the head ({record.event})"
             case Sent():
-                return f"{record.source} {record.parent} sends {record.unique} to {record.target}"
+                return f"{record.source} {record.parent} sends {record.uid} to {record.target}"
             case Committed():
                 versions = f"version {record.version_before} -> {record.version_after}"
                 where = f"turn {record.turn} of node {record.node}, epoch {record.epoch}"
                 return f"{record.entity} {where} is settled, {versions}"
             case Ended():
-                return f"{record.entity} {record.unique} ends: {record.event}"
+                return f"{record.entity} {record.uid} ends: {record.event}"

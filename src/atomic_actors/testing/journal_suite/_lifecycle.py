@@ -50,9 +50,9 @@ async def bring_to(probe: Probe, state: State, entity: str, *, expired: bool = F
         return step
     await probe.accept(step)
     if state is State.WITHDRAWN:
-        await probe.send(Withdraw(0, entity, step.unique))
+        await probe.send(Withdraw(0, entity, step.uid))
     elif state is State.EXPIRED:
-        await probe.send(Expire(0, entity, step.unique))
+        await probe.send(Expire(0, entity, step.uid))
     elif state is not State.ENQUEUED:
         dispatch = await probe.dispatch(entity)
         event = {State.COMPLETED: "complete", State.FAILED: "fail", State.INTERRUPTED: "interrupt"}.get(state)
@@ -64,19 +64,19 @@ async def bring_to(probe: Probe, state: State, entity: str, *, expired: bool = F
 
 async def cause(probe: Probe, event: Event, step: Append) -> None:
     """Send the step that would make this event happen to the message, whatever state it is in."""
-    entity, unique = step.entity, step.unique
+    entity, uid = step.entity, step.uid
     match event:
         case Event.APPEND:
             await probe.send(step)
         case Event.TAKE:
             await probe.send(Take(0, entity, "claim-1", POLICY))
         case Event.WITHDRAW:
-            await probe.send(Withdraw(0, entity, unique))
+            await probe.send(Withdraw(0, entity, uid))
         case Event.EXPIRE:
-            await probe.send(Expire(0, entity, unique))
+            await probe.send(Expire(0, entity, uid))
         case _:
             turn = (await probe.inspect(entity)).turn
-            verdicts = (Verdict(unique, event.value),)
+            verdicts = (Verdict(uid, event.value),)
             # `run_limit` 0: what the event puts back must not be taken again at once.
             await probe.send(
                 Finish(
@@ -125,7 +125,7 @@ class Lives:
             await probe.own()
             step = probe.message()
             dispatch = await probe.taken(step)
-            assert [message.unique for message in dispatch.messages] == [step.unique]
+            assert [message.uid for message in dispatch.messages] == [step.uid]
             assert dispatch.messages[0].body == step.body
             assert (dispatch.turn, dispatch.recovering, dispatch.version, dispatch.state) == (
                 1,
@@ -137,7 +137,7 @@ class Lives:
             finished = await probe.finish(dispatch, event, run_limit=0)
             assert (finished.version, finished.not_buried) == (0, ())
             assert await probe.state_of(step) == ENDINGS[event]
-            read = expect(OutcomeRead, await probe.send(ReadOutcome(0, step.entity, step.unique)))
+            read = expect(OutcomeRead, await probe.send(ReadOutcome(0, step.entity, step.uid)))
             if ENDINGS[event] == "enqueued":
                 assert read.outcome is None
                 assert finished.offer.more
@@ -147,7 +147,7 @@ class Lives:
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
             died = event in ("fail", "interrupt")
             assert (await probe.audit()).counts["refused"] == (event == "refuse")
-            assert [letter.message_id for letter in page.letters] == [f"account/a/{step.unique}"] * died
+            assert [letter.message_id for letter in page.letters] == [f"account/a/{step.uid}"] * died
             if died:
                 (letter,) = page.letters
                 assert (letter.reason, letter.error) == (ENDINGS[event], b"error\n\xff")
@@ -212,9 +212,9 @@ class Lives:
             await probe.batch(*steps)
             await probe.own()
             run = await probe.dispatch(run_limit=2)
-            first, second, other = steps[0].unique, steps[1].unique, probe.new_unique()
+            first, second, other = steps[0].uid, steps[1].uid, probe.new_uid()
             for names in ((second, first), (first, other), (first, first)):
-                verdicts = tuple(Verdict(unique, "complete") for unique in names)
+                verdicts = tuple(Verdict(uid, "complete") for uid in names)
                 refused = await probe.send(probe.finish_step(run, "complete", verdicts=verdicts))
                 assert expect(Rejected, refused).code == "bad_step"
             assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
@@ -251,7 +251,7 @@ class Lives:
             await probe.pass_ms(20)
             again = await probe.dispatch()
             assert again.turn == dispatch.turn + 1
-            assert again.messages[0].unique == first.unique
+            assert again.messages[0].uid == first.uid
             assert (again.messages[0].attempt, again.messages[0].interruptions) == (2, 0)
             await probe.finish(again, "complete")
             assert await probe.state_of(first) == "completed"
@@ -265,7 +265,7 @@ class Lives:
             again = expect(Dispatch, finished.offer.dispatch)
             assert (again.turn, again.messages[0].attempt) == (2, 1)
             await probe.finish(again, "requeue", run_limit=0)
-            withdrawn = await probe.send(Withdraw(0, step.entity, step.unique))
+            withdrawn = await probe.send(Withdraw(0, step.entity, step.uid))
             assert withdrawn == WithdrawAnswer("withdrawn")
 
     async def test_outcome_expires(self, open_probe: OpenProbe) -> None:
@@ -288,13 +288,13 @@ class Lives:
             await probe.own()
             step = probe.message(deadline_ms=1, waited_for=waited_for, key="k", claim="claim-1")
             offer = await probe.accept(step)
-            assert offer.expired == (step.unique, "k")
-            assert (await probe.take()).expired == (step.unique, "k")
-            wrong_key = await probe.send(Expire(0, step.entity, step.unique))
+            assert offer.expired == (step.uid, "k")
+            assert (await probe.take()).expired == (step.uid, "k")
+            wrong_key = await probe.send(Expire(0, step.entity, step.uid))
             assert expect(Rejected, wrong_key).code == "bad_step"
-            first = await probe.once(Expire(0, step.entity, step.unique, "k"))
+            first = await probe.once(Expire(0, step.entity, step.uid, "k"))
             assert first == Expired(True, step.body)
-            second = await probe.once(Expire(0, step.entity, step.unique, "k"))
+            second = await probe.once(Expire(0, step.entity, step.uid, "k"))
             assert second == Expired(True, None)
             assert await probe.state_of(step) == "expired"
             page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
@@ -308,14 +308,14 @@ class Lives:
     async def test_expire_only_what_may(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
-            assert await probe.send(Expire(0, "account/a", probe.new_unique())) == Expired(False)
+            assert await probe.send(Expire(0, "account/a", probe.new_uid())) == Expired(False)
             step = probe.message(deadline_ms=probe.now_ms + 3_600_000)
             await probe.accept(step)
-            assert await probe.send(Expire(0, step.entity, step.unique)) == Expired(False)
+            assert await probe.send(Expire(0, step.entity, step.uid)) == Expired(False)
             dispatch = await probe.dispatch()
-            assert await probe.send(Expire(0, step.entity, step.unique)) == Expired(False)
+            assert await probe.send(Expire(0, step.entity, step.uid)) == Expired(False)
             await probe.finish(dispatch, "complete")
-            assert await probe.send(Expire(0, step.entity, step.unique)) == Expired(False)
+            assert await probe.send(Expire(0, step.entity, step.uid)) == Expired(False)
             assert await probe.state_of(step) == "completed"
 
     async def test_an_attempted_message_does_not_expire(self, open_probe: OpenProbe) -> None:
@@ -325,8 +325,8 @@ class Lives:
             dispatch = await probe.taken(step)
             await probe.finish(dispatch, "retry", run_limit=0)
             await probe.pass_ms(101)
-            assert await probe.send(Expire(0, step.entity, step.unique)) == Expired(False)
-            assert (await probe.dispatch()).messages[0].unique == step.unique
+            assert await probe.send(Expire(0, step.entity, step.uid)) == Expired(False)
+            assert (await probe.dispatch()).messages[0].uid == step.uid
 
     async def test_expires_in_the_middle_of_the_log(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -334,11 +334,11 @@ class Lives:
             first, second, third = probe.message(), probe.message(deadline_ms=1), probe.message()
             for step in (first, second, third):
                 await probe.accept(step)
-            assert expect(Expired, await probe.send(Expire(0, second.entity, second.unique))).expired
+            assert expect(Expired, await probe.send(Expire(0, second.entity, second.uid))).expired
             dispatch = await probe.dispatch()
-            assert dispatch.messages[0].unique == first.unique
+            assert dispatch.messages[0].uid == first.uid
             finished = await probe.finish(dispatch, "complete")
-            assert expect(Dispatch, finished.offer.dispatch).messages[0].unique == third.unique
+            assert expect(Dispatch, finished.offer.dispatch).messages[0].uid == third.uid
 
     @pytest.mark.parametrize("key", ["", "k"])
     async def test_withdraw(self, open_probe: OpenProbe, key: str) -> None:
@@ -347,10 +347,10 @@ class Lives:
             step = probe.message(key=key)
             await probe.accept(step)
             wrong = "" if key else "other"
-            answer = await probe.send(Withdraw(0, step.entity, step.unique, wrong))
+            answer = await probe.send(Withdraw(0, step.entity, step.uid, wrong))
             assert answer == WithdrawAnswer("needs_key", key=key)
             assert await probe.state_of(step) == "enqueued"
-            answer = await probe.send(Withdraw(0, step.entity, step.unique, key))
+            answer = await probe.send(Withdraw(0, step.entity, step.uid, key))
             assert answer == WithdrawAnswer("withdrawn")
             assert await probe.state_of(step) == "withdrawn"
             assert await probe.take() == NOTHING
@@ -358,13 +358,13 @@ class Lives:
             assert (again.duplicate, again.outcome, again.offer) == (True, b"withdrawn\n", NOTHING)
             renewed = probe.message(key=key, digest="other content")
             await probe.accept(renewed)
-            assert (await probe.dispatch()).messages[0].unique == renewed.unique
+            assert (await probe.dispatch()).messages[0].uid == renewed.uid
 
     async def test_withdraw_too_late(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
             step = probe.message(key="k")
-            withdraw = Withdraw(0, step.entity, step.unique, "k")
+            withdraw = Withdraw(0, step.entity, step.uid, "k")
             assert await probe.send(withdraw) == WithdrawAnswer("unknown")
             dispatch = await probe.taken(step)
             assert await probe.send(withdraw) == WithdrawAnswer("dispatched")
@@ -384,7 +384,7 @@ class Lives:
             steps = [probe.message() for _ in range(80)]
             await probe.batch(*steps)
             last = steps[-1]
-            await probe.batch(*(Withdraw(0, step.entity, step.unique) for step in steps[:-1]))
+            await probe.batch(*(Withdraw(0, step.entity, step.uid) for step in steps[:-1]))
             assert (await probe.inspect()).waiting == 1
             take = Take(0, "account/a", "claim-1", POLICY, run_limit=run_limit)
             offers = [expect(Taken, await probe.once(take)).offer for _ in range(5)]
@@ -392,7 +392,7 @@ class Lives:
             assert more == sorted(more, reverse=True)
             # What is skipped is skipped for good, but not all of it at once.
             assert 1 <= sum(more) <= 4
-            assert expect(Dispatch, offers[-1].dispatch).messages[0].unique == last.unique
+            assert expect(Dispatch, offers[-1].dispatch).messages[0].uid == last.uid
 
     # Cut off.
 
@@ -417,9 +417,9 @@ class Lives:
             step = probe.message(name=stamp)
             dispatch = await probe.taken(step)
             for cut, word in enumerate(words, start=1):
-                uniques = (step.unique,)
+                uids = (step.uid,)
                 settled = expect(
-                    Settled, await probe.send(Interrupt(0, step.entity, "claim-1", dispatch.turn, uniques))
+                    Settled, await probe.send(Interrupt(0, step.entity, "claim-1", dispatch.turn, uids))
                 )
                 assert settled.settlement == word
                 if word == "interrupt":
@@ -454,7 +454,7 @@ class Lives:
                 (message,) = dispatch.messages
                 assert (message.attempt, message.interruptions) == (1, 0)
                 settled = await probe.send(
-                    Interrupt(0, step.entity, "claim-1", turn, (step.unique,), began=False)
+                    Interrupt(0, step.entity, "claim-1", turn, (step.uid,), began=False)
                 )
                 assert settled == Settled("requeue")
                 dispatch = await probe.dispatch()
@@ -464,11 +464,11 @@ class Lives:
             await probe.own()
             step = probe.message(name="emc3")
             dispatch = await probe.taken(step)
-            await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.unique,)))
+            await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.uid,)))
             dispatch = await probe.dispatch()
             assert dispatch.recovering
             # It did not begin: the next take still recovers.
-            not_begun = Interrupt(0, step.entity, "claim-1", 2, (step.unique,), began=False)
+            not_begun = Interrupt(0, step.entity, "claim-1", 2, (step.uid,), began=False)
             assert await probe.send(not_begun) == Settled("requeue")
             dispatch = await probe.dispatch()
             assert dispatch.recovering
@@ -477,7 +477,7 @@ class Lives:
             dispatch = expect(Dispatch, finished.offer.dispatch)
             assert not dispatch.recovering
             assert (dispatch.messages[0].attempt, dispatch.messages[0].interruptions) == (3, 1)
-            settled = await probe.send(Interrupt(0, step.entity, "claim-1", 4, (step.unique,)))
+            settled = await probe.send(Interrupt(0, step.entity, "claim-1", 4, (step.uid,)))
             assert settled == Settled("recover")
             dispatch = await probe.dispatch()
             await probe.finish(dispatch, "complete")
@@ -487,21 +487,21 @@ class Lives:
         async with open_probe() as probe:
             await probe.own()
             step = probe.message()
-            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.unique,)))
+            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.uid,)))
             assert gone == Settled("gone")
             dispatch = await probe.taken(step)
-            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 2, (step.unique,)))
+            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 2, (step.uid,)))
             assert gone == Settled("gone")
             await probe.finish(dispatch, "complete", run_limit=0)
-            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.unique,)))
+            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.uid,)))
             assert gone == Settled("gone")
             assert await probe.state_of(step) == "completed"
             other = probe.message()
             await probe.taken(other)
-            cut = Interrupt(0, other.entity, "claim-1", 2, (other.unique,))
+            cut = Interrupt(0, other.entity, "claim-1", 2, (other.uid,))
             assert expect(Settled, await probe.send(cut)).settlement == "interrupt"
             for turn in (1, 3):
-                gone = await probe.send(Interrupt(0, other.entity, "claim-1", turn, (other.unique,)))
+                gone = await probe.send(Interrupt(0, other.entity, "claim-1", turn, (other.uid,)))
                 assert gone == Settled("gone")
 
     async def test_interrupted_turn_cannot_finish(self, open_probe: OpenProbe) -> None:
@@ -509,7 +509,7 @@ class Lives:
             await probe.own()
             step = probe.message(name="erc3")
             dispatch = await probe.taken(step)
-            await probe.send(Interrupt(0, step.entity, "claim-1", dispatch.turn, (step.unique,)))
+            await probe.send(Interrupt(0, step.entity, "claim-1", dispatch.turn, (step.uid,)))
             late = await probe.send(probe.finish_step(dispatch, "complete", state=b"too late"))
             assert late == Stale("turn")
             again = await probe.dispatch()

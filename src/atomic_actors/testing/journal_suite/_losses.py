@@ -40,25 +40,25 @@ async def claim_anew(
 
 async def send_out(probe: Probe, number: int, claim: str = "claim-1") -> list[str]:
     """Commit a turn of a new entity that sends messages to partition 1; returns their unique ids."""
-    entity = f"account/{probe.new_unique()}"
+    entity = f"account/{probe.new_uid()}"
     dispatch = await probe.taken(probe.message(entity), claim)
-    outbox = tuple(Outgoing(1, "account/t", probe.new_unique(), probe.body()) for _ in range(number))
+    outbox = tuple(Outgoing(1, "account/t", probe.new_uid(), probe.body()) for _ in range(number))
     await probe.finish(dispatch, "complete", entity=entity, claim=claim, outbox=outbox)
-    return [message.unique for message in outbox]
+    return [message.uid for message in outbox]
 
 
 async def read(probe: Probe, claim: str = "claim-2", limit: int = 100) -> RelayPage:
     return expect(RelayPage, await probe.send(RelayRead(0, claim, 1, limit)))
 
 
-def lost(unique: str, claim: str = "claim-1", **fields: int) -> SettleLost:
+def lost(uid: str, claim: str = "claim-1", **fields: int) -> SettleLost:
     """A step for a message of `account/a` whose first dispatch was lost."""
     numbers = {"attempt": 1, "interruptions": 0, **fields}
     return SettleLost(
         partition=0,
         entity="account/a",
         claim=claim,
-        unique=unique,
+        uid=uid,
         policy=POLICY,
         attempt=numbers["attempt"],
         interruptions=numbers["interruptions"],
@@ -113,7 +113,7 @@ class Losses:
             after = await send_out(probe, 2, "claim-2")
             page = await read(probe)
             assert page.incarnation == incarnation
-            assert [(entry.number, entry.unique) for entry in page.entries] == [
+            assert [(entry.number, entry.uid) for entry in page.entries] == [
                 (2, before[1]), (3, before[2])
             ]  # fmt: skip
             assert [entry.number for entry in (await read(probe, limit=1)).entries] == [2]
@@ -124,7 +124,7 @@ class Losses:
             assert await probe.send(RelayAck(0, "claim-2", 1, 3, incarnation)) == RelayAcked(2)
             page = await read(probe)
             assert page.incarnation == anew.incarnation
-            assert [(entry.number, entry.unique) for entry in page.entries] == [(1, after[0]), (2, after[1])]
+            assert [(entry.number, entry.uid) for entry in page.entries] == [(1, after[0]), (2, after[1])]
             assert expect(Swept, await probe.send(Sweep(0, "claim-2"))).outbound == (1,)
             assert (await probe.audit()).outbound == 2
             assert await probe.send(RelayAck(0, "claim-2", 1, 2, anew.incarnation)) == RelayAcked(0)
@@ -143,7 +143,7 @@ class Losses:
             arrived: list[str] = []
             while (page := await read(probe, "claim-3", limit=2)).entries:
                 assert page.incarnation == incarnations[0]
-                arrived += [entry.unique for entry in page.entries]
+                arrived += [entry.uid for entry in page.entries]
                 relayed = expect(Relayed, await probe.send(RelayIn(1, 0, page.incarnation, page.entries)))
                 step = RelayAck(0, "claim-3", 1, relayed.last, page.incarnation)
                 if expect(RelayAcked, await probe.send(step)).left in (5, 3):
@@ -155,7 +155,7 @@ class Losses:
     async def test_a_target_that_lost_what_it_had_taken(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own("claim-t", 1)
-            entries = [RelayEntry(n, "account/t", probe.new_unique(), probe.body()) for n in range(1, 10)]
+            entries = [RelayEntry(n, "account/t", probe.new_uid(), probe.body()) for n in range(1, 10)]
             assert await probe.send(RelayIn(1, 0, 77, (), after_loss=True)) == Relayed(0, ())
             # Of what it had taken, the first two are all it knows; the source has forgotten up to the fifth.
             await probe.send(RelayIn(1, 0, 77, tuple(entries[:2])))
@@ -168,7 +168,7 @@ class Losses:
             # Only what is before the first: a gap behind it is one still, and the past stays away.
             holes = (entries[0], entries[2])
             assert await probe.send(RelayIn(1, 0, 77, holes, after_loss=True)) == Relayed(8, ())
-            later = RelayEntry(11, "account/t", probe.new_unique(), probe.body())
+            later = RelayEntry(11, "account/t", probe.new_uid(), probe.body())
             wrong = RelayIn(1, 0, 77, (entries[8], later), after_loss=True)
             assert expect(Rejected, await probe.send(wrong)).code == "stream_gap"
             assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, (entries[8],)))).last == 9
@@ -183,7 +183,7 @@ class Losses:
             step, behind = probe.message(name=stamp), probe.message(name="tdc3")
             await probe.accept(step)
             await probe.accept(behind)
-            assert await probe.send(lost(step.unique)) == Settled("interrupt", (step.body,))
+            assert await probe.send(lost(step.uid)) == Settled("interrupt", (step.body,))
             assert await probe.state_of(step) == "interrupted"
             counts = (await probe.audit()).counts
             assert (counts["enqueued"], counts["dispatched"], counts["interrupted"]) == (1, 0, 1)
@@ -196,7 +196,7 @@ class Losses:
             offer = await probe.take()
             assert offer.parked == (stamp[2] == "p")
             if offer.dispatch is not None:
-                assert [message.unique for message in offer.dispatch.messages] == [behind.unique]
+                assert [message.uid for message in offer.dispatch.messages] == [behind.uid]
 
     @pytest.mark.parametrize(
         ("stamp", "settlement"), [("tdc3", "requeue"), ("erc3", "requeue"), ("emc3", "recover")]
@@ -210,12 +210,12 @@ class Losses:
             await probe.accept(step)
             await probe.accept(behind)
             before = (await probe.audit()).commit
-            assert expect(Settled, await probe.send(lost(step.unique))).settlement == settlement
+            assert expect(Settled, await probe.send(lost(step.uid))).settlement == settlement
             assert (await probe.audit()).commit > before
             dispatch = await probe.dispatch(run_limit=5)
             assert dispatch.recovering == (settlement == "recover")
             (message,) = dispatch.messages
-            assert (message.unique, message.attempt, message.interruptions) == (step.unique, 2, 1)
+            assert (message.uid, message.attempt, message.interruptions) == (step.uid, 2, 1)
 
     async def test_what_is_known_of_a_lost_message_stays(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -223,12 +223,12 @@ class Losses:
             step = probe.message(name="erc0")
             dispatch = await probe.taken(step)
             for _ in range(2):
-                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.uid,))
                 assert await probe.send(cut) == Settled("requeue")
                 dispatch = await probe.dispatch()
-            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.unique,))
+            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.uid,))
             assert await probe.send(cut) == Settled("requeue")
-            assert await probe.send(lost(step.unique)) == Settled("requeue")
+            assert await probe.send(lost(step.uid)) == Settled("requeue")
             (message,) = (await probe.dispatch()).messages
             assert (message.attempt, message.interruptions) == (4, 3)
 
@@ -238,12 +238,12 @@ class Losses:
             steps = [probe.message(name="edc3") for _ in range(3)]
             for step in steps:
                 await probe.accept(step)
-            await probe.send(lost(steps[1].unique))
+            await probe.send(lost(steps[1].uid))
             first = await probe.dispatch()
-            assert first.messages[0].unique == steps[0].unique
+            assert first.messages[0].uid == steps[0].uid
             second = (await probe.finish(first, "complete")).offer.dispatch
             assert second is not None
-            assert second.messages[0].unique == steps[2].unique
+            assert second.messages[0].uid == steps[2].uid
             assert (await probe.finish(second, "complete")).offer.dispatch is None
 
     async def test_the_last_interruption(self, open_probe: OpenProbe) -> None:
@@ -251,7 +251,7 @@ class Losses:
             await probe.own()
             step = probe.message(name="tdc3")
             await probe.accept(step)
-            answer = await probe.send(lost(step.unique, attempt=3, interruptions=2))
+            answer = await probe.send(lost(step.uid, attempt=3, interruptions=2))
             assert answer == Settled("interrupt", (step.body,))
 
     async def test_a_recovery_that_was_lost(self, open_probe: OpenProbe) -> None:
@@ -259,7 +259,7 @@ class Losses:
             await probe.own()
             step = probe.message(name="emc3")
             await probe.accept(step)
-            answer = await probe.send(lost(step.unique, attempt=2, interruptions=1, recovering=1))
+            answer = await probe.send(lost(step.uid, attempt=2, interruptions=1, recovering=1))
             assert answer == Settled("interrupt", (step.body,))
 
     async def test_a_letter_without_room_parks(self, open_probe: OpenProbe) -> None:
@@ -268,21 +268,21 @@ class Losses:
             steps = [probe.message(name="edc3") for _ in range(2)]
             for step in steps:
                 await probe.accept(step)
-            assert await probe.send(lost(steps[0].unique)) == Settled("interrupt", (steps[0].body,))
+            assert await probe.send(lost(steps[0].uid)) == Settled("interrupt", (steps[0].body,))
             assert not (await probe.inspect()).parked
-            assert await probe.send(lost(steps[1].unique)) == Settled("interrupt", (steps[1].body,))
+            assert await probe.send(lost(steps[1].uid)) == Settled("interrupt", (steps[1].body,))
             assert (await probe.inspect()).parked
 
     async def test_nothing_to_settle(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
             step = probe.message()
-            assert await probe.send(lost(step.unique)) == Settled("gone")
+            assert await probe.send(lost(step.uid)) == Settled("gone")
             dispatch = await probe.taken(step)
-            assert await probe.send(lost(step.unique)) == Settled("gone")
+            assert await probe.send(lost(step.uid)) == Settled("gone")
             assert await probe.state_of(step) == "dispatched"
             await probe.finish(dispatch, "complete")
-            assert await probe.send(lost(step.unique)) == Settled("gone")
+            assert await probe.send(lost(step.uid)) == Settled("gone")
             assert await probe.state_of(step) == "completed"
 
     async def test_fenced_and_checked(self, open_probe: OpenProbe) -> None:
@@ -290,7 +290,7 @@ class Losses:
             await probe.own()
             step = probe.message()
             await probe.accept(step)
-            assert await probe.send(lost(step.unique, "claim-9")) == Stale("claim")
-            wrong = replace(lost(step.unique), policy="\nwrong\n")
+            assert await probe.send(lost(step.uid, "claim-9")) == Stale("claim")
+            wrong = replace(lost(step.uid), policy="\nwrong\n")
             assert expect(Rejected, await probe.send(wrong)).code == "bad_step"
             assert await probe.state_of(step) == "enqueued"

@@ -38,9 +38,9 @@ async def letters(probe: Probe, **fields: Any) -> DeadLetterPage:
     return expect(DeadLetterPage, await probe.send(ListDeadLetters(0, **fields)))
 
 
-def owners_replay(dead: Append, unique: str, *, claim: str = "claim-1", at_head: bool = False) -> Replay:
+def owners_replay(dead: Append, uid: str, *, claim: str = "claim-1", at_head: bool = False) -> Replay:
     """The replay of a letter that the partition's owner sends."""
-    return Replay(0, dead.entity, dead.unique, unique, at_head=at_head, claim=claim, policy=POLICY)
+    return Replay(0, dead.entity, dead.uid, uid, at_head=at_head, claim=claim, policy=POLICY)
 
 
 async def bury(probe: Probe, entity: str = "account/a", **fields: Any) -> Append:
@@ -57,7 +57,7 @@ class People:
         async with open_probe() as probe:
             await probe.own()
             steps = [await bury(probe, f"{kind}/{number}") for number in range(4) for kind in ("a", "ab")]
-            names = [f"{step.entity}/{step.unique}" for step in steps]
+            names = [f"{step.entity}/{step.uid}" for step in steps]
             everything = await letters(probe)
             assert everything.complete
             assert {letter.message_id for letter in everything.letters} == set(names)
@@ -86,7 +86,7 @@ class People:
         async with open_probe() as probe:
             await probe.own()
             first, second = await bury(probe), await bury(probe)
-            names = tuple(f"account/a/{step.unique}" for step in (first, second))
+            names = tuple(f"account/a/{step.uid}" for step in (first, second))
             assert await probe.once(Purge(0, (names[0], "account/a/nobody"))) == Purged(1)
             assert await probe.once(Purge(0, names)) == Purged(1)
             assert await probe.once(Purge(0, names)) == Purged(0)
@@ -100,7 +100,7 @@ class People:
             first = await bury(probe)
             await probe.pass_ms(101)
             assert (await letters(probe)).letters == ()
-            gone = await probe.send(Replay(0, "account/a", first.unique, probe.new_unique(), at_head=False))
+            gone = await probe.send(Replay(0, "account/a", first.uid, probe.new_uid(), at_head=False))
             assert expect(Rejected, gone).code == "unknown_message"
             # Its place is free.
             second = await bury(probe)
@@ -115,7 +115,7 @@ class People:
             dispatch = await probe.taken(step)
             await probe.accept(behind)
             finished = await probe.finish(dispatch, event)
-            assert (finished.not_buried, finished.offer.parked) == ((step.unique,), True)
+            assert (finished.not_buried, finished.offer.parked) == ((step.uid,), True)
             assert await probe.state_of(step) == "enqueued"
             assert (await probe.inspect()).parked
             assert (await probe.audit()).dead_letters == 1
@@ -123,13 +123,13 @@ class People:
             other = await probe.taken(probe.message("account/b"))
             await probe.finish(other, "complete", entity="account/b")
             # A person makes room and lets it go on, in order.
-            await probe.once(Purge(0, (f"account/a/{buried.unique}",)))
+            await probe.once(Purge(0, (f"account/a/{buried.uid}",)))
             await probe.once(Resume(0, "account/a"))
             again = await probe.dispatch()
-            assert (again.messages[0].unique, again.messages[0].attempt) == (step.unique, 2)
+            assert (again.messages[0].uid, again.messages[0].attempt) == (step.uid, 2)
             finished = await probe.finish(again, event)
             assert finished.not_buried == ()
-            assert expect(Dispatch, finished.offer.dispatch).messages[0].unique == behind.unique
+            assert expect(Dispatch, finished.offer.dispatch).messages[0].uid == behind.uid
 
     async def test_no_room_in_the_middle_of_a_run(self, open_probe: OpenProbe) -> None:
         async with open_probe(partition_dead_letter_limit=1) as probe:
@@ -144,11 +144,11 @@ class People:
                 assert expect(Rejected, await probe.send(wrong)).code == "dead_letters_full"
             assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 4
             finished = await probe.finish(run, "complete", "fail", "fail", "requeue", run_limit=4)
-            assert (finished.not_buried, finished.offer.parked) == ((steps[2].unique,), True)
+            assert (finished.not_buried, finished.offer.parked) == ((steps[2].uid,), True)
             words = [await probe.state_of(step) for step in steps]
             assert words == ["completed", "failed", "enqueued", "enqueued"]
             await probe.once(Resume(0, "account/a"))
-            assert (await probe.dispatch(run_limit=4)).messages[0].unique == steps[2].unique
+            assert (await probe.dispatch(run_limit=4)).messages[0].uid == steps[2].uid
 
     async def test_no_room_for_an_expired_tell(self, open_probe: OpenProbe) -> None:
         async with open_probe(partition_dead_letter_limit=1) as probe:
@@ -156,13 +156,13 @@ class People:
             buried = await bury(probe)
             step = probe.message(deadline_ms=1)
             await probe.accept(step)
-            assert await probe.send(Expire(0, "account/a", step.unique)) == Expired(False)
+            assert await probe.send(Expire(0, "account/a", step.uid)) == Expired(False)
             assert (await probe.take()).parked
             assert await probe.state_of(step) == "enqueued"
-            await probe.once(Purge(0, (f"account/a/{buried.unique}",)))
+            await probe.once(Purge(0, (f"account/a/{buried.uid}",)))
             await probe.once(Resume(0, "account/a"))
-            assert (await probe.take()).expired == (step.unique, "")
-            assert expect(Expired, await probe.send(Expire(0, "account/a", step.unique))).expired
+            assert (await probe.take()).expired == (step.uid, "")
+            assert expect(Expired, await probe.send(Expire(0, "account/a", step.uid))).expired
 
     async def test_no_room_for_an_interrupted_turn(self, open_probe: OpenProbe) -> None:
         async with open_probe(partition_dead_letter_limit=1) as probe:
@@ -171,7 +171,7 @@ class People:
             step = probe.message()
             await probe.taken(step)
             await probe.accept(probe.message())
-            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 2, (step.unique,)))
+            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 2, (step.uid,)))
             # It may have run: it must not run again, room or no room; the entity waits for a person.
             assert expect(Settled, settled).settlement == "interrupt"
             assert await probe.state_of(step) == "interrupted"
@@ -184,11 +184,11 @@ class People:
             await bury(probe)
             step = probe.message(name="emc3")
             cut = await probe.taken(step)
-            await probe.send(Interrupt(0, "account/a", "claim-1", cut.turn, (step.unique,)))
+            await probe.send(Interrupt(0, "account/a", "claim-1", cut.turn, (step.uid,)))
             recovery = await probe.dispatch()
             assert recovery.recovering
             finished = await probe.finish(recovery, "fail")
-            assert (finished.not_buried, finished.offer.parked) == ((step.unique,), True)
+            assert (finished.not_buried, finished.offer.parked) == ((step.uid,), True)
             await probe.once(Resume(0, "account/a"))
             assert (await probe.dispatch()).recovering
 
@@ -201,26 +201,26 @@ class People:
             dead = await bury(probe, key="k", waited_for=True)
             waiting = probe.message()
             await probe.accept(waiting)
-            unique, other = probe.new_unique(), probe.new_unique()
-            replay = Replay(0, "account/a", dead.unique, unique, at_head=at_head)
-            assert await probe.once(replay) == Replayed(unique, again=False)
-            assert await probe.once(replay) == Replayed(unique, again=True)
-            again = Replay(0, "account/a", dead.unique, other, at_head=at_head)
-            assert await probe.once(again) == Replayed(unique, again=True)
-            order = [unique, waiting.unique] if at_head else [waiting.unique, unique]
+            uid, other = probe.new_uid(), probe.new_uid()
+            replay = Replay(0, "account/a", dead.uid, uid, at_head=at_head)
+            assert await probe.once(replay) == Replayed(uid, again=False)
+            assert await probe.once(replay) == Replayed(uid, again=True)
+            again = Replay(0, "account/a", dead.uid, other, at_head=at_head)
+            assert await probe.once(again) == Replayed(uid, again=True)
+            order = [uid, waiting.uid] if at_head else [waiting.uid, uid]
             offer = await probe.take()
             for expected in order:
                 dispatch = expect(Dispatch, offer.dispatch)
                 (message,) = dispatch.messages
-                assert (message.unique, message.attempt, message.interruptions) == (expected, 1, 0)
-                if expected == unique:
+                assert (message.uid, message.attempt, message.interruptions) == (expected, 1, 0)
+                if expected == uid:
                     body, old = unpack_body(message.body), unpack_body(dead.body)
                     assert (body.name, body.envelope) == (old.name, old.envelope)
                     assert (body.deadline_ms, body.waited_for, body.key) == (0, False, "")
                 offer = (await probe.finish(dispatch, "complete")).offer
             assert offer == NOTHING
             (letter,) = (await letters(probe)).letters
-            assert letter.replayed_as == unique
+            assert letter.replayed_as == uid
             assert await probe.state_of(dead) == "failed"
             assert (await probe.audit()).counts["accepted"] == 3
 
@@ -229,28 +229,28 @@ class People:
             await probe.own()
             dead = await bury(probe)
             await probe.finish(await probe.taken(probe.message()), "complete", state=b"state")
-            unique = probe.new_unique()
-            replay = owners_replay(dead, unique)
+            uid = probe.new_uid()
+            replay = owners_replay(dead, uid)
             offer = expect(Replayed, await probe.send(replay)).offer
             dispatch = expect(Dispatch, offer.dispatch)
             (message,) = dispatch.messages
-            assert (message.unique, message.attempt, message.interruptions) == (unique, 1, 0)
+            assert (message.uid, message.attempt, message.interruptions) == (uid, 1, 0)
             assert unpack_body(message.body).envelope == unpack_body(dead.body).envelope
             assert (dispatch.version, dispatch.state) == (1, b"state")
             # The answer was lost: the next one brings the same turn.
             again = expect(Replayed, await probe.once(replay))
-            assert again == Replayed(unique, again=True, offer=offer)
+            assert again == Replayed(uid, again=True, offer=offer)
             assert (await probe.finish(dispatch, "complete")).offer == NOTHING
-            assert await probe.once(replay) == Replayed(unique, again=True)
+            assert await probe.once(replay) == Replayed(uid, again=True)
 
     async def test_only_the_owner_takes_what_it_replays(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
             dead = await bury(probe)
-            unique = probe.new_unique()
-            replay = owners_replay(dead, unique, claim="claim-0")
+            uid = probe.new_uid()
+            replay = owners_replay(dead, uid, claim="claim-0")
             assert expect(Replayed, await probe.send(replay)).offer == NOTHING
-            assert (await probe.dispatch()).messages[0].unique == unique
+            assert (await probe.dispatch()).messages[0].uid == uid
 
     @pytest.mark.parametrize("at_head", [False, True], ids=["tail", "head"])
     async def test_the_owner_hears_what_is_before_its_replay(
@@ -261,13 +261,13 @@ class People:
             dead = await bury(probe)
             other = await bury(probe)
             finished = await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=3_600_000)
-            replay = owners_replay(dead, probe.new_unique(), at_head=at_head)
+            replay = owners_replay(dead, probe.new_uid(), at_head=at_head)
             offer = expect(Replayed, await probe.send(replay)).offer
             assert offer == (Offer(more=True) if at_head else finished.offer)
             if at_head:
                 # A turn that runs goes on, and its commit takes what is next.
                 running = await probe.dispatch()
-                replay = owners_replay(other, probe.new_unique(), at_head=True)
+                replay = owners_replay(other, probe.new_uid(), at_head=True)
                 assert expect(Replayed, await probe.send(replay)).offer == Offer(more=True)
                 await probe.finish(running, "complete", run_limit=0)
 
@@ -277,7 +277,7 @@ class People:
             dead = await bury(probe)
             await probe.send(Park(0, "account/a"))
             for at_head in (False, True):
-                replay = owners_replay(dead, probe.new_unique(), at_head=at_head)
+                replay = owners_replay(dead, probe.new_uid(), at_head=at_head)
                 assert expect(Replayed, await probe.send(replay)).offer == Offer(parked=True)
             assert (await probe.inspect()).waiting == 1
 
@@ -288,9 +288,9 @@ class People:
             left = probe.message()
             dispatch = await probe.taken(left)
             await probe.take_over("claim-2")
-            replay = owners_replay(dead, probe.new_unique(), claim="claim-2")
+            replay = owners_replay(dead, probe.new_uid(), claim="claim-2")
             offer = expect(Replayed, await probe.send(replay)).offer
-            assert offer == Offer(unsettled=Unsettled("account/a", dispatch.turn, (left.unique,)))
+            assert offer == Offer(unsettled=Unsettled("account/a", dispatch.turn, (left.uid,)))
 
     async def test_replay_under_an_id_that_is_taken(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -300,7 +300,7 @@ class People:
             await probe.taken(running)
             await probe.accept(waiting)
             for taken in (done, running, waiting):
-                refused = await probe.send(Replay(0, "account/a", dead.unique, taken.unique, at_head=False))
+                refused = await probe.send(Replay(0, "account/a", dead.uid, taken.uid, at_head=False))
                 assert expect(Rejected, refused).code == "bad_step"
             assert (await probe.audit()).counts["accepted"] == 4
             (letter,) = (await letters(probe)).letters
@@ -311,10 +311,10 @@ class People:
             await probe.own()
             dead = probe.message(deadline_ms=1)
             await probe.accept(dead)
-            await probe.send(Expire(0, "account/a", dead.unique))
-            unique = probe.new_unique()
-            await probe.send(Replay(0, "account/a", dead.unique, unique, at_head=False))
-            assert (await probe.dispatch()).messages[0].unique == unique
+            await probe.send(Expire(0, "account/a", dead.uid))
+            uid = probe.new_uid()
+            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=False))
+            assert (await probe.dispatch()).messages[0].uid == uid
 
     async def test_replay_at_the_head_of_a_busy_entity(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -323,17 +323,17 @@ class People:
             running, waiting = probe.message(), probe.message()
             dispatch = await probe.taken(running)
             await probe.accept(waiting)
-            unique = probe.new_unique()
-            await probe.send(Replay(0, "account/a", dead.unique, unique, at_head=True))
+            uid = probe.new_uid()
+            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=True))
             assert await probe.dispatch() == dispatch
             # What ran goes back before the replay: the turn began first.
             finished = await probe.finish(dispatch, "retry")
             order: list[str] = []
             offer = finished.offer
             while offer.dispatch is not None:
-                order.append(offer.dispatch.messages[0].unique)
+                order.append(offer.dispatch.messages[0].uid)
                 offer = (await probe.finish(offer.dispatch, "complete")).offer
-            assert order == [running.unique, unique, waiting.unique]
+            assert order == [running.uid, uid, waiting.uid]
 
     async def test_replay_before_a_back_off(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -342,11 +342,11 @@ class People:
             tried = probe.message()
             finished = await probe.finish(await probe.taken(tried), "retry", delay_ms=3_600_000)
             due_ms = finished.offer.not_before_ms
-            unique = probe.new_unique()
-            await probe.send(Replay(0, "account/a", dead.unique, unique, at_head=True))
+            uid = probe.new_uid()
+            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=True))
             # The back-off is the tried message's, and so are its attempts.
             dispatch = await probe.dispatch()
-            assert (dispatch.messages[0].unique, dispatch.messages[0].attempt) == (unique, 1)
+            assert (dispatch.messages[0].uid, dispatch.messages[0].attempt) == (uid, 1)
             finished = await probe.finish(dispatch, "complete")
             assert finished.offer.not_before_ms == due_ms
             assert (await probe.inspect()).not_before_ms == due_ms
@@ -362,23 +362,23 @@ class People:
             if tried == "retry":
                 await probe.finish(run, "retry", "requeue", run_limit=0)
             else:
-                uniques = tuple(step.unique for step in steps)
-                await probe.send(Interrupt(0, "account/a", "claim-1", run.turn, uniques))
-            unique = probe.new_unique()
-            await probe.send(Replay(0, "account/a", dead.unique, unique, at_head=True))
+                uids = tuple(step.uid for step in steps)
+                await probe.send(Interrupt(0, "account/a", "claim-1", run.turn, uids))
+            uid = probe.new_uid()
+            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=True))
             alone = await probe.dispatch(run_limit=3)
-            assert [message.unique for message in alone.messages] == [unique]
+            assert [message.uid for message in alone.messages] == [uid]
             finished = await probe.finish(alone, "complete", run_limit=3)
             alone = expect(Dispatch, finished.offer.dispatch)
-            assert [message.unique for message in alone.messages] == [steps[0].unique]
+            assert [message.uid for message in alone.messages] == [steps[0].uid]
 
     async def test_replay_of_nothing(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
             done = probe.message()
             await probe.finish(await probe.taken(done), "complete")
-            for unique in (done.unique, probe.new_unique()):
-                refused = await probe.send(Replay(0, "account/a", unique, probe.new_unique(), at_head=False))
+            for uid in (done.uid, probe.new_uid()):
+                refused = await probe.send(Replay(0, "account/a", uid, probe.new_uid(), at_head=False))
                 assert expect(Rejected, refused).code == "unknown_message"
             assert (await probe.audit()).counts["accepted"] == 1
 

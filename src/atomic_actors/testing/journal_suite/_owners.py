@@ -134,8 +134,8 @@ class Owners:
             await probe.accept(probe.message("account/b"))
             await probe.take_over("claim-2")
             before = await probe.audit()
-            unique = dispatch.messages[0].unique
-            verdicts = (Verdict(unique, "complete"),)
+            uid = dispatch.messages[0].uid
+            verdicts = (Verdict(uid, "complete"),)
             steps: list[Step] = [
                 Take(0, "account/a", claim, POLICY),
                 Take(0, "account/b", claim, POLICY),
@@ -149,7 +149,7 @@ class Owners:
                     expected_version=0,
                     policy=POLICY,
                 ),
-                Interrupt(0, "account/a", claim, 1, (unique,)),
+                Interrupt(0, "account/a", claim, 1, (uid,)),
                 Sweep(0, claim),
                 RelayRead(0, claim, 1),
                 RelayAck(0, claim, 1, 5),
@@ -167,7 +167,7 @@ class Owners:
             await probe.own("claim-2")
             step = probe.message(claim="claim-1")
             assert await probe.accept(step) == NOTHING
-            assert (await probe.dispatch(claim="claim-2")).messages[0].unique == step.unique
+            assert (await probe.dispatch(claim="claim-2")).messages[0].uid == step.uid
 
     async def test_a_claim_that_was_lost_and_won_again(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -180,7 +180,7 @@ class Owners:
             stale = await probe.send(probe.finish_step(dispatch, "complete", state=b"old", claim="claim-3"))
             assert stale == Stale("turn")
             offer = await probe.take(claim="claim-3")
-            assert offer.unsettled == Unsettled("account/a", 1, (step.unique,))
+            assert offer.unsettled == Unsettled("account/a", 1, (step.uid,))
 
     async def test_turns(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -211,7 +211,7 @@ class Owners:
             assert late == Stale("turn")
             assert (await probe.inspect()).version == 2
             third = expect(Dispatch, finished.offer.dispatch)
-            assert third.messages[0].unique == steps[2].unique
+            assert third.messages[0].uid == steps[2].uid
 
     async def test_a_commit_is_not_answered_to_another_claim(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -236,7 +236,7 @@ class Owners:
             await probe.take_over("claim-2")
             swept = await sweep(probe, "claim-2")
             left = {unsettled.entity: unsettled for unsettled in swept.unsettled}
-            assert left == {entity: Unsettled(entity, 1, (step.unique,)) for entity, step in steps.items()}
+            assert left == {entity: Unsettled(entity, 1, (step.uid,)) for entity, step in steps.items()}
             assert swept.due == ()
             refused = await probe.send(Release(0, "claim-2"))
             assert expect(Rejected, refused).code == "dispatched"
@@ -244,7 +244,7 @@ class Owners:
             for entity, unsettled in left.items():
                 offer = await probe.take(entity, "claim-2")
                 assert offer.unsettled == unsettled
-                settled = await probe.send(Interrupt(0, entity, "claim-2", unsettled.turn, unsettled.uniques))
+                settled = await probe.send(Interrupt(0, entity, "claim-2", unsettled.turn, unsettled.uids))
                 words[entity] = expect(Settled, settled).settlement
             assert words == {
                 "account/d": "interrupt", "account/r": "requeue", "account/m": "recover",
@@ -263,7 +263,7 @@ class Owners:
             step = probe.message()
             await probe.taken(step, "claim-2")
             await probe.take_over("claim-1")
-            assert (await sweep(probe)).unsettled == (Unsettled("account/a", 1, (step.unique,)),)
+            assert (await sweep(probe)).unsettled == (Unsettled("account/a", 1, (step.uid,)),)
 
     async def test_append_meets_an_old_dispatch(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -272,7 +272,7 @@ class Owners:
             await probe.taken(step)
             await probe.take_over("claim-2")
             offer = await probe.accept(probe.message(claim="claim-2"))
-            assert offer.unsettled == Unsettled("account/a", 1, (step.unique,))
+            assert offer.unsettled == Unsettled("account/a", 1, (step.uid,))
 
     async def test_settling_a_run(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -283,13 +283,13 @@ class Owners:
             await probe.dispatch(run_limit=3)
             await probe.take_over("claim-2")
             offer = await probe.take(claim="claim-2", run_limit=3)
-            names = tuple(step.unique for step in steps)
+            names = tuple(step.uid for step in steps)
             assert offer.unsettled == Unsettled("account/a", 1, names)
             refused = await probe.send(Interrupt(0, "account/a", "claim-2", 1, names[:2]))
             assert expect(Rejected, refused).code == "bad_step"
             assert await probe.send(Interrupt(0, "account/a", "claim-2", 1, names)) == Settled("requeue")
             dispatch = await probe.dispatch(claim="claim-2", run_limit=3)
-            assert [message.unique for message in dispatch.messages] == [steps[0].unique]
+            assert [message.uid for message in dispatch.messages] == [steps[0].uid]
 
     @pytest.mark.parametrize(("stamp", "parks"), [("edc3", False), ("edp3", True), ("erp3", False)])
     async def test_settling_parks_by_the_stamp(self, open_probe: OpenProbe, stamp: str, parks: bool) -> None:
@@ -298,7 +298,7 @@ class Owners:
             step = probe.message(name=stamp)
             await probe.taken(step)
             await probe.accept(probe.message())
-            await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.unique,)))
+            await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.uid,)))
             assert (await probe.inspect()).parked is parks
             assert (await probe.take()).parked is parks
 
@@ -319,7 +319,7 @@ class Owners:
             assert await probe.once(Resume(0, "account/a")) == Parked(True)
             assert await probe.once(Resume(0, "account/a")) == Parked(False)
             assert (await sweep(probe)).due == ("account/a",)
-            assert (await probe.dispatch()).messages[0].unique == step.unique
+            assert (await probe.dispatch()).messages[0].uid == step.uid
 
     async def test_a_parked_entity_stays_out_of_sweeps(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -330,15 +330,15 @@ class Owners:
             await probe.batch(*steps)
             for entity in ("account/a", "account/b", "account/c"):
                 await probe.once(Park(0, entity))
-            await probe.send(Withdraw(0, "account/a", steps[0].unique))
+            await probe.send(Withdraw(0, "account/a", steps[0].uid))
             assert (await sweep(probe)).due == ()
-            unique = dead.messages[0].unique
-            await probe.send(Replay(0, "account/a", unique, probe.new_unique(), at_head=True))
+            uid = dead.messages[0].uid
+            await probe.send(Replay(0, "account/a", uid, probe.new_uid(), at_head=True))
             assert (await sweep(probe)).due == ()
             assert await probe.send(Defer(0, "account/a", "claim-1", 0)) == Deferred(False)
             # What comes to an entity that had nothing.
             dispatch = await probe.taken(probe.message("account/d"))
-            outbox = (Outgoing(0, "account/b", probe.new_unique(), probe.body()),)
+            outbox = (Outgoing(0, "account/b", probe.new_uid(), probe.body()),)
             await probe.finish(dispatch, "complete", entity="account/d", outbox=outbox)
             await probe.accept(probe.message("account/c"))
             assert (await sweep(probe)).due == ()
@@ -354,12 +354,12 @@ class Owners:
             running = await probe.taken(probe.message())
             # What comes while nothing waits.
             dispatch = await probe.taken(probe.message("account/b"))
-            sent = Outgoing(0, "account/a", probe.new_unique(), probe.body())
+            sent = Outgoing(0, "account/a", probe.new_uid(), probe.body())
             await probe.finish(dispatch, "complete", entity="account/b", outbox=(sent,))
             assert (await sweep(probe)).due == ()
             # What comes to the head, and what leaves it.
-            unique, replayed = dead.messages[0].unique, probe.new_unique()
-            await probe.send(Replay(0, "account/a", unique, replayed, at_head=True))
+            uid, replayed = dead.messages[0].uid, probe.new_uid()
+            await probe.send(Replay(0, "account/a", uid, replayed, at_head=True))
             assert (await sweep(probe)).due == ()
             await probe.send(Withdraw(0, "account/a", replayed))
             assert (await sweep(probe)).due == ()
@@ -399,7 +399,7 @@ class Owners:
             assert await probe.send(Defer(0, "account/a", "other", 0)) == Stale("claim")
             assert expect(Rejected, await probe.send(Defer(0, "account/a", "claim-1", -1))).code == "bad_step"
             dispatch = await probe.dispatch()
-            assert dispatch.messages[0].unique == step.unique
+            assert dispatch.messages[0].uid == step.uid
             assert await probe.send(Defer(0, "account/a", "claim-1", 0)) == Deferred(False)
             assert (await probe.inspect()).dispatched == 1
             await probe.finish(dispatch, "complete", run_limit=0)
@@ -410,7 +410,7 @@ class Owners:
             await probe.own()
             step = probe.message()
             await probe.taken(step)
-            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.unique,), began=False))
+            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.uid,), began=False))
             assert settled == Settled("requeue")
             assert await probe.send(Defer(0, "account/a", "claim-1", 3_600_000)) == Deferred(True)
             assert (await sweep(probe)).due == ()
@@ -494,10 +494,10 @@ class Owners:
             await probe.own()
             steps = [probe.message() for _ in range(2)]
             await probe.batch(*steps)
-            await probe.send(Withdraw(0, "account/a", steps[0].unique))
+            await probe.send(Withdraw(0, "account/a", steps[0].uid))
             assert (await sweep(probe)).due == ("account/a",)
             dispatch = await probe.dispatch()
-            assert dispatch.messages[0].unique == steps[1].unique
+            assert dispatch.messages[0].uid == steps[1].uid
             await probe.finish(dispatch, "complete")
             assert await sweep(probe) == Swept((), (), 0, ())
 
@@ -510,15 +510,15 @@ class Owners:
             for _ in range(2):
                 dispatch = await probe.taken(probe.message())
                 await probe.finish(dispatch, "fail")
-                dead.append(dispatch.messages[0].unique)
+                dead.append(dispatch.messages[0].uid)
             finished = await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=3_600_000)
             due_ms = finished.offer.not_before_ms
-            for unique in dead:
-                replays.insert(0, probe.new_unique())
-                await probe.send(Replay(0, "account/a", unique, replays[0], at_head=True))
+            for uid in dead:
+                replays.insert(0, probe.new_uid())
+                await probe.send(Replay(0, "account/a", uid, replays[0], at_head=True))
             assert (await sweep(probe)).due == ("account/a",)
-            for unique in replays if first == "the head" else reversed(replays):
-                await probe.send(Withdraw(0, "account/a", unique))
+            for uid in replays if first == "the head" else reversed(replays):
+                await probe.send(Withdraw(0, "account/a", uid))
             if first == "behind the head":
                 assert await sweep(probe) == Swept((), (), due_ms, ())
             # Else it is a hint: a sweep may find the entity too early, but not again once it was taken in vain.
@@ -550,8 +550,8 @@ class Owners:
             await probe.accept(second)
             # A copy of the take that was answered long ago: its answer goes to nobody.
             await probe.send(late)
-            unheard = Unsettled("account/a", 2, (second.unique,))
-            left_behind = Unsettled("account/left", left.turn, (left.messages[0].unique,))
+            unheard = Unsettled("account/a", 2, (second.uid,))
+            left_behind = Unsettled("account/left", left.turn, (left.messages[0].uid,))
             for _ in range(2):
                 assert await sweep(probe, "claim-2") == Swept((), (left_behind,), 0, ())
                 looked = await sweep(probe, "claim-2", own_from="")
@@ -561,8 +561,8 @@ class Owners:
             assert await probe.send(Sweep(0, "claim-1", own_from="")) == Stale("claim")
             # It can be taken, or given back; then it is not named any more.
             again = await probe.dispatch("account/a", "claim-2")
-            assert (again.turn, again.messages[0].unique, again.messages[0].attempt) == (2, second.unique, 1)
-            give_back = Interrupt(0, "account/a", "claim-2", 2, unheard.uniques, began=False)
+            assert (again.turn, again.messages[0].uid, again.messages[0].attempt) == (2, second.uid, 1)
+            give_back = Interrupt(0, "account/a", "claim-2", 2, unheard.uids, began=False)
             assert await probe.send(give_back) == Settled("requeue")
             looked = await sweep(probe, "claim-2", own_from="")
             assert (looked.due, looked.own) == (("account/a",), ())

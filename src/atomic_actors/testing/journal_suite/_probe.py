@@ -61,7 +61,7 @@ from atomic_actors.journal._protocol import (
     split_outcome,
 )
 
-__all__ = ("MODES", "OpenProbe", "Probe", "Subject", "check_books", "expect", "same_answer")
+__all__ = ("MODES", "OpenProbe", "Probe", "Subject", "check_counters", "expect", "same_answer")
 
 #: How every step of a scenario is sent. `once`: plainly. `twice`: two times in one call. `lost`: two
 #: times, and the first answer is dropped. `late`: once, and steps that were answered before come again
@@ -116,7 +116,7 @@ def expect(kind: type[T], result: object) -> T:
     return result
 
 
-def check_books(audited: Audited) -> None:
+def check_counters(audited: Audited) -> None:
     """Check that every accepted message is in exactly one state, and that the indexes agree."""
     counts = audited.counts
     states = {state.value: counts[state.value] for state in State if state is not State.ABSENT}
@@ -140,7 +140,7 @@ def same_answer(first: Result, second: Result) -> bool:
     if isinstance(first, Relayed):
         return isinstance(second, Relayed) and first.last == second.last
     if isinstance(first, Replayed):
-        return isinstance(second, Replayed) and first.unique == second.unique
+        return isinstance(second, Replayed) and first.uid == second.uid
     if isinstance(first, Parked | Purged | Renewed) or (isinstance(first, Taken) and first.offer.more):
         return type(first) is type(second)
     if isinstance(first, Audited) and isinstance(second, Audited):
@@ -161,7 +161,7 @@ class Probe:
     subject: Subject
     now_ms: int = 0
     _numbers: count[int] = Factory(lambda: count(1))
-    _books: dict[int, Audited] = Factory(dict[int, Audited])
+    _counters_by_partition: dict[int, Audited] = Factory(dict[int, Audited])
     _recent: deque[Step] = Factory(lambda: deque[Step](maxlen=_LATE_MEMORY))
 
     # Sending.
@@ -211,14 +211,14 @@ class Probe:
 
     def _check_progress(self, partition: int, result: Result) -> None:
         audited = expect(Audited, result)
-        check_books(audited)
-        before = self._books.get(partition)
+        check_counters(audited)
+        before = self._counters_by_partition.get(partition)
         if before is not None:
             for name, number in before.counts.items():
                 if name not in (State.ENQUEUED.value, State.DISPATCHED.value):
                     assert audited.counts[name] >= number, f"{name} went down: {before} then {audited}"
             assert audited.commit >= before.commit
-        self._books[partition] = audited
+        self._counters_by_partition[partition] = audited
 
     # Time.
 
@@ -237,7 +237,7 @@ class Probe:
 
     # Making and sending what scenarios need most.
 
-    def new_unique(self, *, age_ms: int = 0) -> str:
+    def new_uid(self, *, age_ms: int = 0) -> str:
         """A unique id that was born `age_ms` ago."""
         return f"{self.now_ms - age_ms:012x}{next(self._numbers):020x}"
 
@@ -262,7 +262,7 @@ class Probe:
             **fields: of the body (`deadline_ms`, `waited_for`) or of the step.
         """
         head = {field: fields.pop(field) for field in ("deadline_ms", "waited_for") if field in fields}
-        fields = {"partition": 0, "policy": POLICY, "unique": self.new_unique(), **fields}
+        fields = {"partition": 0, "policy": POLICY, "uid": self.new_uid(), **fields}
         return Append(entity=entity, body=self.body(name, key=fields.get("key", ""), **head), **fields)
 
     async def own(self, claim: str = "claim-1", partition: int = 0, **expected: Any) -> Claimed:
@@ -282,7 +282,7 @@ class Probe:
     async def accept(self, step: Append) -> Offer:
         """Send a message that must be accepted; returns what the entity has to do next."""
         accepted = expect(Appended, await self.send(step))
-        assert accepted.unique == step.unique
+        assert accepted.uid == step.uid
         return accepted.offer
 
     async def take(self, entity: str = "account/a", claim: str = "claim-1", **fields: Any) -> Offer:
@@ -301,7 +301,7 @@ class Probe:
         delay_ms = fields.pop("delay_ms", 0)
         verdicts = tuple(
             Verdict(
-                message.unique,
+                message.uid,
                 events[min(position, len(events) - 1)],
                 reply=b"reply\n\x00",
                 error=b"error\n\xff",
@@ -331,7 +331,7 @@ class Probe:
 
     async def state_of(self, step: Append) -> str:
         """Where a message is: `absent`, `enqueued`, `dispatched`, or the state word of its outcome."""
-        read = expect(OutcomeRead, await self.once(ReadOutcome(step.partition, step.entity, step.unique)))
+        read = expect(OutcomeRead, await self.once(ReadOutcome(step.partition, step.entity, step.uid)))
         if read.state == "finished":
             assert read.outcome is not None
             return split_outcome(read.outcome)[0]

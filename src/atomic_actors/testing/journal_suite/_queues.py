@@ -37,9 +37,9 @@ async def fill(probe: Probe, *names: str, **fields: Any) -> list[Append]:
     return steps
 
 
-def uniques(dispatch: Dispatch) -> list[str]:
+def uids(dispatch: Dispatch) -> list[str]:
     """The dispatched messages' unique ids."""
-    return [message.unique for message in dispatch.messages]
+    return [message.uid for message in dispatch.messages]
 
 
 #: What the third of four appends of one call may be.
@@ -53,11 +53,11 @@ def _appends(probe: Probe, entity: str, odd: str) -> list[Append]:
         case "copy":
             steps[2] = steps[0]
         case "twin":
-            steps[2] = replace(steps[2], unique=steps[1].unique)
+            steps[2] = replace(steps[2], uid=steps[1].uid)
         case "malformed":
             steps[2] = replace(steps[2], body=b"nothing that was packed")
         case "late":
-            steps[2] = replace(steps[2], unique=probe.new_unique(age_ms=3_600_000))
+            steps[2] = replace(steps[2], uid=probe.new_uid(age_ms=3_600_000))
         case "keyed":
             steps[2] = probe.message(entity, claim="claim-1", key="k", digest="d")
         case "unclaimed":
@@ -73,7 +73,7 @@ def _unnamed(answers: list[Result], steps: list[Append]) -> str:
     """The answers, without the names that differ between two entities."""
     text = repr(answers).replace(steps[0].entity, "entity")
     for position, step in enumerate(steps):
-        text = text.replace(step.unique, f"<{position}>").replace(repr(step.body), "body")
+        text = text.replace(step.uid, f"<{position}>").replace(repr(step.body), "body")
     return re.sub("[0-9a-f]{32}", "<before>", text)
 
 
@@ -98,7 +98,7 @@ class Queues:
             offer = await probe.take()
             for turn, step in enumerate(steps, start=1):
                 dispatch = expect(Dispatch, offer.dispatch)
-                assert (dispatch.turn, uniques(dispatch)) == (turn, [step.unique])
+                assert (dispatch.turn, uids(dispatch)) == (turn, [step.uid])
                 offer = (await probe.finish(dispatch, "complete")).offer
             assert offer == NOTHING
 
@@ -149,8 +149,8 @@ class Queues:
             await probe.taken(probe.message())
             answers = await probe.batch(probe.message(), done, probe.message(), probe.message())
             again = expect(Appended, answers.pop(1))
-            assert (again.unique, again.duplicate, again.outcome) == (
-                done.unique,
+            assert (again.uid, again.duplicate, again.outcome) == (
+                done.uid,
                 True,
                 b"completed\nreply\n\x00",
             )
@@ -163,11 +163,11 @@ class Queues:
             first, *others = (probe.message(claim="claim-1") for _ in range(6))
             answers = [expect(Appended, answer) for answer in await probe.batch(first, *others[:2])]
             answers += [expect(Appended, answer) for answer in await probe.batch(*others[2:])]
-            assert [answer.unique for answer in answers] == [step.unique for step in (first, *others)]
+            assert [answer.uid for answer in answers] == [step.uid for step in (first, *others)]
             offer = answers[0].offer
             for step in (first, *others):
                 dispatch = expect(Dispatch, offer.dispatch)
-                assert uniques(dispatch) == [step.unique]
+                assert uids(dispatch) == [step.uid]
                 assert dispatch.messages[0].body == step.body
                 offer = (await probe.finish(dispatch, "complete")).offer
             assert offer == NOTHING
@@ -197,19 +197,19 @@ class Queues:
             steps = await fill(probe, *[TRANSACTIONAL] * 5, "edc3", TRANSACTIONAL)
             await probe.own()
             run = await probe.dispatch(run_limit=3)
-            assert uniques(run) == [step.unique for step in steps[:3]]
+            assert uids(run) == [step.uid for step in steps[:3]]
             assert [message.body for message in run.messages] == [step.body for step in steps[:3]]
             assert [(message.attempt, message.interruptions) for message in run.messages] == [(1, 0)] * 3
             finished = await probe.finish(run, "complete", state=b"three", run_limit=10)
             assert finished.version == 1
             run = expect(Dispatch, finished.offer.dispatch)
             assert (run.turn, run.state) == (2, None)
-            assert uniques(run) == [step.unique for step in steps[3:5]]
+            assert uids(run) == [step.uid for step in steps[3:5]]
             finished = await probe.finish(run, "complete", "refuse", run_limit=10)
             alone = expect(Dispatch, finished.offer.dispatch)
-            assert uniques(alone) == [steps[5].unique]
+            assert uids(alone) == [steps[5].uid]
             finished = await probe.finish(alone, "complete", run_limit=10)
-            assert uniques(expect(Dispatch, finished.offer.dispatch)) == [steps[6].unique]
+            assert uids(expect(Dispatch, finished.offer.dispatch)) == [steps[6].uid]
             assert [await probe.state_of(step) for step in steps[3:6]] == [
                 "completed",
                 "refused",
@@ -220,10 +220,10 @@ class Queues:
         async with open_probe() as probe:
             steps = await fill(probe, *[TRANSACTIONAL] * 6)
             for step in steps[:2]:
-                await probe.send(Withdraw(0, "account/a", step.unique))
+                await probe.send(Withdraw(0, "account/a", step.uid))
             await probe.own()
             run = await probe.dispatch(run_limit=2)
-            assert uniques(run) == [step.unique for step in steps[2:4]]
+            assert uids(run) == [step.uid for step in steps[2:4]]
 
     async def test_a_run_limit_beyond_what_waits(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -233,7 +233,7 @@ class Queues:
                 await probe.batch(*steps[start : start + 420])
             await probe.own()
             run = await probe.dispatch(run_limit=10_000)
-            assert uniques(run) == [step.unique for step in steps[: len(run.messages)]]
+            assert uids(run) == [step.uid for step in steps[: len(run.messages)]]
             finished = await probe.finish(run, "complete", run_limit=10_000)
             assert (finished.offer.dispatch is None) == (len(run.messages) == len(steps))
 
@@ -242,14 +242,14 @@ class Queues:
             steps = await fill(probe, *[TRANSACTIONAL] * 3)
             (late,) = await fill(probe, TRANSACTIONAL, deadline_ms=1)
             (last,) = await fill(probe, TRANSACTIONAL)
-            await probe.send(Withdraw(0, "account/a", steps[1].unique))
+            await probe.send(Withdraw(0, "account/a", steps[1].uid))
             await probe.own()
             run = await probe.dispatch(run_limit=10)
-            assert uniques(run) == [steps[0].unique, steps[2].unique]
+            assert uids(run) == [steps[0].uid, steps[2].uid]
             finished = await probe.finish(run, "complete", run_limit=10)
-            assert finished.offer.expired == (late.unique, "")
-            await probe.send(Expire(0, "account/a", late.unique))
-            assert uniques(await probe.dispatch(run_limit=10)) == [last.unique]
+            assert finished.offer.expired == (late.uid, "")
+            await probe.send(Expire(0, "account/a", late.uid))
+            assert uids(await probe.dispatch(run_limit=10)) == [last.uid]
 
     async def test_run_commits_its_prefix(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -262,11 +262,11 @@ class Queues:
             assert words == ["completed", *["enqueued"] * 4]
             # The one that failed was attempted and goes alone; those behind it were not.
             again = await probe.dispatch(run_limit=5)
-            assert uniques(again) == [steps[1].unique]
+            assert uids(again) == [steps[1].uid]
             assert again.messages[0].attempt == 2
             finished = await probe.finish(again, "fail", run_limit=5)
             rest = expect(Dispatch, finished.offer.dispatch)
-            assert uniques(rest) == [step.unique for step in steps[2:]]
+            assert uids(rest) == [step.uid for step in steps[2:]]
             assert [message.attempt for message in rest.messages] == [1, 1, 1]
 
     async def test_new_messages_come_behind_what_is_put_back(self, open_probe: OpenProbe) -> None:
@@ -278,7 +278,7 @@ class Queues:
             offer = (await probe.finish(run, "requeue")).offer
             for step in steps:
                 dispatch = expect(Dispatch, offer.dispatch)
-                assert uniques(dispatch) == [step.unique]
+                assert uids(dispatch) == [step.uid]
                 offer = (await probe.finish(dispatch, "complete")).offer
 
     async def test_run_cut_off_goes_on_one_by_one(self, open_probe: OpenProbe) -> None:
@@ -286,30 +286,30 @@ class Queues:
             steps = await fill(probe, *["tdc1"] * 3)
             await probe.own()
             run = await probe.dispatch(run_limit=3)
-            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, tuple(uniques(run))))
+            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, tuple(uids(run))))
             assert settled == Settled("requeue")
-            withdrawn = await probe.send(Withdraw(0, "account/a", steps[1].unique))
+            withdrawn = await probe.send(Withdraw(0, "account/a", steps[1].uid))
             assert withdrawn == WithdrawAnswer("enqueued")
             steps += await fill(probe, *["tdc1"] * 2)
             offer = await probe.take(run_limit=10)
             for step in steps[:3]:
                 dispatch = expect(Dispatch, offer.dispatch)
-                assert uniques(dispatch) == [step.unique]
+                assert uids(dispatch) == [step.uid]
                 (message,) = dispatch.messages
                 # Any of them may have begun; the cut counts for each, but as no failure and never as the end.
                 assert (message.attempt, message.interruptions) == (2, 1)
                 offer = (await probe.finish(dispatch, "complete", run_limit=10)).offer
-            assert uniques(expect(Dispatch, offer.dispatch)) == [step.unique for step in steps[3:]]
+            assert uids(expect(Dispatch, offer.dispatch)) == [step.uid for step in steps[3:]]
 
     async def test_run_that_did_not_begin(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             steps = await fill(probe, *[TRANSACTIONAL] * 3)
             await probe.own()
             run = await probe.dispatch(run_limit=3)
-            cut = Interrupt(0, "account/a", "claim-1", 1, tuple(uniques(run)), began=False)
+            cut = Interrupt(0, "account/a", "claim-1", 1, tuple(uids(run)), began=False)
             assert await probe.send(cut) == Settled("requeue")
             again = await probe.dispatch(run_limit=3)
-            assert uniques(again) == [step.unique for step in steps]
+            assert uids(again) == [step.uid for step in steps]
             assert [message.attempt for message in again.messages] == [1, 1, 1]
 
     @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ class Queues:
             steps = await fill(probe, *[TRANSACTIONAL] * 3)
             await probe.own()
             run = await probe.dispatch(run_limit=3)
-            names = [*uniques(run), probe.new_unique()]
-            verdicts = tuple(Verdict(unique, event) for unique, event in zip(names, events, strict=False))
+            names = [*uids(run), probe.new_uid()]
+            verdicts = tuple(Verdict(uid, event) for uid, event in zip(names, events, strict=False))
             refused = await probe.send(probe.finish_step(run, "", verdicts=verdicts, state=b"no"))
             assert expect(Rejected, refused).code == "bad_step"
             assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 3
@@ -345,14 +345,14 @@ class Queues:
             step = probe.message()
             await probe.accept(step)
             again = expect(Appended, await probe.once(step))
-            assert again == Appended(step.unique, duplicate=True, outcome=None, offer=NOTHING)
+            assert again == Appended(step.uid, duplicate=True, outcome=None, offer=NOTHING)
             dispatch = await probe.dispatch()
             again = expect(Appended, await probe.once(step))
-            assert again == Appended(step.unique, duplicate=True, outcome=None, offer=NOTHING)
+            assert again == Appended(step.uid, duplicate=True, outcome=None, offer=NOTHING)
             await probe.finish(dispatch, "complete")
             again = expect(Appended, await probe.once(step))
             outcome = b"completed\nreply\n\x00"
-            assert again == Appended(step.unique, duplicate=True, outcome=outcome, offer=NOTHING)
+            assert again == Appended(step.uid, duplicate=True, outcome=outcome, offer=NOTHING)
             assert (await probe.audit()).counts["accepted"] == 1
 
     async def test_same_key(self, open_probe: OpenProbe) -> None:
@@ -363,7 +363,7 @@ class Queues:
             for stage in ("enqueued", "dispatched", "finished"):
                 repeated = probe.message(key="k", digest="same")
                 again = expect(Appended, await probe.send(repeated))
-                assert (again.unique, again.duplicate, again.outcome) == (first.unique, True, None), stage
+                assert (again.uid, again.duplicate, again.outcome) == (first.uid, True, None), stage
                 other = await probe.send(probe.message(key="k", digest="other"))
                 assert expect(Rejected, other).code == "key_reused", stage
                 if stage == "enqueued":
@@ -393,10 +393,10 @@ class Queues:
             await probe.accept(first)
             await probe.pass_ms(301)
             # In one call, so that the key's second life is not over before it is asked for.
-            leaving = (Withdraw if leave == "withdraw" else Expire)(0, "account/a", first.unique, "k")
+            leaving = (Withdraw if leave == "withdraw" else Expire)(0, "account/a", first.uid, "k")
             second = probe.message(key="k", digest="two")
             answers = await probe.batch(second, leaving, probe.message(key="k", digest="three"))
-            assert expect(Appended, answers[0]).unique == second.unique
+            assert expect(Appended, answers[0]).uid == second.uid
             assert answers[1] in (WithdrawAnswer("withdrawn"), Expired(True, first.body))
             assert expect(Rejected, answers[2]).code == "key_reused"
 
@@ -414,14 +414,14 @@ class Queues:
             await probe.finish(await probe.taken(step), "complete")
             await probe.pass_ms(101)
             again = expect(Appended, await probe.send(step))
-            assert again == Appended(step.unique, duplicate=True, outcome=None, offer=NOTHING)
+            assert again == Appended(step.uid, duplicate=True, outcome=None, offer=NOTHING)
 
     async def test_old_ids(self, open_probe: OpenProbe) -> None:
         async with open_probe(result_ttl_ms=60_000) as probe:
-            old = probe.message(unique=probe.new_unique(age_ms=35_000))
+            old = probe.message(uid=probe.new_uid(age_ms=35_000))
             refused = await probe.send(old)
             assert expect(Rejected, refused).code == "unknown_message"
-            await probe.accept(probe.message(unique=probe.new_unique(age_ms=25_000)))
+            await probe.accept(probe.message(uid=probe.new_uid(age_ms=25_000)))
             assert (await probe.audit()).counts["accepted"] == 1
 
     async def test_old_id_that_is_known(self, open_probe: OpenProbe) -> None:
@@ -435,11 +435,11 @@ class Queues:
             await probe.finish(dispatch, "complete", entity="account/d")
             for step in (waiting, running, done):
                 again = expect(Appended, await probe.send(step))
-                assert (again.unique, again.duplicate) == (step.unique, True)
+                assert (again.uid, again.duplicate) == (step.uid, True)
 
     async def test_id_without_a_birth(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
-            refused = await probe.send(probe.message(unique="no hexadecimal digits here, sorry"))
+            refused = await probe.send(probe.message(uid="no hexadecimal digits here, sorry"))
             assert expect(Rejected, refused).code == "bad_step"
 
     # Limits.
@@ -468,7 +468,7 @@ class Queues:
             first = probe.message(depth_limit=2)
             await probe.accept(first)
             await probe.accept(probe.message(depth_limit=2))
-            await probe.send(Withdraw(0, "account/a", first.unique))
+            await probe.send(Withdraw(0, "account/a", first.uid))
             await probe.accept(probe.message(depth_limit=2))
             refused = await probe.send(probe.message(depth_limit=2))
             assert expect(Rejected, refused).code == "queue_depth_exceeded"
@@ -480,7 +480,7 @@ class Queues:
             again = expect(Appended, await probe.send(step))
             assert again.duplicate
             again = expect(Appended, await probe.send(probe.message(depth_limit=1, key="k")))
-            assert again.unique == step.unique
+            assert again.uid == step.uid
 
     async def test_quota_of_a_partition_is_exact(self, open_probe: OpenProbe) -> None:
         async with open_probe(partition_depth_limit=3) as probe:

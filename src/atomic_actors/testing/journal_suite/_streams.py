@@ -31,12 +31,12 @@ from atomic_actors.journal._protocol import (
     Taken,
     Withdraw,
 )
-from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, Probe, check_books, expect
+from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, Probe, check_counters, expect
 
 
 def outgoing(probe: Probe, partition: int, entity: str) -> Outgoing:
     """A message for an outbox."""
-    return Outgoing(partition, entity, probe.new_unique(), probe.body())
+    return Outgoing(partition, entity, probe.new_uid(), probe.body())
 
 
 async def send_out(probe: Probe, *outbox: Outgoing, **fields: Any) -> Finished:
@@ -52,7 +52,7 @@ async def read_stream(probe: Probe, target: int = 1, **fields: Any) -> RelayPage
 
 def stream_of(probe: Probe, *numbers: int, entity: str = "account/t") -> tuple[RelayEntry, ...]:
     """Numbered messages."""
-    return tuple(RelayEntry(number, entity, probe.new_unique(), probe.body()) for number in numbers)
+    return tuple(RelayEntry(number, entity, probe.new_uid(), probe.body()) for number in numbers)
 
 
 async def order_of(probe: Probe, entity: str, partition: int = 1, claim: str = "claim-t") -> list[str]:
@@ -60,7 +60,7 @@ async def order_of(probe: Probe, entity: str, partition: int = 1, claim: str = "
     order: list[str] = []
     offer = await probe.take(entity, claim, partition=partition)
     while offer.dispatch is not None:
-        order += [message.unique for message in offer.dispatch.messages]
+        order += [message.uid for message in offer.dispatch.messages]
         step = probe.finish_step(offer.dispatch, "complete", entity=entity, partition=partition, claim=claim)
         offer = expect(Finished, await probe.send(step)).offer
     return order
@@ -80,8 +80,8 @@ class Streams:
             # No depth limit binds a turn, and its commit carries everything.
             assert (finished.version, finished.offer.more) == (1, True)
             assert set(expect(Swept, await probe.send(Sweep(0, "claim-1"))).due) == {"account/a", "account/b"}
-            assert await order_of(probe, "account/b", 0, "claim-1") == [message.unique for message in sent]
-            assert await order_of(probe, "account/a", 0, "claim-1") == [to_itself.unique]
+            assert await order_of(probe, "account/b", 0, "claim-1") == [message.uid for message in sent]
+            assert await order_of(probe, "account/a", 0, "claim-1") == [to_itself.uid]
             assert (await probe.audit()).counts["accepted"] == 5
 
     async def test_a_message_to_itself_comes_behind_what_waits(self, open_probe: OpenProbe) -> None:
@@ -93,9 +93,9 @@ class Streams:
             to_itself = outgoing(probe, 0, "account/a")
             finished = await probe.finish(dispatch, "retry", outbox=(to_itself,))
             assert finished.offer.dispatch is not None
-            assert finished.offer.dispatch.messages[0].unique == dispatch.messages[0].unique
+            assert finished.offer.dispatch.messages[0].uid == dispatch.messages[0].uid
             await probe.finish(finished.offer.dispatch, "complete", run_limit=0)
-            assert await order_of(probe, "account/a", 0, "claim-1") == [waiting.unique, to_itself.unique]
+            assert await order_of(probe, "account/a", 0, "claim-1") == [waiting.uid, to_itself.uid]
 
     async def test_outbox_of_other_partitions(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -106,10 +106,10 @@ class Streams:
             assert swept.outbound == (1, 2)
             page = await read_stream(probe, 1)
             assert page.incarnation == claimed.incarnation
-            assert [(entry.number, entry.unique) for entry in page.entries] == [
-                (1, sent[0].unique), (2, sent[2].unique), (3, sent[3].unique)
+            assert [(entry.number, entry.uid) for entry in page.entries] == [
+                (1, sent[0].uid), (2, sent[2].uid), (3, sent[3].uid)
             ]  # fmt: skip
-            assert page.entries[0] == RelayEntry(1, "account/t", sent[0].unique, sent[0].body)
+            assert page.entries[0] == RelayEntry(1, "account/t", sent[0].uid, sent[0].body)
             assert [entry.number for entry in (await read_stream(probe, 1, limit=2)).entries] == [1, 2]
             assert [entry.number for entry in (await read_stream(probe, 2)).entries] == [1]
             assert (await read_stream(probe, 3)).entries == ()
@@ -121,7 +121,7 @@ class Streams:
             claimed = await probe.own()
             # The other service may have more partitions, and its name anything but braces.
             sent = [
-                Outgoing(partition, "bill/t", probe.new_unique(), probe.body(), service)
+                Outgoing(partition, "bill/t", probe.new_uid(), probe.body(), service)
                 for service, partition in (("b/1: x", 0), ("b/1: x", 900), ("z", 1), ("b/1: x", 0))
             ]
             own = outgoing(probe, 1, "account/t")
@@ -130,10 +130,10 @@ class Streams:
             assert swept.outbound == (1, "b/1: x/0", "b/1: x/900", "z/1")
             page = expect(RelayPage, await probe.send(RelayRead(0, "claim-1", "b/1: x/0")))
             assert page.incarnation == claimed.incarnation
-            assert [(entry.number, entry.unique) for entry in page.entries] == [
-                (1, sent[0].unique), (2, sent[3].unique)
+            assert [(entry.number, entry.uid) for entry in page.entries] == [
+                (1, sent[0].uid), (2, sent[3].uid)
             ]  # fmt: skip
-            assert [entry.unique for entry in (await read_stream(probe, 1)).entries] == [own.unique]
+            assert [entry.uid for entry in (await read_stream(probe, 1)).entries] == [own.uid]
             assert (await probe.audit()).outbound == 5
             # In a new incarnation, what waits keeps its numbers.
             await probe.send(ClaimPartition(0, "claim-2", b"node", "claim-1", 0, new_incarnation=True))
@@ -145,7 +145,7 @@ class Streams:
         async with open_probe() as probe:
             await probe.own()
             # Partition 0 of the other service is another one than partition 0 of this.
-            await send_out(probe, Outgoing(0, "bill/t", probe.new_unique(), probe.body(), "other"))
+            await send_out(probe, Outgoing(0, "bill/t", probe.new_uid(), probe.body(), "other"))
             assert (await probe.audit()).counts["accepted"] == 1
             assert expect(Swept, await probe.send(Sweep(0, "claim-1"))).outbound == ("other/0",)
 
@@ -202,7 +202,7 @@ class Streams:
             waiting = probe.message("account/b")
             await probe.accept(waiting)
             here, there = outgoing(probe, 0, "account/b"), outgoing(probe, 1, "account/t")
-            known = Outgoing(0, "account/b", waiting.unique, probe.body())
+            known = Outgoing(0, "account/b", waiting.uid, probe.body())
             for outbox in ((here, here), (there, there), (known,)):
                 refused = await probe.send(probe.finish_step(dispatch, "complete", outbox=outbox))
                 assert expect(Rejected, refused).code == "bad_step"
@@ -230,8 +230,8 @@ class Streams:
             relayed = expect(Relayed, await probe.once(step))
             assert (relayed.last, set(relayed.entities)) == (3, {"account/t", "account/u"})
             assert await probe.once(step) == Relayed(3, ())
-            assert await order_of(probe, "account/t") == [entry.unique for entry in first]
-            assert await order_of(probe, "account/u") == [entry.unique for entry in others]
+            assert await order_of(probe, "account/t") == [entry.uid for entry in first]
+            assert await order_of(probe, "account/u") == [entry.uid for entry in others]
             assert (await probe.audit(1)).counts["accepted"] == 3
 
     async def test_relay_in_overlaps_and_gaps(self, open_probe: OpenProbe) -> None:
@@ -248,7 +248,7 @@ class Streams:
             refused = await probe.send(RelayIn(1, 0, 77, (entries[4], entries[6])))
             assert expect(Rejected, refused).code == "stream_gap"
             assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, entries[5:]))).last == 8
-            assert await order_of(probe, "account/t") == [entry.unique for entry in entries]
+            assert await order_of(probe, "account/t") == [entry.uid for entry in entries]
 
     async def test_a_message_of_a_stream_that_waits_already(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -259,7 +259,7 @@ class Streams:
             again = await probe.send(RelayIn(1, 0, 78, entries))
             assert expect(Relayed, again).last == 1
             assert (await probe.audit(1)).counts["accepted"] == 1
-            assert await order_of(probe, "account/t") == [entry.unique]
+            assert await order_of(probe, "account/t") == [entry.uid]
 
     async def test_streams_are_apart(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -276,7 +276,7 @@ class Streams:
             sent: list[str] = []
             for _ in range(4):
                 outbox = tuple(outgoing(probe, 1, "account/t") for _ in range(2))
-                sent += [message.unique for message in outbox]
+                sent += [message.uid for message in outbox]
                 await send_out(probe, *outbox)
             while (page := await read_stream(probe, limit=3)).entries:
                 relayed = expect(Relayed, await probe.send(RelayIn(1, 0, page.incarnation, page.entries)))
@@ -290,9 +290,9 @@ class Streams:
     async def test_a_bad_step_fails_alone(self, open_probe: OpenProbe, position: int) -> None:
         async with open_probe(partition_depth_limit=100) as probe:
             await probe.own()
-            unique = probe.new_unique()
+            uid = probe.new_uid()
             bad: list[Step] = [
-                Append(0, "account/x", unique, b"not a stored message"),
+                Append(0, "account/x", uid, b"not a stored message"),
                 Append(0, "account/x", "no birth", probe.body()),
                 replace(probe.message("account/x"), partition=99),
                 Take(0, "account/0", "claim-9", POLICY),
@@ -318,7 +318,7 @@ class Streams:
             first, second = probe.message(), probe.message()
             steps: list[Step] = [
                 first,
-                Withdraw(0, "account/a", first.unique),
+                Withdraw(0, "account/a", first.uid),
                 second,
                 first,
                 Take(0, "account/a", "claim-1", POLICY),
@@ -328,7 +328,7 @@ class Streams:
             assert expect(Appended, answers[3]).outcome == b"withdrawn\n"
             dispatch = expect(Taken, answers[4]).offer.dispatch
             assert dispatch is not None
-            assert dispatch.messages[0].unique == second.unique
+            assert dispatch.messages[0].uid == second.uid
             assert answers[5] == answers[4]
 
     async def test_a_large_batch(self, open_probe: OpenProbe) -> None:
@@ -340,7 +340,7 @@ class Streams:
             finishes: list[Step] = []
             for step, result in zip(steps, results, strict=True):
                 appended = expect(Appended, result)
-                assert appended.unique == step.unique
+                assert appended.uid == step.uid
                 assert appended.offer.dispatch is not None
                 finishes.append(
                     probe.finish_step(
@@ -383,6 +383,6 @@ class Streams:
             await first.own()
             await first.taken(first.message())
             audited: Audited = await second.audit()
-            check_books(audited)
+            check_counters(audited)
             assert audited.counts["accepted"] == 0
             assert (await second.own()).epoch == 1

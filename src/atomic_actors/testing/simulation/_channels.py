@@ -15,7 +15,7 @@ from typing import Protocol
 import trio
 from attrs import define, field
 
-from atomic_actors.base._oneshot import Cell, cell_factory
+from atomic_actors.base._oneshot import OneShot, oneshot_factory
 from atomic_actors.testing.simulation._faults import Faults
 
 __all__ = ("Network", "SimulatedChannels")
@@ -89,7 +89,7 @@ class SimulatedChannels:
     watched: set[int] = field(factory=set[int], init=False)
     heard_channels: set[bytes] = field(factory=set[bytes], init=False)
     _inbox: deque[Callable[[], None]] = field(factory=deque[Callable[[], None]], init=False)
-    _waiting: Cell[None] | None = field(default=None, init=False)
+    _waiting: OneShot[None] | None = field(default=None, init=False)
     _on_bell: Callable[[int, str], None] | None = field(default=None, init=False)
     _on_frame: Callable[[bytes], None] | None = field(default=None, init=False)
     _on_heard: Callable[[bool], None] | None = field(default=None, init=False)
@@ -103,12 +103,12 @@ class SimulatedChannels:
     def set_deaf(self, is_deaf: bool) -> None:
         """Lose the connection, or have a new one; the node learns of both."""
         self.is_deaf = is_deaf
-        self.put(partial(self._told_heard, not is_deaf))
+        self.put(partial(self._notify_heard, not is_deaf))
         if not is_deaf:
             for partition in sorted(self.watched):
                 self.put(partial(self.heard_bell, partition, ""))
 
-    def _told_heard(self, is_heard: bool) -> None:
+    def _notify_heard(self, is_heard: bool) -> None:
         if self._on_heard is not None:
             self._on_heard(is_heard)
 
@@ -156,15 +156,15 @@ class SimulatedChannels:
         on_heard: Callable[[bool], None] | None = None,
     ) -> None:
         """Read the inbox until cancelled."""
-        new_cell = cell_factory()
+        new_oneshot = oneshot_factory()
         self._on_frame, self._on_heard = callback, on_heard
         self.heard_channels.add(self.reply_channel(node))
-        self._told_heard(not self.is_deaf)
+        self._notify_heard(not self.is_deaf)
         try:
             while True:
                 while self._inbox:
                     self._inbox.popleft()()
-                self._waiting = new_cell()
+                self._waiting = new_oneshot()
                 await self._waiting
         finally:
             self._on_frame = self._on_heard = self._waiting = None
@@ -172,7 +172,7 @@ class SimulatedChannels:
     async def end_replies(self) -> None:
         """Hear nothing more; what was heard so far is handled."""
         self.heard_channels.clear()
-        self._told_heard(False)
+        self._notify_heard(False)
         while self._inbox and self._on_frame is not None:
             await trio.lowlevel.checkpoint()
 

@@ -16,7 +16,7 @@ import trio
 from attrs import define, evolve, field
 
 from atomic_actors._system import ActorSystem
-from atomic_actors.actors._kinds import BoundHandler, Kind
+from atomic_actors.actors._kinds import BoundHandler, BoundKind
 from atomic_actors.base._config import Config
 from atomic_actors.base._errors import OutcomeUnknown, StoreUnavailable, SystemFailed
 from atomic_actors.journal._directory import Directory, NodeEntry
@@ -152,7 +152,7 @@ class SimulatedNode:
         if not self.is_dead:
             self.status = "gone"
             self.world.network.lose(self.number)
-            self._tell_callers()
+            self._notify_callers()
         self.settled.set()
 
     def leave(self) -> None:
@@ -174,10 +174,10 @@ class SimulatedNode:
         if process_gone and self.identity is not None:
             self.identity.retire()
         self.world.faults.fire(self.number, why)
-        self._tell_callers()
+        self._notify_callers()
         self.settled.set()
 
-    def _tell_callers(self) -> None:
+    def _notify_callers(self) -> None:
         for event, result in self._calls.items():
             error = NodeCrashed(f"node {self.number} died before it answered")
             result.append(outcome.Error(error))
@@ -262,7 +262,7 @@ def record_handlers(system: ActorSystem, world: World) -> None:
             kind.fallback = _recorded(kind.fallback, kind, world)
 
 
-def _recorded(bound: BoundHandler, kind: Kind, world: World) -> BoundHandler:
+def _recorded(bound: BoundHandler, kind: BoundKind, world: World) -> BoundHandler:
     spec = bound.spec
     changed = evolve(
         spec,
@@ -272,7 +272,7 @@ def _recorded(bound: BoundHandler, kind: Kind, world: World) -> BoundHandler:
     return evolve(bound, spec=changed)
 
 
-def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering: bool) -> Any:
+def _watch(function: Callable[..., Any], kind: BoundKind, world: World, *, recovering: bool) -> Any:
     async def watched(instance: Any, message: Any) -> Any:
         process = current_process()
         assert process is not None, "a handler runs in no node's process"
@@ -281,14 +281,14 @@ def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering
             await trio.sleep_forever()  # it was about to go on when its node died
         number = node.number
         context: TurnContext = instance if kind.free else instance.context
-        entity, _, unique = context.message_id.rpartition("/")
+        entity, _, uid = context.message_id.rpartition("/")
         attempt = context.attempt
         world.record(
             Began(
                 at_s=world.at_s(),
                 node=number,
                 entity=entity,
-                unique=unique,
+                uid=uid,
                 attempt=attempt,
                 epoch=context.fencing_token,
                 recovering=recovering,
@@ -310,7 +310,7 @@ def _watch(function: Callable[..., Any], kind: Kind, world: World, *, recovering
                         at_s=world.at_s(),
                         node=number,
                         entity=entity,
-                        unique=unique,
+                        uid=uid,
                         attempt=attempt,
                         how=how,
                         recovering=recovering,
@@ -345,7 +345,7 @@ class NodeJournal:
         node, config = self.node, self.node.world.config
         return Store(
             journal=self,
-            exchange=NodeMessenger(node.channels),
+            messenger=NodeMessenger(node.channels),
             history=self.history,
             directory=_NodeDirectory(self, node.world.store.directory),
             keeper=_TaskKeeper(config.partitions, config.lease_renew_interval_s, node),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Literal, Protocol
 
-from atomic_actors.base._lifecycle import Event, Stamp
+from atomic_actors.base._lifecycle import Event, InterruptionRules
 from atomic_actors.journal._protocol import (
     Append,
     BatchResult,
@@ -73,14 +73,14 @@ class _RecordingPartition(Partition):
     #: By running entity: version and state when its messages were taken.
     taken_from: dict[str, tuple[int, str]]
 
-    def accept(self, entity: Entity, unique: str, body: bytes, *, at_head: bool = False) -> Message:
-        message = super().accept(entity, unique, body, at_head=at_head)
+    def accept(self, entity: Entity, uid: str, body: bytes, *, at_head: bool = False) -> Message:
+        message = super().accept(entity, uid, body, at_head=at_head)
         source: Literal["sent", "outbox", "replayed"] = _SOURCES.get(type(self.step), "outbox")
         self._add(
             Accepted(
                 at_s=self._at_s(),
                 entity=entity.name,
-                unique=unique,
+                uid=uid,
                 name=message.head.name,
                 source=source,
                 at_head=at_head,
@@ -88,7 +88,9 @@ class _RecordingPartition(Partition):
         )
         return message
 
-    def dispatch(self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: Stamp) -> Running:
+    def dispatch(
+        self, entity: Entity, messages: tuple[Message, ...], claim: str, stamp: InterruptionRules
+    ) -> Running:
         running = super().dispatch(entity, messages, claim, stamp)
         self.taken_from[entity.name] = (entity.version, _digest(entity.state))
         self._add(
@@ -99,7 +101,7 @@ class _RecordingPartition(Partition):
                 node=self.journal.node_of(self.lease.node),
                 epoch=self.lease.epoch,
                 turn=running.turn,
-                uniques=running.uniques,
+                uids=running.uids,
                 attempts=tuple(message.attempts for message in messages),
             )
         )
@@ -107,12 +109,12 @@ class _RecordingPartition(Partition):
 
     def put_back(self, entity: Entity, messages: list[Message], event: Event) -> None:
         super().put_back(entity, messages, event)
-        uniques = tuple(message.unique for message in messages)
-        self._add(PutBack(self._at_s(), entity.name, uniques, event.value))
+        uids = tuple(message.uid for message in messages)
+        self._add(PutBack(self._at_s(), entity.name, uids, event.value))
 
     def finalise(self, entity: Entity, message: Message, event: Event, reply: bytes, now_ms: int) -> None:
         super().finalise(entity, message, event, reply, now_ms)
-        self._add(Ended(self._at_s(), entity.name, message.unique, event.value, reply))
+        self._add(Ended(self._at_s(), entity.name, message.uid, event.value, reply))
 
     def end_turn(self, entity: Entity, last: Any) -> None:
         turn = entity.running.turn if entity.running is not None else 0
@@ -134,9 +136,9 @@ class _RecordingPartition(Partition):
         )
         step = self.step
         if isinstance(step, Finish) and step.outbox:
-            parent = next((each.unique for each in step.verdicts if each.event == Event.COMPLETE.value), "")
+            parent = next((each.uid for each in step.verdicts if each.event == Event.COMPLETE.value), "")
             for sent in step.outbox:
-                self._add(Sent(self._at_s(), entity.name, parent, sent.entity, sent.unique))
+                self._add(Sent(self._at_s(), entity.name, parent, sent.entity, sent.uid))
 
     def _at_s(self) -> float:
         return self.journal.world.at_s()

@@ -365,9 +365,7 @@ class Simulation:
     def unfinished(self) -> str:
         """What waits, for a person to read."""
         waiting = {
-            entity.name: [
-                f"{unique[-6:]} {message.state.value}" for unique, message in entity.messages.items()
-            ]
+            entity.name: [f"{uid[-6:]} {message.state.value}" for uid, message in entity.messages.items()]
             for entity in self.store.entities()
             if entity.messages
         }
@@ -406,14 +404,14 @@ class Simulation:
         except NodeCrashed:
             raise
         except AtomicActorsError as error:
-            unique = (error.message_id or "").rpartition("/")[2]
+            uid = (error.message_id or "").rpartition("/")[2]
             value = shown_refusal(error) if isinstance(error, Refused) else error
-            self.record(Answered(self.at_s(), number_of_call, self._word(error), value, unique))
+            self.record(Answered(self.at_s(), number_of_call, self._word(error), value, uid))
             raise
         receipt: object = answer
         if isinstance(receipt, Receipt):
-            unique = receipt.message_id.rpartition("/")[2]
-            self.record(Answered(self.at_s(), number_of_call, "accepted", None, unique))
+            uid = receipt.message_id.rpartition("/")[2]
+            self.record(Answered(self.at_s(), number_of_call, "accepted", None, uid))
         else:
             self.record(Answered(self.at_s(), number_of_call, "reply", answer))
         return answer

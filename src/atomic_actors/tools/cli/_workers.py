@@ -85,7 +85,7 @@ class WorkersScreen:
         with self._reader_may_be_gone():
             self._console.print(text, soft_wrap=True)
 
-    def said(self, text: str) -> None:
+    def noted(self, text: str) -> None:
         """A line of the log."""
         self._print(Text(printable(text)))
 
@@ -112,7 +112,7 @@ class WorkersScreen:
             self._shown[worker.number] = key
             # While a process is being made there is nothing to say yet.
             if key != before and (worker.pid or worker.phase is not Phase.STARTING):
-                self.said(_line(worker))
+                self.noted(_line(worker))
 
 
 def _line(worker: WorkerStatus) -> str:

@@ -23,8 +23,8 @@ _TEXTS: Final = (Kind.TEXT, Kind.BYTES, Kind.TARGET)
 _KEY_SOURCES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "record_key": ("record", ()),
     "log_key": ("log", ()),
-    "outcome_key": ("outcome + unique", ("unique",)),
-    "new_outcome_key": ("outcome + new_unique", ("new_unique",)),
+    "outcome_key": ("outcome + uid", ("uid",)),
+    "new_outcome_key": ("outcome + new_uid", ("new_uid",)),
     "used_key": ("used + key", ("key",)),
     "letters_key": ("keys.letters", ()),
     "index_key": ("keys.index", ()),

@@ -70,7 +70,7 @@ class WorkerStatus:
 class Observer(Protocol):
     """Where the manager says what happens."""
 
-    def said(self, text: str) -> None:
+    def noted(self, text: str) -> None:
         """Something happened that a log should have."""
         ...
 
@@ -181,7 +181,7 @@ class Manager:
         if self._stop_signals == 1:
             self._stop.set()
             return
-        self.observer.said(
+        self.observer.noted(
             "not waiting for running turns any more" if self._stop_signals == 2 else "killing the workers"
         )
         hurry_s = END_MARGIN_S if self._stop_signals == 2 else 0.0
@@ -202,10 +202,10 @@ class Manager:
             async for number in signals:
                 name = signal.Signals(number).name
                 if number != signal.SIGHUP or (self.terminal is not None and self.terminal.is_gone()):
-                    self.observer.said(f"{name}: stopping")
+                    self.observer.noted(f"{name}: stopping")
                     self.stop()
                 elif not self._stop.is_set():
-                    self.observer.said(f"{name}: reloading, one worker after another")
+                    self.observer.noted(f"{name}: reloading, one worker after another")
                     self.reload()
 
     # A slot.
@@ -272,7 +272,7 @@ class Manager:
         self._so_far.was_serving = True
         if not self._so_far.all_served and all(slot.child and slot.child.is_ready for slot in self._slots):
             self._so_far.all_served = True
-            self.observer.said(f"{self.settings.target} is served; the store is {child.ready.store}")
+            self.observer.noted(f"{self.settings.target} is served; the store is {child.ready.store}")
         return True
 
     async def _ended_unasked(self, slot: _Slot, child: Child) -> None:
@@ -300,7 +300,7 @@ class Manager:
             return
         process = f" (process {child.pid})" if child is not None else ""
         if self._so_far.was_serving:
-            self.observer.said(f"worker {slot.number}{process} {why}")
+            self.observer.noted(f"worker {slot.number}{process} {why}")
             return
         text = why.removeprefix("could not start: ")
         self.observer.failed(text if text != why else f"worker {slot.number} {why}", trace)
@@ -310,7 +310,7 @@ class Manager:
     async def _wait_before_restart(self, slot: _Slot, served_s: float) -> None:
         wait_s = slot.backoff.next_wait_s(served_s)
         if wait_s:
-            self.observer.said(f"worker {slot.number} is started again in {wait_s:g} s")
+            self.observer.noted(f"worker {slot.number} is started again in {wait_s:g} s")
             slot.waiting = True
             self._show()
         with anyio.move_on_after(wait_s):
@@ -331,7 +331,7 @@ class Manager:
                     break
                 done += 1
             if not self._stop.is_set():
-                self.observer.said(f"reloaded {done} of {len(self._slots)} workers")
+                self.observer.noted(f"reloaded {done} of {len(self._slots)} workers")
 
     async def _replace(self, slot: _Slot) -> bool:
         """Start a successor beside the process that serves; when it is ready, it takes over."""
@@ -362,7 +362,7 @@ class Manager:
     async def _leave(self, slot: _Slot, child: Child) -> None:
         await child.end()
         if child.killed:
-            self.observer.said(
+            self.observer.noted(
                 f"worker {slot.number} (process {child.pid}) did not leave in time and was killed"
             )
 
@@ -379,7 +379,7 @@ class Manager:
             await self._wait_all_ended()
         late = list(self._children)
         for child in late:
-            self.observer.said(f"the worker process {child.pid} did not leave in time and is killed")
+            self.observer.noted(f"the worker process {child.pid} did not leave in time and is killed")
             child.kill()
             self._so_far.code = self._so_far.code or EXIT_FAILED
         await self._wait_all_ended()

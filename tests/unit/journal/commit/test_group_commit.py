@@ -124,7 +124,7 @@ async def test_steps_of_a_lost_history_are_not_sent_again(in_flight: bool) -> No
         if in_flight:
             await store.asked()
             assert store.batches == [steps]
-        journal.forsake(1)
+        journal.fence_off(1)
         # What is in flight may still be answered; what only waits will never be sent.
         assert answers == ({} if in_flight else dict.fromkeys(range(len(OWNERS)), GONE))
         store.answer()
@@ -150,7 +150,7 @@ async def test_a_replay_stays_where_a_history_is_lost() -> None:
         journal.enqueue(Audit(3), lambda _: None)
         await store.asked()
         journal.enqueue(REPLAY, answers.append)
-        journal.forsake(1)
+        journal.fence_off(1)
         store.answer()
         await journal.wait_drained()
     assert store.batches[-1] == [replace(REPLAY, claim="")]
@@ -162,7 +162,7 @@ async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
     async with GroupCommit(store) as journal:
         journal.enqueue(OWNERS[0], answers.append)
         await store.asked()
-        journal.forsake(1)
+        journal.fence_off(1)
         store.answer()
         await journal.wait_drained()
     assert answers == [Renewed(1)]
@@ -174,7 +174,7 @@ async def test_a_store_is_found_again_when_nothing_is_left_to_send() -> None:
         for step in OWNERS:
             journal.enqueue(step, answers.append)
         await store.asked()
-        journal.forsake(1)
+        journal.fence_off(1)
         store.answer()
         with anyio.fail_after(2):
             while len(answers) < len(OWNERS):
@@ -323,7 +323,7 @@ async def test_appends_alone_go_in_the_order_of_their_entities() -> None:
     names = [*"abcab", "c"]
 
     def message(position: int) -> Append:
-        return replace(append(1, "", f"account/{names[position]}"), unique=f"{position:032}")
+        return replace(append(1, "", f"account/{names[position]}"), uid=f"{position:032}")
 
     def keep(position: int) -> Callable[[object], None]:
         return lambda _: got.append(position)
@@ -380,7 +380,7 @@ async def test_what_was_forsaken_is_not_waited_for() -> None:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(journal.wait_drained)
             await anyio.wait_all_tasks_blocked()
-            journal.forsake(1)
+            journal.fence_off(1)
             store.is_away = False
             store.answer()
     assert got == [GONE, Renewed(1)]

@@ -22,7 +22,7 @@ from atomic_actors.journal._protocol import (
 from atomic_actors.journal.redis._forms import FORMS, ITEMS, Argument, Kind
 from atomic_actors.journal.redis._wire import Wire
 
-APPEND = "entity unique body digest depth_limit claim policy held_version"
+APPEND = "entity uid body digest depth_limit claim policy held_version"
 FINISH = (
     "entity claim turn expected_version has_state state park policy run_limit "
     "verdict_count has_letters local_count stream_count"
@@ -33,9 +33,9 @@ RELEASED = {
     "append": ("record log outcome", APPEND),
     "append_key": ("record log outcome used", f"{APPEND} key"),
     "append_run": ("record log", "entity depth_limit claim policy held_version"),
-    "withdraw": ("record log outcome used", "entity unique key"),
-    "outcome": ("record outcome", "entity unique"),
-    "replay": ("record log letters new_outcome", "entity unique new_unique at_head"),
+    "withdraw": ("record log outcome used", "entity uid key"),
+    "outcome": ("record outcome", "entity uid"),
+    "replay": ("record log letters new_outcome", "entity uid new_uid at_head"),
     "purge": ("letters index", ""),
     "letters": ("letters index", "kind after_ms after_id limit message_id"),
     "park": ("record log", "entity park"),
@@ -48,10 +48,10 @@ RELEASED = {
     "interrupt": ("record log letters index outcome", "entity claim turn began"),
     "settle_lost": (
         "record log outcome letters index",
-        "entity claim unique policy attempt interruptions recovering",
+        "entity claim uid policy attempt interruptions recovering",
     ),
     "defer": ("record log", "entity claim delay_ms"),
-    "expire": ("record log outcome used letters index", "entity unique key"),
+    "expire": ("record log outcome used letters index", "entity uid key"),
     "sweep": ("streams", "claim limit"),
     "sweep_ahead": ("streams", "claim limit ahead_ms"),
     "sweep_own": ("streams", "claim limit ahead_ms own_from"),
@@ -83,18 +83,18 @@ def test_released_lists_stay() -> None:
     assert {
         items.name: (items.form, items.keys, [one.name for one in items.arguments]) for items in ITEMS
     } == {
-        "message of a run": ("append_run", ("outcome_key",), ["unique", "body"]),
-        "verdict": ("finish", ("outcome_key",), ["unique", "event", "reply", "error", "delay_ms"]),
+        "message of a run": ("append_run", ("outcome_key",), ["uid", "body"]),
+        "verdict": ("finish", ("outcome_key",), ["uid", "event", "reply", "error", "delay_ms"]),
         "letters of a turn": ("finish", ("letters_key", "index_key"), []),
         "message of the same partition": (
             "finish",
             ("record_key", "log_key"),
-            ["entity", "unique", "body"],
+            ["entity", "uid", "body"],
         ),
         "streams of a turn": ("finish", ("streams_key",), []),
         "stream": ("finish", ("outbound_key",), ["target", "message_count"]),
-        "message of a stream": ("finish", (), ["entity", "unique", "body"]),
-        "entry": ("relay_in", ("record_key", "log_key"), ["number", "entity", "unique", "body"]),
+        "message of a stream": ("finish", (), ["entity", "uid", "body"]),
+        "entry": ("relay_in", ("record_key", "log_key"), ["number", "entity", "uid", "body"]),
     }
 
 
@@ -170,8 +170,8 @@ def test_finish_with_little() -> None:
 
 def test_a_run_of_appends() -> None:
     first, second = (
-        Append(0, "k/1", unique, b"b" + unique.encode(), claim="c", policy="p", held_version=6, depth_limit=9)
-        for unique in ("u1", "u2")
+        Append(0, "k/1", uid, b"b" + uid.encode(), claim="c", policy="p", held_version=6, depth_limit=9)
+        for uid in ("u1", "u2")
     )
     keys, arguments = read_call(first, second)
     assert keys == names_of(":o:k/1/u1", ":o:k/1/u2")

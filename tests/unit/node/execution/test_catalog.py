@@ -9,7 +9,7 @@ import anyio
 import pytest
 from attrs import define
 
-from atomic_actors.base._oneshot import Backend, cell_factory
+from atomic_actors.base._oneshot import Backend, oneshot_factory
 from atomic_actors.node.execution._catalog import STARVED_MAX, Catalog
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +37,7 @@ class Alive:
 
 def catalog(max_activations: int = 0, idle_timeout_s: float = 10.0) -> Catalog:
     kinds = {"counter": SimpleNamespace(settings=SimpleNamespace(idle_timeout_s=idle_timeout_s))}
-    backend = Backend(cell_factory(), lambda: 0.0)
+    backend = Backend(oneshot_factory(), lambda: 0.0)
     return Catalog(cast("Any", kinds), max_activations, 2, backend)
 
 

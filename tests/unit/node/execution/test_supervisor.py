@@ -97,10 +97,10 @@ async def test_a_retry_is_taken_when_its_time_has_come() -> None:
 async def test_an_expired_head_is_expired_and_its_asker_told() -> None:
     async with owner() as world:
         world.supervisor.wake(0, counter())
-        unique = "1" * 32
-        world.commits.answer(Take, Taken(Offer(expired=(unique, ""))))
+        uid = "1" * 32
+        world.commits.answer(Take, Taken(Offer(expired=(uid, ""))))
         world.commits.answer(Expire, Expired(True, None))
-        assert world.replies.told == [("", counter(), unique, b"expired\n")]
+        assert world.replies.told == [("", counter(), uid, b"expired\n")]
         assert world.commits.take(Take)[0].entity == counter()
 
 

@@ -10,8 +10,8 @@ import anyio
 from attrs import Factory, define, field, frozen
 
 from atomic_actors import Actor, Command, Config, EntityRef, handler
-from atomic_actors.actors._kinds import Kind, bind_kinds
-from atomic_actors.base._oneshot import Backend, cell_factory
+from atomic_actors.actors._kinds import BoundKind, bind_kinds
+from atomic_actors.base._oneshot import Backend, oneshot_factory
 from atomic_actors.base._telemetry import Listeners
 from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import Headers, encode_envelope
@@ -31,7 +31,7 @@ from atomic_actors.journal.commit._batches import OnResult
 from atomic_actors.journal.commit._store_clock import StoreClock
 from atomic_actors.node.execution._activation import Activation
 from atomic_actors.node.execution._body import Body
-from atomic_actors.node.execution._deferred import UnhandledMessages
+from atomic_actors.node.execution._deferred import DeferredEntities
 from atomic_actors.node.execution._events import Events
 from atomic_actors.node.execution._owned_partition import OwnedPartition
 from atomic_actors.node.execution._parking import Parking
@@ -120,11 +120,11 @@ class Replies:
     node_id: str = HERE
     told: list[tuple[str, str, str, bytes]] = Factory(list)
 
-    def reply(self, sender: str, entity: str, unique: str, outcome: bytes) -> None:
-        self.told.append((sender, entity, unique, outcome))
+    def reply(self, sender: str, entity: str, uid: str, outcome: bytes) -> None:
+        self.told.append((sender, entity, uid, outcome))
 
     def packed_reply(
-        self, sender: str, entity: str, unique: str, word: bytes, reply: bytes
+        self, sender: str, entity: str, uid: str, word: bytes, reply: bytes
     ) -> tuple[bytes, bytes] | None:
         return sender.encode(), word + reply
 
@@ -174,7 +174,7 @@ class World:
     replies: Replies = field(init=False)
     leases: Leases = field(init=False)
     node: NodeParts = field(init=False)
-    kinds: dict[str, Kind] = field(init=False)
+    kinds: dict[str, BoundKind] = field(init=False)
     supervisor: Supervisor = field(init=False)
     store_clock: StoreClock = field(init=False)
     _sent: int = 0
@@ -184,7 +184,7 @@ class World:
         self.kinds = bind_kinds(self.config, codec)
         self.replies, self.leases = Replies(), Leases(self.config.partitions)
         commits, replies = cast("Any", self.commits), cast("Any", self.replies)
-        backend = Backend(cell_factory(), lambda: self.now_s)
+        backend = Backend(oneshot_factory(), lambda: self.now_s)
         events = Events(Listeners())
         self.store_clock = StoreClock(backend.clock)
         self.store_clock.note(1_000_000, self.now_s)
@@ -195,12 +195,12 @@ class World:
             commits=commits,
             replies=replies,
             store_clock=self.store_clock,
-            destinations=cast("Any", None),
+            call_checker=cast("Any", None),
             events=events,
             schedule=Schedule(),
             settlements=Settlements(commits, replies, events),
             parking=Parking(commits),
-            deferred=UnhandledMessages(commits, backend),
+            deferred=DeferredEntities(commits, backend),
         )
         membership = cast("Any", self.leases)
         self.supervisor = Supervisor(self.node, membership, self.kinds, cast("Any", None), self.body)

@@ -17,7 +17,7 @@ from atomic_actors.journal.memory._directory import MemoryDirectory
 from atomic_actors.node.operations._handover import SETTLE_LIMIT_S, Handover
 from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.ownership._instants import instants_from
-from atomic_actors.node.ownership._peers import NodeRecord, Nodes
+from atomic_actors.node.ownership._peers import NodeRecord, Peers
 
 PARTITIONS = 4
 LEASE_S = 10.0
@@ -92,7 +92,7 @@ class FakeMembership:
     """The partitions that this node owns, and what became of them."""
 
     log: list[str]
-    nodes: Nodes
+    nodes: Peers
     volatile: FakeVolatile
     claims: list[str] = Factory(lambda: ["claim"] * PARTITIONS)
     partitions: int = PARTITIONS
@@ -152,14 +152,14 @@ class Stage:
     drain_timeout_s: float = DRAIN_S
     log: list[str] = Factory(list)
     journal: FakeJournal = Factory(FakeJournal)
-    nodes: Nodes = field(init=False)
+    nodes: Peers = field(init=False)
     supervisor: FakeSupervisor = field(init=False)
     volatile: FakeVolatile = field(init=False)
     membership: FakeMembership = field(init=False)
     handover: Handover = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.nodes = Nodes(self.directory, record_of("here"), LEASE_S, False)
+        self.nodes = Peers(self.directory, record_of("here"), LEASE_S, False)
         self.supervisor = FakeSupervisor(self.log)
         self.volatile = FakeVolatile(self.log)
         self.membership = FakeMembership(self.log, self.nodes, self.volatile)
@@ -168,7 +168,7 @@ class Stage:
             "membership": self.membership,
             "supervisor": self.supervisor,
             "volatile": self.volatile,
-            "exchange": FakeExchange(self.log),
+            "messenger": FakeExchange(self.log),
         }
         self.handover = Handover(**parts, drain_timeout_s=self.drain_timeout_s)
 

@@ -34,7 +34,7 @@ from atomic_actors.node.ownership._instants import Instant
 from atomic_actors.node.ownership._lease_keeper import LeaseKeeper
 from atomic_actors.node.ownership._leases import LeaseTimes, OwnLeases, SeenLeases
 from atomic_actors.node.ownership._membership import Membership
-from atomic_actors.node.ownership._peers import NodeRecord, Nodes
+from atomic_actors.node.ownership._peers import NodeRecord, Peers
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ class Node:
     def __attrs_post_init__(self) -> None:
         self.membership = Membership(
             journal=self.journal,
-            nodes=Nodes(
+            nodes=Peers(
                 None,
                 NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0),
                 LEASE_S,
@@ -249,7 +249,7 @@ def test_an_owner_ends_before_its_successor_begins(drift: float, monkeypatch: py
     times = LeaseTimes(ttl_s=config.lease_ttl_s, margin_s=config.lease_margin_s)
     record = NodeRecord.of_this_node(NodeIdentity.of_this_process(), "default", ["account"], 1.0)
     owner = OwnLeases(1, keeper, times)
-    seen = SeenLeases(Nodes(None, record, times.ttl_s, False), times.ttl_s)
+    seen = SeenLeases(Peers(None, record, times.ttl_s, False), times.ttl_s)
 
     def use(clock: DriftingClock) -> None:
         monkeypatch.setattr(_leases, "instant_now", clock.now)

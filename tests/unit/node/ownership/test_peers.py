@@ -11,18 +11,18 @@ from attrs import evolve
 
 from atomic_actors.journal.memory._directory import MemoryDirectory
 from atomic_actors.node.ownership._identity import NodeIdentity
-from atomic_actors.node.ownership._peers import NodeRecord, Nodes
+from atomic_actors.node.ownership._peers import NodeRecord, Peers
 
 pytestmark = pytest.mark.anyio
 
 LEASE_S = 0.5
 
 
-def nodes_of(directory: MemoryDirectory, *, host: str = "here") -> Nodes:
+def nodes_of(directory: MemoryDirectory, *, host: str = "here") -> Peers:
     # A strange boot id: whether it lives can only be told by its announcements.
     identity = evolve(NodeIdentity.of_this_process(), boot_id=host)
     record = NodeRecord(identity=identity, host=host, service="default", kinds=frozenset({"a"}))
-    return Nodes(directory, record, LEASE_S, True)
+    return Peers(directory, record, LEASE_S, True)
 
 
 async def test_a_bystander_waits_until_it_knows_who_lives() -> None:

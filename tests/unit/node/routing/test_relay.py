@@ -85,7 +85,7 @@ class Stage:
         self.relay = Relay(
             cast("Any", self.journal),
             self.claims,
-            outlets=cast("Any", self.ways),
+            service_journals=cast("Any", self.ways),
             waker=self,
             observer=self,
         )

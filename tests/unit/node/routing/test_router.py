@@ -19,7 +19,7 @@ from atomic_actors import (
     QueueDepthExceeded,
     StoreUnavailable,
 )
-from atomic_actors.base._oneshot import cell_factory
+from atomic_actors.base._oneshot import oneshot_factory
 from atomic_actors.base._telemetry import Listeners
 from atomic_actors.contracts._waiting import POLL_FIRST_REMOTE_S
 from atomic_actors.journal._protocol import (
@@ -38,7 +38,7 @@ from atomic_actors.journal._protocol import (
 from atomic_actors.journal.commit._batches import OnResult
 from atomic_actors.journal.commit._commit_queue import CommitQueue
 from atomic_actors.journal.commit._store_clock import StoreClock
-from atomic_actors.node.routing._destinations import Call
+from atomic_actors.node.routing._destinations import CheckedCall
 from atomic_actors.node.routing._router import Router, SentMessage
 
 pytestmark = pytest.mark.anyio
@@ -83,14 +83,14 @@ class World:
         clock.note(1_000_000, self.now_s)
         self.router = Router(
             node_id="me",
-            new_cell=cell_factory(),
+            new_oneshot=oneshot_factory(),
             store_clock=clock,
             decode_refusal=lambda _: AssertionError("no refusals here"),  # type: ignore[arg-type, return-value]
             listeners=self.listeners,
         )
 
-    def call(self, entity: str = "desk/one") -> Call:
-        return Call(
+    def call(self, entity: str = "desk/one") -> CheckedCall:
+        return CheckedCall(
             ref=EntityRef(*entity.split("/")),
             entity=entity,
             service="",
@@ -105,7 +105,7 @@ class World:
         )
 
     async def ask(self, *, timeout_s: float = 10.0, key: str = "", **more: Any) -> Any:
-        more = {"unique": "", "on_cancel": "withdraw", "in_turn": False, **more}
+        more = {"uid": "", "on_cancel": "withdraw", "in_turn": False, **more}
         return await self.router.ask(self.call(), None, b"", timeout_s=timeout_s, key=key, **more)
 
     def tell(self, timeout_s: float = 10.0) -> Any:
@@ -118,7 +118,7 @@ class World:
     def accept(self, **fields: Any) -> Append:
         step, on_result = self.queue.sent[-1]
         assert isinstance(step, Append)
-        fields = {"unique": step.unique, "duplicate": False, "outcome": None, "offer": NOTHING, **fields}
+        fields = {"uid": step.uid, "duplicate": False, "outcome": None, "offer": NOTHING, **fields}
         on_result(Appended(**fields))
         return step
 
@@ -145,9 +145,9 @@ async def test_an_answer_ends_an_ask() -> None:
 
     def answer() -> None:
         step = world.accept()
-        assert world.router.answered("desk/other", step.unique, DONE) is False
-        assert world.router.answered("desk/one", step.unique, DONE) is True
-        assert world.router.answered("desk/one", step.unique, DONE) is True
+        assert world.router.answered("desk/other", step.uid, DONE) is False
+        assert world.router.answered("desk/one", step.uid, DONE) is True
+        assert world.router.answered("desk/one", step.uid, DONE) is True
 
     assert await asking(world, answer) == 5
     assert world.router.accepted == 1
@@ -190,9 +190,9 @@ async def test_an_ask_ends_when_its_time_is_up() -> None:
 
 async def test_a_tell_ends_with_its_acceptance_or_its_time() -> None:
     world = World()
-    cell = world.tell()
+    oneshot = world.tell()
     step = world.accept()
-    assert world.router.receipt_of(await cell) == step.unique
+    assert world.router.receipt_of(await oneshot) == step.uid
     late = world.tell(timeout_s=1.0)
     world.pass_s(1.1)
     with pytest.raises(AcceptanceUnknown):
@@ -212,9 +212,9 @@ async def test_a_key_that_was_used_waits_for_the_first_message() -> None:
     world = World()
 
     def answer() -> None:
-        world.accept(unique="f" * 32, duplicate=True)
+        world.accept(uid="f" * 32, duplicate=True)
         (step,) = world.queue.steps(ReadOutcome)
-        assert step.unique == "f" * 32
+        assert step.uid == "f" * 32
         assert world.router.answered("desk/one", "f" * 32, DONE)
 
     assert await asking(world, answer, key="k") == 5
@@ -263,4 +263,4 @@ async def test_listeners_hear_of_what_is_accepted_now() -> None:
     step = world.accept()
     world.tell()
     world.accept(duplicate=True)
-    assert [event.message_id for event in world.events] == [f"desk/one/{step.unique}"]
+    assert [event.message_id for event in world.events] == [f"desk/one/{step.uid}"]

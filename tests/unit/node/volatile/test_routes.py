@@ -16,7 +16,7 @@ from attrs import Factory, define
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_actors.actors._kinds import Kind
+from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._errors import (
     AcceptanceUnknown,
     AskTimeout,
@@ -46,7 +46,7 @@ FATES: tuple[Fate, ...] = ("arrives", "unheard", "lost", "arrives unknown", "twi
 
 
 class Box:
-    """A cell that nobody awaits."""
+    """A one-shot that nobody awaits."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -103,7 +103,7 @@ class World:
             def claim_of(self, partition: int) -> str:
                 return world.claim if world.owner == name else ""
 
-            def hand_over(self, kind: Kind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
+            def hand_over(self, kind: BoundKind, ref: EntityRef, partition: int, waiting: Waiting) -> None:
                 world.mailbox.append(waiting)
 
         class Handler:
@@ -184,7 +184,7 @@ class World:
             path=(),
             is_asked=ask,
         )
-        self.boxes[name] = cast("Any", outgoing.cell)
+        self.boxes[name] = cast("Any", outgoing.oneshot)
         return name
 
     def serve(self) -> None:

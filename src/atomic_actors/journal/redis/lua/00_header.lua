@@ -1,5 +1,5 @@
 #!lua name=atomic_actors_1
--- revision: 23
+-- revision: 24
 -- Raise it with every change of a part: of two revisions of one protocol a store keeps the newer one.
 
 -- The steps of `_protocol.py`, inside the store. The same meaning, word for word, as `memory/_journal.py`.
@@ -16,10 +16,10 @@
 --   T:run           hash    entity -> its dispatch (the same text as field g of its record)
 --   T:ready         zset    entities that are idle, not parked, and have something waiting, by when to look
 --   T:e:<entity>    hash    s state, v version, t turns taken, g dispatch or "", d waiting, p parked ("1")
---                           r answer of the last turn that ended, m:<unique> body, h:<unique> history
---   T:q:<entity>    list    uniques in order; one without a body was withdrawn
---   T:o:<entity>/<unique>   outcome, expires
---   T:k:<entity>:<key>      unique and digest of the first message with this key, expires
+--                           r answer of the last turn that ended, m:<uid> body, h:<uid> history
+--   T:q:<entity>    list    uids in order; one without a body was withdrawn
+--   T:o:<entity>/<uid>   outcome, expires
+--   T:k:<entity>:<key>      uid and digest of the first message with this key, expires
 --   T:dl            hash    message id -> dead letter
 --   T:dlx           zset    message id by time of death
 --   T:x:<target>    list    outbound messages, oldest first; its numbers end at out:<target> of T:w. A target is a
@@ -37,7 +37,7 @@
 --   M:contracts     hash    kind -> what its service said of it last
 --   M:before        hash    kind -> "replaced at\n" and what was said before that: the release that is being replaced
 --
--- A dispatch is lines: turn, claim, stamp, recovering, then three a message: unique, attempt, interruptions.
+-- A dispatch is lines: turn, claim, stamp, recovering, then three a message: uid, attempt, interruptions.
 -- A history is "attempts interruptions recovering not_before"; none means that all are zero.
 --
 -- Every key that a step may touch is in KEYS. A step reads and checks everything first and writes then:

@@ -1,7 +1,7 @@
 -- Checks and small readings.
 
 local extend, decimal, refuse, failure, integer, advance, add, count, book, read_head,
-  check_unique, read_policy, stamp_of, is_partition, is_transactional, is_current, ring, keep
+  check_uid, read_policy, stamp_of, is_partition, is_transactional, is_current, ring, keep
 
 do
   local POLICIES_MAX = 256
@@ -104,9 +104,9 @@ do
     return tonumber(deadline), waited, name, key
   end
 
-  function check_unique(unique)
-    if not find(unique, "^%w+$") then
-      refuse("unique: only letters and digits")
+  function check_uid(uid)
+    if not find(uid, "^%w+$") then
+      refuse("uid: only letters and digits")
     end
   end
 

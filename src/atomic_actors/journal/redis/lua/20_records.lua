@@ -36,7 +36,7 @@ do
     end
     local attempts, interruptions, recovering, not_before = match(text, "^(%d+) (%d+) (%d) (%d+)$")
     if not attempts then
-      refuse("the history of " .. message.unique .. " is damaged")
+      refuse("the history of " .. message.uid .. " is damaged")
     end
     message.attempts, message.interruptions = tonumber(attempts), tonumber(interruptions)
     message.recovering, message.not_before = recovering == "1", tonumber(not_before)
@@ -52,18 +52,18 @@ do
   end
 
   function read_dispatch(text)
-    local turn, claim, stamp, recovering, unique, attempts, interruptions, rest =
+    local turn, claim, stamp, recovering, uid, attempts, interruptions, rest =
       match(text, "^(%d+)\n([^\n]+)\n([te][drm][cp]%d+)\n(%d)\n([^\n]+)\n(%d+)\n(%d+)(.*)$")
     if not turn then
       refuse("a dispatch is damaged")
     end
     local messages = {
-      { unique = unique, attempts = tonumber(attempts), interruptions = tonumber(interruptions) },
+      { uid = uid, attempts = tonumber(attempts), interruptions = tonumber(interruptions) },
     }
     if rest ~= "" then
-      for next_unique, next_attempts, next_interruptions in gmatch(rest, "\n([^\n]+)\n(%d+)\n(%d+)") do
+      for next_uid, next_attempts, next_interruptions in gmatch(rest, "\n([^\n]+)\n(%d+)\n(%d+)") do
         messages[#messages + 1] = {
-          unique = next_unique,
+          uid = next_uid,
           attempts = tonumber(next_attempts),
           interruptions = tonumber(next_interruptions),
         }
@@ -98,7 +98,7 @@ do
     for j = 1, #ids do
       local body = values[2 * j - 1]
       if body then
-        local message = { unique = ids[j], body = body, leaves = from + j }
+        local message = { uid = ids[j], body = body, leaves = from + j }
         message.deadline, message.waited, message.name, message.idempotency_key = read_head(body)
         read_history(message, values[2 * j])
         messages[#messages + 1] = message
@@ -129,15 +129,15 @@ do
   end
 
   -- Where a message stands in its record: absent, dispatched or enqueued, and its body and history.
-  function find_message(record_key, unique)
-    local values = call("HMGET", record_key, "g", "m:" .. unique, "h:" .. unique)
+  function find_message(record_key, uid)
+    local values = call("HMGET", record_key, "g", "m:" .. uid, "h:" .. uid)
     if not values[2] then
       return "absent"
     end
-    if values[1] and find("\n" .. values[1] .. "\n", "\n" .. unique .. "\n", 1, true) then
+    if values[1] and find("\n" .. values[1] .. "\n", "\n" .. uid .. "\n", 1, true) then
       return "dispatched", values[2]
     end
-    local message = { unique = unique, body = values[2] }
+    local message = { uid = uid, body = values[2] }
     read_history(message, values[3])
     return "enqueued", values[2], message
   end

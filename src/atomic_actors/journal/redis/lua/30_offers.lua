@@ -15,7 +15,7 @@ do
       return 0, { NOT_BEFORE, head.not_before }
     end
     if is_expired(P, head) then
-      return 0, { EXPIRED, head.unique, head.idempotency_key }
+      return 0, { EXPIRED, head.uid, head.idempotency_key }
     end
     if limit <= 0 then
       return 0, { MORE }
@@ -50,7 +50,7 @@ do
     local n = 5
     for j = 1, taken do
       local message = messages[j]
-      offer[n + 1], offer[n + 2] = message.unique, message.body
+      offer[n + 1], offer[n + 2] = message.uid, message.body
       offer[n + 3], offer[n + 4] = message.attempts, message.interruptions
       n = n + 4
     end
@@ -63,13 +63,13 @@ do
     if dispatch.claim ~= claim then
       local offer = { UNSETTLED, dispatch.turn }
       for j = 1, #messages do
-        offer[j + 2] = messages[j].unique
+        offer[j + 2] = messages[j].uid
       end
       return offer
     end
     local fields = {}
     for j = 1, #messages do
-      fields[j] = "m:" .. messages[j].unique
+      fields[j] = "m:" .. messages[j].uid
     end
     local bodies = call("HMGET", record.key, unpack(fields))
     for j = 1, #messages do
@@ -107,8 +107,8 @@ do
   end
 
   -- Take a waiting message out, for good; its id stays behind in the list.
-  function remove_waiting(P, record_key, log_key, entity, unique, record, was_head)
-    call("HDEL", record_key, "m:" .. unique, "h:" .. unique)
+  function remove_waiting(P, record_key, log_key, entity, uid, record, was_head)
+    call("HDEL", record_key, "m:" .. uid, "h:" .. uid)
     call("HSET", record_key, "d", decimal(record.waiting - 1))
     if record.waiting == 1 then
       call("DEL", log_key)
@@ -123,11 +123,11 @@ do
     local record = message.record
     record.waiting = record.waiting + 1
     if record == own then
-      call("HSET", record.key, "m:" .. message.unique, message.body)
+      call("HSET", record.key, "m:" .. message.uid, message.body)
     else
-      call("HSET", record.key, "m:" .. message.unique, message.body, "d", decimal(record.waiting))
+      call("HSET", record.key, "m:" .. message.uid, message.body, "d", decimal(record.waiting))
     end
-    call("RPUSH", message.log_key, message.unique)
+    call("RPUSH", message.log_key, message.uid)
     if record ~= own and record.waiting == 1 and not record.dispatch and not record.parked then
       index_ready(P, message.entity, 0)
     end
@@ -138,7 +138,7 @@ do
   function put_back(record_key, log_key, messages, histories)
     local ids, n = {}, #messages
     for j = 1, n do
-      ids[j] = messages[n + 1 - j].unique
+      ids[j] = messages[n + 1 - j].uid
     end
     if n > 0 then
       call("LPUSH", log_key, unpack(ids))

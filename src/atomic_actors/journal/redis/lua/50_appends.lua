@@ -3,8 +3,8 @@
 do
   local OFFER_MORE = { MORE }
 
-  -- What the owner does next, after the append of `unique` that did not take it.
-  local function offer_after_append(P, record, log_key, entity, unique, claim, held)
+  -- What the owner does next, after the append of `uid` that did not take it.
+  local function offer_after_append(P, record, log_key, entity, uid, claim, held)
     if not is_current(P, claim) then
       -- The commit of a turn of the present owner takes what is next; only one that is not to be would not.
       local dispatch = record.dispatch
@@ -19,7 +19,7 @@ do
         return offer_standing(record, dispatch, claim, held)
       end
       for _, message in ipairs(dispatch.messages) do
-        if message.unique == unique then
+        if message.uid == uid then
           return offer_standing(record, dispatch, claim, held)
         end
       end
@@ -28,8 +28,8 @@ do
     return offer_dry(P, record, log_key)
   end
 
-  local function read_birth(unique)
-    return not find(unique, "\n", 1, true) and tonumber(sub(unique, 1, 12), 16)
+  local function read_birth(uid)
+    return not find(uid, "\n", 1, true) and tonumber(sub(uid, 1, 12), 16)
   end
 
   local function is_too_old(P, birth)
@@ -38,22 +38,22 @@ do
 
   -- `message` has what the two forms below read, under the same names.
   local function append(P, record_key, limit, message)
-    local entity, unique, body, claim = message.entity, message.unique, message.body, message.claim
+    local entity, uid, body, claim = message.entity, message.uid, message.body, message.claim
     local log_key, used_key, held = message.log_key, message.used_key, message.held_version
-    local birth = read_birth(unique)
+    local birth = read_birth(uid)
     if not birth then
-      refuse("unique: its first 12 characters are no hex digits")
+      refuse("uid: its first 12 characters are no hex digits")
     end
     local deadline, _, name, key = read_head(body)
     if key ~= message.key then
       refuse("key: differs from the body's")
     end
-    local values = call("HMGET", record_key, "v", "t", "g", "d", "p", "m:" .. unique)
+    local values = call("HMGET", record_key, "v", "t", "g", "d", "p", "m:" .. uid)
     local record = to_record(record_key, values)
     local outcome = not values[6] and call("GET", message.outcome_key)
     if values[6] or outcome then
-      local offer = offer_after_append(P, record, log_key, entity, unique, claim, held)
-      return { DONE, unique, 1, outcome, unpack(offer) }
+      local offer = offer_after_append(P, record, log_key, entity, uid, claim, held)
+      return { DONE, uid, 1, outcome, unpack(offer) }
     end
     local used = used_key and call("GET", used_key)
     if used then
@@ -61,7 +61,7 @@ do
       if first_digest ~= message.digest then
         return { REJECTED, "key_reused", "the key was used before, with other content" }
       end
-      local offer = offer_after_append(P, record, log_key, entity, unique, claim, held)
+      local offer = offer_after_append(P, record, log_key, entity, uid, claim, held)
       return { DONE, first, 1, false, unpack(offer) }
     end
     if is_too_old(P, birth) then
@@ -79,45 +79,45 @@ do
     if takes and (deadline == 0 or P.now < deadline) then
       local stamp, state = stamp_of(message.policy, name), read_state(record, held)
       local turn = decimal(record.turn + 1)
-      local dispatch = turn .. "\n" .. claim .. "\n" .. stamp .. "\n0\n" .. unique .. "\n1\n0"
-      call("HSET", record_key, "m:" .. unique, body, "t", turn, "g", dispatch)
+      local dispatch = turn .. "\n" .. claim .. "\n" .. stamp .. "\n0\n" .. uid .. "\n1\n0"
+      call("HSET", record_key, "m:" .. uid, body, "t", turn, "g", dispatch)
       call("HSET", P.run, entity, dispatch)
       if used_key then
-        keep(used_key, unique .. "\n" .. message.digest, dedupe_ttl)
+        keep(used_key, uid .. "\n" .. message.digest, dedupe_ttl)
       end
       count(P, "absent", "append", 1)
       count(P, "enqueued", "take", 1)
       P.owned = true
       -- The caller has the body.
       local version = record.version
-      return { DONE, unique, 0, false, DISPATCH, record.turn + 1, 0, version, state, unique, false, 1, 0 }
+      return { DONE, uid, 0, false, DISPATCH, record.turn + 1, 0, version, state, uid, false, 1, 0 }
     end
     -- Where the claim is current, it has expired or something is before it: then it cannot be the head.
-    local offer = takes and { EXPIRED, unique, key }
-      or offer_after_append(P, record, log_key, entity, unique, claim, held)
-    call("HSET", record_key, "m:" .. unique, body, "d", decimal(record.waiting + 1))
-    call("RPUSH", log_key, unique)
+    local offer = takes and { EXPIRED, uid, key }
+      or offer_after_append(P, record, log_key, entity, uid, claim, held)
+    call("HSET", record_key, "m:" .. uid, body, "d", decimal(record.waiting + 1))
+    call("RPUSH", log_key, uid)
     if is_idle(record) then
       index_ready(P, entity, 0)
     end
     if used_key then
-      keep(used_key, unique .. "\n" .. message.digest, dedupe_ttl)
+      keep(used_key, uid .. "\n" .. message.digest, dedupe_ttl)
     end
     count(P, "absent", "append", 1)
-    return { DONE, unique, 0, false, unpack(offer) }
+    return { DONE, uid, 0, false, unpack(offer) }
   end
 
   local function append_without_key(P, k, a)
     -- <generated: read append>
     local record_key, log_key, outcome_key = K[k], K[k + 1], K[k + 2]
-    local entity, unique, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
+    local entity, uid, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
     local depth_limit = integer(A[a + 4], "depth_limit")
     local claim = A[a + 5]
     local policy = read_policy(texts[tonumber(A[a + 6])])
     local held_version = integer(A[a + 7], "held_version")
     -- </generated>
     return append(P, record_key, depth_limit, {
-      log_key = log_key, outcome_key = outcome_key, entity = entity, unique = unique, body = body,
+      log_key = log_key, outcome_key = outcome_key, entity = entity, uid = uid, body = body,
       claim = claim, policy = policy, held_version = held_version, key = "",
     })
   end
@@ -125,7 +125,7 @@ do
   local function append_with_key(P, k, a)
     -- <generated: read append>
     local record_key, log_key, outcome_key = K[k], K[k + 1], K[k + 2]
-    local entity, unique, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
+    local entity, uid, body, digest = A[a], A[a + 1], A[a + 2], A[a + 3]
     local depth_limit = integer(A[a + 4], "depth_limit")
     local claim = A[a + 5]
     local policy = read_policy(texts[tonumber(A[a + 6])])
@@ -136,7 +136,7 @@ do
     local key = A[a + 8]
     -- </generated>
     return append(P, record_key, depth_limit, {
-      log_key = log_key, outcome_key = outcome_key, used_key = used_key, entity = entity, unique = unique,
+      log_key = log_key, outcome_key = outcome_key, used_key = used_key, entity = entity, uid = uid,
       body = body, digest = digest, claim = claim, policy = policy, held_version = held_version, key = key,
     })
   end
@@ -158,17 +158,17 @@ do
     for _ = from, n do
       -- <generated: read message of a run>
       local outcome_key = K[key_at]
-      local unique, body = A[at], A[at + 1]
+      local uid, body = A[at], A[at + 1]
       at = at + 2
       key_at = key_at + 1
       -- </generated>
-      local birth, key = read_birth(unique), select(4, match(body, HEAD))
-      if not birth or is_too_old(P, birth) or key ~= "" or fields[unique] then
+      local birth, key = read_birth(uid), select(4, match(body, HEAD))
+      if not birth or is_too_old(P, birth) or key ~= "" or fields[uid] then
         return nil
       end
-      fields[unique] = true
-      fields[#fields + 1], outcomes[#outcomes + 1] = "m:" .. unique, outcome_key
-      bodies[#bodies + 1], bodies[#bodies + 2], ids[#ids + 1] = "m:" .. unique, body, unique
+      fields[uid] = true
+      fields[#fields + 1], outcomes[#outcomes + 1] = "m:" .. uid, outcome_key
+      bodies[#bodies + 1], bodies[#bodies + 2], ids[#ids + 1] = "m:" .. uid, body, uid
     end
     local values = call("HMGET", record_key, unpack(fields))
     local record, more = to_record(record_key, values), n - from + 1
@@ -218,12 +218,12 @@ do
       end
       -- <generated: read message of a run>
       local outcome_key = K[key_at]
-      local unique, body = A[at], A[at + 1]
+      local uid, body = A[at], A[at + 1]
       at = at + 2
       key_at = key_at + 1
       -- </generated>
       local went, result = pcall(append, P, record_key, depth_limit, {
-        log_key = log_key, outcome_key = outcome_key, entity = entity, unique = unique, body = body,
+        log_key = log_key, outcome_key = outcome_key, entity = entity, uid = uid, body = body,
         claim = claim, policy = policy, held_version = held_version, key = "",
       })
       answers[j] = went and result or failure(result)

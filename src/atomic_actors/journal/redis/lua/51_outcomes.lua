@@ -1,17 +1,17 @@
 -- Steps of a sender: what became of a message, and taking it back.
 
 do
-  local function forget_key(used_key, unique)
+  local function forget_key(used_key, uid)
     local used = call("GET", used_key)
-    return used and sub(used, 1, #unique + 1) == unique .. "\n"
+    return used and sub(used, 1, #uid + 1) == uid .. "\n"
   end
 
   local function withdraw(P, k, a)
     -- <generated: read withdraw>
     local record_key, log_key, outcome_key, used_key = K[k], K[k + 1], K[k + 2], K[k + 3]
-    local entity, unique, key = A[a], A[a + 1], A[a + 2]
+    local entity, uid, key = A[a], A[a + 1], A[a + 2]
     -- </generated>
-    local state, body, message = find_message(record_key, unique)
+    local state, body, message = find_message(record_key, uid)
     if state == "absent" then
       local outcome = call("GET", outcome_key)
       if not outcome then
@@ -29,9 +29,9 @@ do
     if stored_key ~= key then
       return { DONE, "needs_key", false, stored_key }
     end
-    local record, forget = read_record(record_key), forget_key(used_key, unique)
+    local record, forget = read_record(record_key), forget_key(used_key, uid)
     local head = call("LINDEX", log_key, 0)
-    remove_waiting(P, record_key, log_key, entity, unique, record, head == unique)
+    remove_waiting(P, record_key, log_key, entity, uid, record, head == uid)
     keep(outcome_key, "withdrawn\n", result_ttl)
     if forget then
       call("DEL", used_key)
@@ -44,9 +44,9 @@ do
     -- <generated: read expire>
     local record_key, log_key, outcome_key, used_key = K[k], K[k + 1], K[k + 2], K[k + 3]
     local letters_key, index_key = K[k + 4], K[k + 5]
-    local entity, unique, key = A[a], A[a + 1], A[a + 2]
+    local entity, uid, key = A[a], A[a + 1], A[a + 2]
     -- </generated>
-    local state, body, message = find_message(record_key, unique)
+    local state, body, message = find_message(record_key, uid)
     if state == "absent" then
       local outcome = call("GET", outcome_key)
       return { DONE, outcome and sub(outcome, 1, 8) == "expired\n" and 1 or 0, false }
@@ -62,7 +62,7 @@ do
     if stored_key ~= key then
       refuse("key: the message has another one")
     end
-    local record, forget = read_record(record_key), forget_key(used_key, unique)
+    local record, forget = read_record(record_key), forget_key(used_key, uid)
     local head, letter = call("LINDEX", log_key, 0), waited == "t"
     local old = letter and old_letters(P, letters_key, index_key)
     if letter and room_for_letters(P, index_key) < 1 then
@@ -71,7 +71,7 @@ do
       P.wrote = true
       return { DONE, 0, false }
     end
-    remove_waiting(P, record_key, log_key, entity, unique, record, head == unique)
+    remove_waiting(P, record_key, log_key, entity, uid, record, head == uid)
     keep(outcome_key, "expired\n", result_ttl)
     if forget then
       call("DEL", used_key)
@@ -79,7 +79,7 @@ do
     if letter then
       forget_letters(letters_key, index_key, old)
       local text = format_letter("expired", "0", "0", decimal(P.now), "", "", body)
-      bury(P, letters_key, index_key, entity .. "/" .. unique, text)
+      bury(P, letters_key, index_key, entity .. "/" .. uid, text)
     end
     count(P, "enqueued", "expire", 1)
     return { DONE, 1, body }
@@ -88,9 +88,9 @@ do
   local function read_outcome(P, k, a)
     -- <generated: read outcome>
     local record_key, outcome_key = K[k], K[k + 1]
-    local entity, unique = A[a], A[a + 1]
+    local entity, uid = A[a], A[a + 1]
     -- </generated>
-    local state = find_message(record_key, unique)
+    local state = find_message(record_key, uid)
     if state ~= "absent" then
       return { DONE, state, false }
     end

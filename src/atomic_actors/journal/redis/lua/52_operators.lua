@@ -6,12 +6,12 @@ do
     "refused", "commit", "incarnation", "time", "outbound",
   }
 
-  -- What an entity has to do next, for the owner who replays one of its letters as `unique`. Takes nothing.
-  local function offer_after_replay(P, record, log_key, unique, owner, is_first)
+  -- What an entity has to do next, for the owner who replays one of its letters as `uid`. Takes nothing.
+  local function offer_after_replay(P, record, log_key, uid, owner, is_first)
     local dispatch = record.dispatch and read_dispatch(record.dispatch)
     if dispatch and dispatch.claim == owner.claim then
       for _, message in ipairs(dispatch.messages) do
-        if message.unique == unique then
+        if message.uid == uid then
           return offer_standing(record, dispatch, owner.claim, owner.held_version)
         end
       end
@@ -30,11 +30,11 @@ do
   local function replay(P, k, a, owner)
     -- <generated: read replay>
     local record_key, log_key, letters_key, new_outcome_key = K[k], K[k + 1], K[k + 2], K[k + 3]
-    local entity, unique, new_unique = A[a], A[a + 1], A[a + 2]
+    local entity, uid, new_uid = A[a], A[a + 1], A[a + 2]
     local at_head = A[a + 3] == "1"
     -- </generated>
-    check_unique(new_unique)
-    local id = entity .. "/" .. unique
+    check_uid(new_uid)
+    local id = entity .. "/" .. uid
     local letter = read_letter(P, letters_key, id)
     if not letter then
       return { REJECTED, "unknown_message", "there is no dead letter " .. id }
@@ -46,8 +46,8 @@ do
         or { NOTHING }
       return { DONE, letter.replayed, 1, unpack(offer) }
     end
-    if find_message(record_key, new_unique) ~= "absent" or call("EXISTS", new_outcome_key) == 1 then
-      refuse("new_unique: there is a message of this id")
+    if find_message(record_key, new_uid) ~= "absent" or call("EXISTS", new_outcome_key) == 1 then
+      refuse("new_uid: there is a message of this id")
     end
     local _, _, name = read_head(letter.body)
     local envelope = match(letter.body, "^[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(.*)$")
@@ -60,22 +60,22 @@ do
       local state = read_state(record, owner.held_version)
       local turn = decimal(record.turn + 1)
       local dispatch = turn .. "\n" .. owner.claim .. "\n" .. stamp_of(owner.policy, name)
-        .. "\n0\n" .. new_unique .. "\n1\n0"
-      offer = { DISPATCH, record.turn + 1, 0, record.version, state, new_unique, body, 1, 0 }
-      call("HSET", record_key, "m:" .. new_unique, body, "t", turn, "g", dispatch)
+        .. "\n0\n" .. new_uid .. "\n1\n0"
+      offer = { DISPATCH, record.turn + 1, 0, record.version, state, new_uid, body, 1, 0 }
+      call("HSET", record_key, "m:" .. new_uid, body, "t", turn, "g", dispatch)
       call("HSET", P.run, entity, dispatch)
     else
       if is_owner then
-        offer = offer_after_replay(P, record, log_key, new_unique, owner, at_head)
+        offer = offer_after_replay(P, record, log_key, new_uid, owner, at_head)
       end
-      call("HSET", record_key, "m:" .. new_unique, body, "d", decimal(record.waiting + 1))
-      call(at_head and "LPUSH" or "RPUSH", log_key, new_unique)
+      call("HSET", record_key, "m:" .. new_uid, body, "d", decimal(record.waiting + 1))
+      call(at_head and "LPUSH" or "RPUSH", log_key, new_uid)
       if not record.dispatch and not record.parked and (at_head or record.waiting == 0) then
         index_ready(P, entity, 0)
       end
     end
     call("HSET", letters_key, id, format_letter(
-      letter.reason, letter.attempts, letter.interruptions, letter.died, new_unique, letter.text, letter.body
+      letter.reason, letter.attempts, letter.interruptions, letter.died, new_uid, letter.text, letter.body
     ))
     count(P, "absent", "append", 1)
     if takes then
@@ -84,7 +84,7 @@ do
     elseif not is_owner then
       ring(P, entity)
     end
-    return { DONE, new_unique, 0, unpack(offer) }
+    return { DONE, new_uid, 0, unpack(offer) }
   end
 
   local function replay_unclaimed(P, k, a)

@@ -28,7 +28,7 @@ do
     for j = 1, taken do
       local message = messages[j]
       message.attempts = message.attempts + 1
-      lines[#lines + 1] = message.unique
+      lines[#lines + 1] = message.uid
       lines[#lines + 1] = decimal(message.attempts)
       lines[#lines + 1] = decimal(message.interruptions)
     end
@@ -143,12 +143,12 @@ do
       local message = dispatch.messages[j]
       -- <generated: read verdict>
       local outcome_key = K[key_at]
-      local unique, event, reply, error = A[at], A[at + 1], A[at + 2], A[at + 3]
+      local uid, event, reply, error = A[at], A[at + 1], A[at + 2], A[at + 3]
       local delay_ms = integer(A[at + 4], "delay_ms")
       at = at + 5
       key_at = key_at + 1
       -- </generated>
-      if unique ~= message.unique then
+      if uid ~= message.uid then
         refuse("verdicts: they must name the messages of the turn, in order")
       end
       if delay_ms < 0 then
@@ -176,7 +176,7 @@ do
     return verdicts, dead, at, key_at
   end
 
-  -- A dead letter that has no room goes back to the head and its entity parks. Answers the uniques of those,
+  -- A dead letter that has no room goes back to the head and its entity parks. Answers the uids of those,
   -- or nil where something that ran behind it is in the way.
   local function find_room(P, verdicts, index_key)
     local room, unburied = room_for_letters(P, index_key), {}
@@ -188,17 +188,17 @@ do
           return nil
         else
           verdict.event, verdict.delay, verdict.unburied = "retry", 0, true
-          unburied[#unburied + 1] = verdict.message.unique
+          unburied[#unburied + 1] = verdict.message.uid
         end
       end
     end
     return unburied
   end
 
-  local function check_outgoing(seen, entity, unique, body)
-    check_unique(unique)
+  local function check_outgoing(seen, entity, uid, body)
+    check_uid(uid)
     read_head(body)
-    local id = entity .. "/" .. unique
+    local id = entity .. "/" .. uid
     if seen[id] then
       refuse("outbox: " .. id .. " was sent before")
     end
@@ -211,20 +211,20 @@ do
     for j = 1, local_count do
       -- <generated: read message of the same partition>
       local record_key, log_key = K[key_at], K[key_at + 1]
-      local entity, unique, body = A[at], A[at + 1], A[at + 2]
+      local entity, uid, body = A[at], A[at + 1], A[at + 2]
       at = at + 3
       key_at = key_at + 2
       -- </generated>
-      check_outgoing(seen, entity, unique, body)
-      if call("HEXISTS", record_key, "m:" .. unique) == 1 then
-        refuse("outbox: " .. unique .. " was sent before")
+      check_outgoing(seen, entity, uid, body)
+      if call("HEXISTS", record_key, "m:" .. uid) == 1 then
+        refuse("outbox: " .. uid .. " was sent before")
       end
       if not records[record_key] then
         records[record_key] = read_record(record_key)
       end
       call("LLEN", log_key)
       outbox.locals[j] = {
-        record = records[record_key], log_key = log_key, entity = entity, unique = unique, body = body,
+        record = records[record_key], log_key = log_key, entity = entity, uid = uid, body = body,
       }
     end
     if stream_count == 0 then
@@ -250,11 +250,11 @@ do
       local entries = {}
       for i = 1, message_count do
         -- <generated: read message of a stream>
-        local entity, unique, body = A[at], A[at + 1], A[at + 2]
+        local entity, uid, body = A[at], A[at + 1], A[at + 2]
         at = at + 3
         -- </generated>
-        check_outgoing(seen, entity, unique, body)
-        entries[i] = entity .. "\n" .. unique .. "\n" .. body
+        check_outgoing(seen, entity, uid, body)
+        entries[i] = entity .. "\n" .. uid .. "\n" .. body
       end
       call("LLEN", outbound_key)
       outbox.streams[j] = {
@@ -289,7 +289,7 @@ do
     if verdict.event == "retry" then
       message.not_before = verdict.unburied and 0 or min(P.now + verdict.delay, EXACT_MAX)
       message.recovering = verdict.unburied and verdict.recovering
-      histories[#histories + 1] = "h:" .. message.unique
+      histories[#histories + 1] = "h:" .. message.uid
       histories[#histories + 1] = write_history(message)
     end
   end
@@ -298,26 +298,26 @@ do
     if #verdicts == 1 and not verdicts[1].dies and OUTCOME_WORDS[verdicts[1].event] then
       -- Nearly every turn: without a table for each list.
       local verdict = verdicts[1]
-      local unique = verdict.message.unique
+      local uid = verdict.message.uid
       keep(verdict.outcome_key, OUTCOME_WORDS[verdict.event] .. verdict.reply, result_ttl)
-      call("HDEL", record_key, "m:" .. unique, "h:" .. unique)
+      call("HDEL", record_key, "m:" .. uid, "h:" .. uid)
       count(P, "dispatched", verdict.event, 1)
       return NONE, NONE
     end
     local gone, back, histories = { record_key }, {}, {}
     for _, verdict in ipairs(verdicts) do
-      local unique, word = verdict.message.unique, OUTCOME_WORDS[verdict.event]
+      local uid, word = verdict.message.uid, OUTCOME_WORDS[verdict.event]
       if word then
         keep(verdict.outcome_key, word .. verdict.reply, result_ttl)
-        gone[#gone + 1] = "m:" .. unique
-        gone[#gone + 1] = "h:" .. unique
+        gone[#gone + 1] = "m:" .. uid
+        gone[#gone + 1] = "h:" .. uid
         local reason = DEAD_REASONS[verdict.event]
         if reason then
           local text = format_letter(
             reason, decimal(verdict.message.attempts), decimal(verdict.message.interruptions),
-            decimal(P.now), "", verdict.text, deaths.bodies[unique]
+            decimal(P.now), "", verdict.text, deaths.bodies[uid]
           )
-          bury(P, deaths.letters_key, deaths.index_key, entity .. "/" .. unique, text)
+          bury(P, deaths.letters_key, deaths.index_key, entity .. "/" .. uid, text)
         end
       else
         go_back(P, verdict, back, histories)
@@ -338,9 +338,9 @@ do
       return { STALE, "turn" }
     end
     local result = { DONE, tonumber(version), 0 }
-    for unique in gmatch(unburied, "[^\n]+") do
+    for uid in gmatch(unburied, "[^\n]+") do
       result[3] = result[3] + 1
-      result[#result + 1] = unique
+      result[#result + 1] = uid
     end
     local offer
     if record.dispatch then
@@ -354,13 +354,13 @@ do
   local function read_bodies(record_key, verdicts)
     local fields, bodies = {}, {}
     for _, verdict in ipairs(verdicts) do
-      fields[#fields + 1] = "m:" .. verdict.message.unique
+      fields[#fields + 1] = "m:" .. verdict.message.uid
     end
     local values = call("HMGET", record_key, unpack(fields))
     for j, verdict in ipairs(verdicts) do
-      bodies[verdict.message.unique] = values[j]
+      bodies[verdict.message.uid] = values[j]
       if not values[j] then
-        refuse("the record of " .. verdict.message.unique .. " is gone")
+        refuse("the record of " .. verdict.message.uid .. " is gone")
       end
     end
     return bodies

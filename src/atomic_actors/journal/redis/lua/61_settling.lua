@@ -17,13 +17,13 @@ do
   end
 
   -- The answer to a turn that was settled already.
-  local function settle_again(P, record_key, letters_key, entity, turn, unique)
+  local function settle_again(P, record_key, letters_key, entity, turn, uid)
     local settled = call("HGET", record_key, "r") or ""
     local old_turn, word = match(settled, "^(%d+)\n[^\n]+\nsettled\n(%a+)$")
     if not old_turn or tonumber(old_turn) ~= turn then
       return { DONE, "gone" }
     end
-    local letter = word == "interrupt" and unique and read_letter(P, letters_key, entity .. "/" .. unique)
+    local letter = word == "interrupt" and uid and read_letter(P, letters_key, entity .. "/" .. uid)
     return { DONE, word, letter and letter.body or nil }
   end
 
@@ -46,28 +46,28 @@ do
     end
     local messages = dispatch.messages
     for j = 1, max(#messages, stop - at + 1) do
-      if not messages[j] or messages[j].unique ~= A[at + j - 1] then
-        refuse("uniques: they must name the messages of the turn, in order")
+      if not messages[j] or messages[j].uid ~= A[at + j - 1] then
+        refuse("uids: they must name the messages of the turn, in order")
       end
     end
     local head, settlement, histories = messages[1], "requeue", {}
     if began and #messages > 1 then
       for j, message in ipairs(messages) do
         message.interruptions, message.not_before = message.interruptions + 1, 0
-        histories[2 * j - 1], histories[2 * j] = "h:" .. message.unique, write_history(message)
+        histories[2 * j - 1], histories[2 * j] = "h:" .. message.uid, write_history(message)
       end
     elseif began then
       head.interruptions = head.interruptions + 1
       settlement = decide_interruption(dispatch.stamp, head.interruptions, dispatch.recovering)
       head.recovering, head.not_before = settlement == "recover", 0
-      histories = { "h:" .. head.unique, write_history(head) }
+      histories = { "h:" .. head.uid, write_history(head) }
     end
     local answer = { DONE, settlement }
     local fields = { record_key, "r", format("%.0f\n%s\nsettled\n%s", turn, claim, settlement) }
     call("LLEN", log_key)
     call("ZCARD", P.ready)
     if settlement == "interrupt" then
-      local body = call("HGET", record_key, "m:" .. head.unique)
+      local body = call("HGET", record_key, "m:" .. head.uid)
       local old, room = old_letters(P, letters_key, index_key), room_for_letters(P, index_key)
       -- Written even where there is no room: it must not run again behind anyone's back.
       local text = format_letter(
@@ -75,9 +75,9 @@ do
       )
       answer[3] = body
       forget_letters(letters_key, index_key, old)
-      bury(P, letters_key, index_key, entity .. "/" .. head.unique, text)
+      bury(P, letters_key, index_key, entity .. "/" .. head.uid, text)
       keep(outcome_key, "interrupted\n", result_ttl)
-      call("HDEL", record_key, "m:" .. head.unique, "h:" .. head.unique)
+      call("HDEL", record_key, "m:" .. head.uid, "h:" .. head.uid)
       if room < 1 or sub(dispatch.stamp, 3, 3) == "p" then
         record.parked = true
         extend(fields, { "p", "1" })
@@ -98,7 +98,7 @@ do
     -- <generated: read settle_lost>
     local record_key, log_key, outcome_key, letters_key = K[k], K[k + 1], K[k + 2], K[k + 3]
     local index_key = K[k + 4]
-    local entity, claim, unique = A[a], A[a + 1], A[a + 2]
+    local entity, claim, uid = A[a], A[a + 1], A[a + 2]
     local policy = read_policy(texts[tonumber(A[a + 3])])
     local attempt = integer(A[a + 4], "attempt")
     local interruptions = integer(A[a + 5], "interruptions")
@@ -107,12 +107,12 @@ do
     if not is_current(P, claim) then
       return { STALE, "claim" }
     end
-    local state, body, message = find_message(record_key, unique)
+    local state, body, message = find_message(record_key, uid)
     if state ~= "enqueued" then
       if state == "dispatched" or sub(call("GET", outcome_key) or "", 1, 12) ~= "interrupted\n" then
         return { DONE, "gone" }
       end
-      local letter = read_letter(P, letters_key, entity .. "/" .. unique)
+      local letter = read_letter(P, letters_key, entity .. "/" .. uid)
       return { DONE, "interrupt", letter and letter.body or nil }
     end
     local _, _, name = read_head(body)
@@ -124,7 +124,7 @@ do
       message.recovering = settlement == "recover"
       local history = write_history(message)
       if history ~= before then
-        call("HSET", record_key, "h:" .. unique, history)
+        call("HSET", record_key, "h:" .. uid, history)
         P.owned = true
       end
       return { DONE, settlement }
@@ -140,9 +140,9 @@ do
       call("HSET", record_key, "p", "1")
       call("ZREM", P.ready, entity)
     end
-    remove_waiting(P, record_key, log_key, entity, unique, record, head == unique)
+    remove_waiting(P, record_key, log_key, entity, uid, record, head == uid)
     forget_letters(letters_key, index_key, old)
-    bury(P, letters_key, index_key, entity .. "/" .. unique, text)
+    bury(P, letters_key, index_key, entity .. "/" .. uid, text)
     keep(outcome_key, "interrupted\n", result_ttl)
     -- The lost take is made up for.
     count(P, "enqueued", "take", 1)

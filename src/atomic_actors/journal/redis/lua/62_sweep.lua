@@ -4,7 +4,7 @@ do
   local function name_dispatch(answer, entity, dispatch)
     extend(answer, { entity, dispatch.turn, #dispatch.messages })
     for _, message in ipairs(dispatch.messages) do
-      answer[#answer + 1] = message.unique
+      answer[#answer + 1] = message.uid
     end
   end
 

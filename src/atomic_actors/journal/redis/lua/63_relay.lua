@@ -40,14 +40,14 @@ do
     local stream = read_oldest(P, streams_key, target)
     local answer = { DONE, stream.incarnation, stream.last - stream.left + 1 }
     for _, entry in ipairs(call("LRANGE", outbound_key, 0, min(limit, stream.left) - 1)) do
-      local entity, unique, body = match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$")
+      local entity, uid, body = match(entry, "^([^\n]*)\n([^\n]*)\n(.*)$")
       if not entity and #answer > 3 then
         break
       elseif not entity then
         -- Left out, those behind it would get its number, and run again later.
         refuse("the oldest message to " .. target .. " is damaged")
       end
-      extend(answer, { entity, unique, body })
+      extend(answer, { entity, uid, body })
     end
     return answer
   end
@@ -66,7 +66,7 @@ do
       -- <generated: read entry>
       local record_key, log_key = K[key_at], K[key_at + 1]
       local number = integer(A[at], "number")
-      local entity, unique, body = A[at + 1], A[at + 2], A[at + 3]
+      local entity, uid, body = A[at + 1], A[at + 2], A[at + 3]
       at = at + 4
       key_at = key_at + 2
       -- </generated>
@@ -79,16 +79,16 @@ do
       end
       if number == last + 1 then
         last = number
-        check_unique(unique)
+        check_uid(uid)
         read_head(body)
         call("LLEN", log_key)
         if not records[record_key] then
           records[record_key] = read_record(record_key)
           entities[#entities + 1] = entity
         end
-        if call("HEXISTS", record_key, "m:" .. unique) == 0 then
+        if call("HEXISTS", record_key, "m:" .. uid) == 0 then
           fresh[#fresh + 1] = {
-            record = records[record_key], log_key = log_key, entity = entity, unique = unique, body = body,
+            record = records[record_key], log_key = log_key, entity = entity, uid = uid, body = body,
           }
         end
       end
