@@ -385,7 +385,7 @@ class ActorSystem:
 
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise SystemNotRunning("an ActorSystem is entered once; make a new one")
+            raise SystemNotRunning("an ActorSystem can be entered only once; create a new one")
         self._entered = True
         # Here and not in `__init__`: the simulation copies systems, and each copy has a body of its own.
         self._body = Body()

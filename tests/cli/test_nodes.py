@@ -98,7 +98,7 @@ def test_when_all_are_drained_nobody_owns_anything(workers: Workers) -> None:
     assert run.output.startswith("every node is drained")
     assert {owner["node_id"] for owner in workers.json("partitions")} == {""}
     shown = workers("partitions").output
-    assert f"{PARTITIONS} of {PARTITIONS} partitions are owned by nobody" in shown
+    assert f"{PARTITIONS} of {PARTITIONS} partitions have no owner" in shown
     # What comes next takes over: new processes are new nodes.
     workers.run.send(signal.SIGHUP)
     workers.run.wait_for("reloaded 2 of 2")
@@ -127,4 +127,4 @@ def test_an_unknown_node(workers: Workers) -> None:
 def test_nobody_is_there(command: Command, valkey_server: Server, namespace: str) -> None:
     options = ("--url", valkey_server.url, "--namespace", namespace, "--partitions", "2")
     assert command("nodes", *options).output == "no nodes\n"
-    assert "2 of 2 partitions are owned by nobody" in command("partitions", *options).output
+    assert "2 of 2 partitions have no owner" in command("partitions", *options).output

@@ -212,7 +212,7 @@ def test_sigint_stops_and_a_second_signal_does_not_wait(valkey_server: Server, n
         run.wait_for(r"WARNING atomic_actors: SIGTERM: leaving")
         run.send(signal.SIGINT)
         assert run.wait_code() == 0
-        assert "1 turns are interrupted by leaving" in run.output
+        assert "1 turns are interrupted by the shutdown" in run.output
         assert "killed" not in run.output
 
 

@@ -137,7 +137,7 @@ async def test_missing_programs(directory: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("program", "said"),
-    [("false", "refused to start .exit status 1.: it said nothing"), ("true", "ended while")],
+    [("false", "refused to start .exit status 1.: no output"), ("true", "ended while")],
 )
 async def test_program_that_is_no_server(directory: Path, program: str, said: str) -> None:
     with pytest.raises(EmbeddedServerError, match=said):

@@ -180,8 +180,8 @@ def broken(payload: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: from_contract("{"), "the contract is no JSON"),
-        (lambda: from_contract("[]"), "that is no contract: it has no `messages` by name"),
+        (lambda: from_contract("{"), "the contract is not JSON"),
+        (lambda: from_contract("[]"), "not a contract: it has no `messages` by name"),
         (lambda: from_contract({"messages": {}}), "the contract has no message, or `only` is empty"),
         (lambda: from_contract(CONTRACT, only=["Sell"]), "the contract has no Sell; there are Deposit"),
         (

@@ -223,8 +223,8 @@ async def test_asks_wait_for_the_replica(pair: Pair, namespace: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"url": "memory:"}, "replication: 'acknowledged' has no use with url='memory:'"),
-        ({"url": "embedded:"}, "replication: 'acknowledged' has no use with url='embedded:'"),
+        ({"url": "memory:"}, "replication: 'acknowledged' has no effect with url='memory:'"),
+        ({"url": "embedded:"}, "replication: 'acknowledged' has no effect with url='embedded:'"),
         (
             {"url": "redis://h", "replication_timeout_s": 1.6},
             "replication_timeout_s: 1.6 is more than store_timeout_s",

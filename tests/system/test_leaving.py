@@ -199,11 +199,11 @@ async def test_cancelled_from_outside(new_system: NewSystem, stage: Stage) -> No
 async def test_entered_once(new_system: NewSystem, stage: Stage) -> None:
     system = new_system(Desk.using(stage=stage))
     async with system:
-        with pytest.raises(SystemNotRunning, match="entered once; make a new one"):
+        with pytest.raises(SystemNotRunning, match="can be entered only once; create a new one"):
             async with system:
                 raise AssertionError("entered twice")
         assert await system.ask(desk(), Write("a")) == 1
-    with pytest.raises(SystemNotRunning, match="entered once; make a new one"):
+    with pytest.raises(SystemNotRunning, match="can be entered only once; create a new one"):
         async with system:
             raise AssertionError("entered again")
 

@@ -96,7 +96,7 @@ def test_the_first_signal_lets_the_turn_end(
         child.process.stdin.write(b"\n")
         status, output, errors = child.end()
     assert (status, output.split("\n")) == (0, ["turn ended", "left", ""])
-    assert f"{number.name}: leaving; once more does not wait" in errors
+    assert f"{number.name}: shutting down; signal again to skip waiting for running turns" in errors
     assert "Traceback" not in errors
     found = anyio.run(find_out, valkey_server.url, namespace, child.message_id)
     assert found == ("waited", [])
@@ -112,7 +112,7 @@ def test_the_second_signal_does_not_wait(
         assert child.line() == "turn cut"
         status, output, errors = child.end()
     assert (status, output.split("\n")) == (0, ["left", ""])
-    assert "1 turns are interrupted by leaving" in errors
+    assert "1 turns are interrupted by the shutdown" in errors
     assert "Traceback" not in errors
     found = anyio.run(find_out, valkey_server.url, namespace, child.message_id)
     assert found == ("interrupted", ["interrupted"])

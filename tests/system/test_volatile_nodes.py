@@ -409,7 +409,7 @@ async def test_an_outbox_goes_to_other_nodes_in_order(
 async def test_nobody_owns_the_partition(new_system: NewSystem, stage: Stage) -> None:
     await register_ears(new_system, stage)
     async with new_system() as sender:
-        with pytest.raises(OwnerUnavailable, match=r"ear/e: nobody owns its partition"):
+        with pytest.raises(OwnerUnavailable, match=r"ear/e: its partition has no owner"):
             await sender.ask(EAR, Hear("a"), timeout_s=0.2)
         routes = parts_of(sender).sender.routes
         assert routes is not None

@@ -112,8 +112,8 @@ class Outbox:
 
         Raises:
             OutboxLimitExceeded: the turn has added `max_outbox_messages` already.
-            InvalidEntityId: `entity` is no `EntityRef`.
-            UnknownMessageType: `message` is no instance of a message class.
+            InvalidEntityId: `entity` is not an `EntityRef`.
+            UnknownMessageType: `message` is not an instance of a message class.
         """
         if not isinstance(cast("object", entity), EntityRef):
             raise InvalidEntityId(
@@ -121,7 +121,7 @@ class Outbox:
             )
         if not isinstance(cast("object", message), Message):
             raise UnknownMessageType(
-                f"{message!r} is no message: expected an instance of a Command or a Query"
+                f"{message!r} is not a message: expected an instance of a Command or a Query"
             )
         if 0 < self._limit <= len(self._entries):
             raise OutboxLimitExceeded(
@@ -146,7 +146,7 @@ class Outbox:
 class Context(ABC, Generic[StateT]):
     """The turn that is running: `self.context` in a method, the first argument of a free function."""
 
-    # Type checkers would take it to mean that nobody may assign `context.state`.
+    # Type checkers would take it to mean that no code may assign `context.state`.
     if not TYPE_CHECKING:
         __slots__ = ()
 
@@ -382,7 +382,7 @@ def handler(
             what the kind says.
 
     Raises:
-        InvalidHandler: it is no async function, or an option has a value that cannot work.
+        InvalidHandler: it is not an async function, or an option has a value that cannot work.
     """
 
     def decorate(function: Any, local_names: Mapping[str, Any] | None = None) -> Any:
@@ -397,7 +397,7 @@ def handler(
             local_names=names,
         )
         if HANDLES in vars(function):
-            raise InvalidHandler(f"{location_of(function)}: @handler stands above it twice")
+            raise InvalidHandler(f"{location_of(function)}: @handler is applied to it twice")
         setattr(function, HANDLES, options)
         return function
 
@@ -407,7 +407,7 @@ def handler(
 
 
 def declared_options(value: Any) -> HandlerOptions | None:
-    """What `@handler` said about a value of a class's namespace, or None where it is no handler."""
+    """What `@handler` declared for a value of a class's namespace, or None where it is not a handler."""
     return cast("HandlerOptions | None", getattr(value, HANDLES, None))
 
 

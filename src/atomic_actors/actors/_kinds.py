@@ -73,7 +73,7 @@ def bind_kinds(config: Config, codec: Codec) -> dict[str, BoundKind]:
     unknown = [kind for kind in config.kinds if kind not in specs]
     if specs and unknown:
         raise InvalidConfig(
-            f"kinds: {', '.join(map(repr, unknown))} has settings but no actor; the actors have "
+            f"kinds: {', '.join(map(repr, unknown))} has settings but no actor; the kinds of the actors are "
             f"{', '.join(map(repr, sorted(specs)))}"
         )
     return {name: _bind(codec, spec) for name, spec in specs.items()}

@@ -78,7 +78,9 @@ def check_message_name(name: object, location: str) -> None:
     if not isinstance(name, str):
         raise InvalidHandler(f"{location}: name: expected str, got {type(name).__name__}")
     if not name or name == "*":
-        raise InvalidHandler(f"{location}: name: {name!r} is no message name; use one such as 'Deposit'")
+        raise InvalidHandler(
+            f"{location}: name: {name!r} is not a valid message name; use one such as 'Deposit'"
+        )
     if not name.isprintable() or "=" in name:
         raise InvalidHandler(f"{location}: name: {name[:40]!r} may hold neither '=' nor control characters")
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
@@ -244,7 +246,7 @@ def target_of(message: Message[Any]) -> EntityRef:
     Raises:
         InvalidEntityId: the message names no entity, or the field's value is not an id.
         InvalidHandler: the message class is declared in a way that cannot work.
-        UnknownMessageType: it is no message at all.
+        UnknownMessageType: it is not a message.
     """
     target: tuple[str, str, Callable[[Any], Any]] | None = type(message).__dict__.get(_TARGET)
     if target is None:
@@ -259,7 +261,9 @@ def target_of(message: Message[Any]) -> EntityRef:
 def _make_target(message: Message[Any]) -> tuple[str, str, Callable[[Any], Any]]:
     cls = type(message)
     if not is_message_class(cls):
-        raise UnknownMessageType(f"{message!r} is no message: expected an instance of a Command or a Query")
+        raise UnknownMessageType(
+            f"{message!r} is not a message: expected an instance of a Command or a Query"
+        )
     if cls is RawMessage:
         raise InvalidEntityId(
             "a RawMessage names no entity; give it before the message: EntityRef('warehouse', 'SKU-1'), message"
@@ -278,11 +282,11 @@ def _make_target(message: Message[Any]) -> tuple[str, str, Callable[[Any], Any]]
 def _make_spec(cls: type[Message[Any]]) -> MessageSpec:
     location = location_of(cls)
     if not is_message_class(cls):
-        raise InvalidHandler(f"{location} is no message class; derive it from Command or Query")
+        raise InvalidHandler(f"{location} is not a message class; derive it from Command or Query")
     if cls in (Message, Command, Query):
         raise InvalidHandler(f"{cls.__name__} is a base of messages; derive a class from it and use that")
     if issubclass(cls, Command) and issubclass(cls, Query):
-        raise InvalidHandler(f"{location} is both a Command and a Query; a message is one of them")
+        raise InvalidHandler(f"{location} is both a Command and a Query; derive it from one of them")
     own = vars(cls)
     if "__attrs_attrs__" not in own and "__dataclass_fields__" not in own:
         raise InvalidHandler(

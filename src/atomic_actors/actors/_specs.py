@@ -103,7 +103,7 @@ class ActorSpec:
 
     kind: str
     durable: bool
-    #: The class of the state, which can be made without arguments; None where there is no state.
+    #: The class of the state, which is constructible without arguments; None where there is no state.
     state_type: Any | None
     #: By wire name, without the fallback.
     handlers: Mapping[str, HandlerSpec]
@@ -167,7 +167,7 @@ def collect(sources: Iterable[ActorLike], config: Config | None = None) -> dict[
         InvalidConfig: an item is none of these, two declare one kind, or keywords of `using` are
             missing or unknown.
         InvalidHandler: a handler or a message is declared in a way that cannot work.
-        InvalidState: a state class cannot be made without arguments.
+        InvalidState: a state class is not constructible without arguments.
     """
     if isinstance(cast("object", sources), str | type | EntityKind | ActorSource | ModuleType):
         raise InvalidConfig(f"actors: expected a list; write actors=[{getattr(sources, '__name__', '...')}]")
@@ -211,7 +211,7 @@ def _is_actor_class(value: object) -> bool:
 
 
 def _scan(module: ModuleType) -> list[Any]:
-    """What the module itself defines; bases that are abstract, open or without handlers are no kinds."""
+    """What the module itself defines; bases that are abstract, open or without handlers are not kinds."""
     found: dict[int, Any] = {}
     value: Any
     for value in vars(module).values():
@@ -290,7 +290,7 @@ def _check_state(state_type: Any, location: str) -> None:
     except Exception as error:
         name = getattr(state_type, "__qualname__", repr(state_type))
         raise InvalidState(
-            f"{location}: the state {name} cannot be made without arguments ({error}); give every field a default"
+            f"{location}: the state {name} must be constructible without arguments ({error}); give every field a default"
         ) from error
 
 
@@ -408,7 +408,7 @@ def _what_it_handles(function: Callable[..., Any], options: HandlerOptions, loca
     if annotation is UNSAID or origin is RawMessage:
         if options.name is None:
             raise InvalidHandler(
-                f"{location}: nothing says which message it handles; annotate `message` with a message class, "
+                f"{location}: it does not declare which message it handles; annotate `message` with a message class, "
                 'or name one: @handler("ReserveStock")'
             )
         return _Handled(options.name, None, Any, raw=True, reply_type=Any, query=False)
@@ -416,7 +416,7 @@ def _what_it_handles(function: Callable[..., Any], options: HandlerOptions, loca
         return _typed(annotation, origin, options.name, location)
     if options.name is None:
         raise InvalidHandler(
-            f"{location}: {_text(annotation)} is no message class; derive it from Command or Query, "
+            f"{location}: {_text(annotation)} is not a message class; derive it from Command or Query, "
             'or name the message: @handler("ReserveStock")'
         )
     message_type = origin if isinstance(origin, type) and origin is annotation else None

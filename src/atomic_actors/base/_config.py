@@ -77,7 +77,7 @@ class Config:
     """All settings of one actor system. Frozen; `attrs.evolve(config, field=...)` makes a changed copy.
 
     Every field has a default, which `docs/configuration.md` lists with its meaning. Times are in
-    seconds. Whole numbers are accepted where a float is expected; `True` is no number.
+    seconds. Whole numbers are accepted where a float is expected; `True` is not a number.
 
     Raises:
         InvalidConfig: a value, or two values together, cannot work. The text names the field and
@@ -92,7 +92,7 @@ class Config:
         secret=True,
         repr=_repr_url,
     )
-    host: str | None = _text(None, "The store's host, for those who keep the parts of the URL apart.")
+    host: str | None = _text(None, "The store's host, as an alternative to naming it in the URL.")
     port: int | None = _setting(
         None, "The store's port.", _Rule("whole", minimum=1, maximum=65535, optional=True, unit="port")
     )
@@ -119,7 +119,7 @@ class Config:
     )
     kinds: Mapping[str, KindConfig] = _setting(
         FrozenMapping({}),
-        "Overrides per kind; they win over what the class says.",
+        "Overrides per kind; they take precedence over the class's own options.",
         _Rule("kinds"),
         accept=_accept_kinds,
         hash=False,
@@ -145,8 +145,8 @@ class Config:
 
     # Sending.
     ask_timeout_s: float = _seconds(
-        5.0, "How long `ask` waits for a reply when it is not told otherwise. It is also the message's deadline: "
-        "what nobody waits for any more and has not begun does not run.", zero="unbounded",
+        5.0, "How long `ask` waits for a reply unless the call gives another timeout. It is also the message's deadline: "
+        "a message that has not begun by then does not run.", zero="unbounded",
     )  # fmt: skip
     accept_timeout_s: float = _seconds(
         5.0, "How long `tell` keeps sending the same message id until it raises `AcceptanceUnknown`."
@@ -181,7 +181,7 @@ class Config:
     max_interruptions: int = _count(
         3,
         "interruptions",
-        "So many dead-letter a message whatever `on_interrupted` says.",
+        "After this many the message becomes a dead letter, whatever `on_interrupted` is.",
         zero="unbounded",
     )
     on_interrupted: Literal["dead_letter", "retry"] = _choice(
@@ -241,16 +241,18 @@ class Config:
 
     # The store.
     store_timeout_s: float = _seconds(1.5, "How long one call to the store may take.")
-    store_ping_interval_s: float = _seconds(0.5, "How often a silent store is asked whether it is there.")
+    store_ping_interval_s: float = _seconds(0.5, "How often an idle store is pinged.")
     store_failure_threshold: int = _count(
-        3, "calls", "After so many failed calls in a row the store counts as unavailable and nothing is sent."
+        3,
+        "calls",
+        "After this many failed calls in a row the store counts as unavailable and nothing is sent.",
     )
     replication: Literal["none", "acknowledged", "fsynced"] = _choice(
         "none",
         ("none", "acknowledged", "fsynced"),
         "When an answer of the store counts: at once, when replicas have acknowledged what was written (`WAIT`), or "
-        "when they also have it on their disks (`WAITAOF`). Until then the same is sent again, and nobody is told "
-        "anything.",
+        "when they also have it on their disks (`WAITAOF`). Until then the call is sent again, and no result is "
+        "reported.",
     )
     replicas_min: int = _count(
         1, "replicas", "How many replicas must have acknowledged, where `replication` is not `none`."
@@ -304,7 +306,7 @@ class Config:
             **overrides: fields that win over their variable, such as `actors=[...]`.
 
         Raises:
-            InvalidConfig: a variable with the prefix is no setting, or its text cannot be read.
+            InvalidConfig: a variable with the prefix is not a setting, or its text cannot be read.
         """
         values: dict[str, Any] = {}
         by_variable = {environment_variable(a.name, prefix): a for a in attrs.fields(cls)}
@@ -377,7 +379,7 @@ def _check_replication(config: Config) -> None:
         return
     if location.scheme in (StoreScheme.EMBEDDED, StoreScheme.MEMORY):
         raise InvalidConfig(
-            f"replication: {config.replication!r} has no use with url={_repr_url(config.url)}, which has no replicas"
+            f"replication: {config.replication!r} has no effect with url={_repr_url(config.url)}, which has no replicas"
         )
     wait, call = config.replication_timeout_s, config.store_timeout_s
     if wait > call:
@@ -480,11 +482,11 @@ def _locate(config: Config) -> StoreLocation:
             continue
         shown = "it" if name == "password" else repr(value)
         if location.scheme in (StoreScheme.EMBEDDED, StoreScheme.MEMORY):
-            raise InvalidConfig(f"{name}: {shown} has no use with {beside}; give host, or another url")
+            raise InvalidConfig(f"{name}: {shown} has no effect with {beside}; give host, or another url")
         if name == "db" and value and location.scheme is StoreScheme.CLUSTER:
-            raise InvalidConfig(f"db: {value} has no use with {beside}; a cluster has only database 0")
+            raise InvalidConfig(f"db: {value} has no effect with {beside}; a cluster has only database 0")
         if name in in_url or (name in ("host", "port") and len(location.hosts) != 1):
-            raise InvalidConfig(f"{name}: {shown} stands beside {beside}; give the {name} in one place")
+            raise InvalidConfig(f"{name}: {shown} conflicts with {beside}; set the {name} in one place")
         if name == "port":
             changes["hosts"] = ((location.host, value),)
         elif name != "host":

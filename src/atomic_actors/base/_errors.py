@@ -2,7 +2,7 @@
 
 The question a caller has after an error is never "what broke" but "did it run, and may I send it
 again". So the tree is cut along that line: below `NotExecuted` the answer is "it never ran, retrying
-is safe"; below `OutcomeUnknown` it is "nobody knows yet, re-attach with `result`"; `Refused`,
+is safe"; below `OutcomeUnknown` it is "not known yet, re-attach with `result`"; `Refused`,
 `HandlerFailed` and `Interrupted` say what happened to a message that did run; `UsageError` says the
 program itself is wrong and is raised at the call site, before anything is sent.
 
@@ -103,7 +103,7 @@ class AskLimitExceeded(NotExecuted):
 
 
 class OwnerUnavailable(NotExecuted):
-    """A message for a volatile kind found nobody who owns its entity's partition, or lost it before it began."""
+    """A message for a volatile kind found no owner of its entity's partition, or lost it before it began."""
 
     code = "owner_unavailable"
 
@@ -132,7 +132,7 @@ class Expired(NotExecuted):
     code = "expired"
 
 
-# Nobody knows yet: re-attach with `result(error.message_id)`.
+# Not known yet: re-attach with `result(error.message_id)`.
 
 
 class OutcomeUnknown(AtomicActorsError):
@@ -288,7 +288,7 @@ class InvalidEntityId(UsageError, ValueError):
 
 
 class InvalidMessageId(UsageError, ValueError):
-    """The text is no message id of the form `kind/id/<uuid7>`."""
+    """The text is not a message id of the form `kind/id/<uuid7>`."""
 
     code = "invalid_message_id"
 
@@ -318,7 +318,7 @@ class InvalidReply(UsageError, ValueError):
 
 
 class InvalidState(UsageError, ValueError):
-    """A state class cannot be made without arguments, or does not survive encode and decode."""
+    """A state class is not constructible without arguments, or does not survive encode and decode."""
 
     code = "invalid_state"
 
@@ -375,7 +375,7 @@ class UnknownNode(UsageError):
 
 
 class DrainTimeout(AtomicActorsError, TimeoutError):
-    """Nodes that were asked to drain still own partitions; they go on giving them up."""
+    """Nodes that were asked to drain still own partitions; they keep releasing them."""
 
     code = "drain_timeout"
 
@@ -406,7 +406,7 @@ class SystemFailed(AtomicActorsError):
 
 def _collect(cls: type[AtomicActorsError], into: dict[str, type[AtomicActorsError]]) -> None:
     into[cls.code] = cls
-    # Runs while this module is imported, so nobody else has a class of these yet.
+    # Runs while this module is imported, so no other code has one of these classes yet.
     for child in cls.__subclasses__():
         _collect(child, into)
 

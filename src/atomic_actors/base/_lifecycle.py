@@ -152,7 +152,7 @@ def _is_count(text: str) -> bool:
 
 @frozen
 class InterruptionRules:
-    """What a take writes beside the dispatch, so that whoever settles it later knows the rules.
+    """What a take writes beside the dispatch, so that the node that settles it later knows the rules.
 
     On the wire, four parts without separators: `t` or `e` (transactional or effectful), the policy's
     letter, `c` or `p` (after a dead letter the entity continues, or parks for a person), and
@@ -177,10 +177,10 @@ class InterruptionRules:
         """Read the wire form.
 
         Raises:
-            ValueError: the text is no stamp.
+            ValueError: the text is not a stamp.
         """
         if len(text) < 4 or text[0] not in "te" or text[2] not in "cp" or not _is_count(text[3:]):
-            raise ValueError(f"{text!r} is no stamp")
+            raise ValueError(f"{text!r} is not a stamp")
         return cls(text[0] == "t", InterruptionPolicy(text[1]), text[2] == "p", int(text[3:]))
 
 

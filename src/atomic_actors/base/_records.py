@@ -198,4 +198,4 @@ class Retry:
 
 @frozen
 class Park:
-    """Nobody can tell: dead-letter the message as interrupted and park the entity for a person."""
+    """The outcome is unknown: dead-letter the message as interrupted and park the entity for a person."""

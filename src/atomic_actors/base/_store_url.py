@@ -115,7 +115,7 @@ def _split_url(url: str) -> tuple[SplitResult, StoreScheme]:
         parts = urlsplit(url)
         scheme = StoreScheme(parts.scheme)
     except ValueError:
-        raise _bad_url(url, "is no store URL") from None
+        raise _bad_url(url, "is not a store URL") from None
     if parts.fragment:
         raise _bad_url(url, "has a '#'; write %23 in a password")
     return parts, scheme
@@ -141,7 +141,7 @@ def parse_store_url(url: str) -> tuple[StoreLocation, frozenset[str]]:
     named = {name for name, text in (("username", username), ("password", password)) if text}
     if scheme is StoreScheme.UNIX:
         if netloc or not path.strip("/"):
-            raise _bad_url(url, "names no socket")
+            raise _bad_url(url, "does not name a socket")
         socket, path = unquote(path), ""
     else:
         socket = ""
@@ -150,7 +150,7 @@ def parse_store_url(url: str) -> tuple[StoreLocation, frozenset[str]]:
     if scheme is StoreScheme.SENTINEL:
         service_name, _, path = path.lstrip("/").partition("/")
         if not service_name:
-            raise _bad_url(url, "does not say what the sentinels call the service")
+            raise _bad_url(url, "does not name the service that the sentinels monitor")
     db, has_db = _parse_db(url, path.strip("/"), options.pop("db", ""), scheme)
     location = StoreLocation(
         scheme,
@@ -167,20 +167,20 @@ def parse_store_url(url: str) -> tuple[StoreLocation, frozenset[str]]:
 
 def _parse_local(url: str, parts: SplitResult, scheme: StoreScheme) -> StoreLocation:
     if parts.netloc:
-        raise _bad_url(url, "names a host where none belongs")
+        raise _bad_url(url, "must not name a host")
     if parts.query:
-        raise _bad_url(url, "has options where none belong")
+        raise _bad_url(url, "must not have options")
     if scheme is StoreScheme.MEMORY and parts.path:
-        raise _bad_url(url, "names a place where none belongs")
+        raise _bad_url(url, "must not have a path")
     return StoreLocation(scheme, path=unquote(parts.path))
 
 
 def _parse_db(url: str, in_path: str, in_options: str, scheme: StoreScheme) -> tuple[int, bool]:
     if in_path and in_options:
-        raise _bad_url(url, "says twice which database")
+        raise _bad_url(url, "names the database twice")
     text = in_path or in_options
     if text and not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
-        raise _bad_url(url, f"has {text!r} where the number of a database belongs")
+        raise _bad_url(url, f"has {text!r} instead of a database number")
     db = int(text or "0")
     if db and scheme is StoreScheme.CLUSTER:
         raise _bad_url(url, "names a database, but a cluster has only database 0")
@@ -203,14 +203,14 @@ def _parse_options(url: str, parts: SplitResult, scheme: StoreScheme) -> dict[st
 
 def _parse_hosts(url: str, netloc: str, scheme: StoreScheme) -> tuple[tuple[tuple[str, int], ...], bool]:
     if not netloc:
-        raise _bad_url(url, "names no host")
+        raise _bad_url(url, "does not name a host")
     default = _DEFAULT_SENTINEL_PORT if scheme is StoreScheme.SENTINEL else DEFAULT_PORT
     hosts: list[tuple[str, int]] = []
     has_port = False
     for text in netloc.split(","):
         host, port = _split_port(text)
         if not host or (port and not _is_port(port)):
-            raise _bad_url(url, f"has {text!r} where host:port belongs")
+            raise _bad_url(url, f"has {text!r} instead of host:port")
         hosts.append((host, int(port) if port else default))
         has_port = has_port or bool(port)
     if len(hosts) > 1 and scheme in (StoreScheme.REDIS, StoreScheme.REDISS):

@@ -90,7 +90,7 @@ Listener = Callable[[Any], object]
 
 @define(eq=False)
 class Listeners:
-    """Who wants to hear what. A listener that raises is logged and hurts nobody."""
+    """The listeners of each event. A listener that raises is logged; the others still run."""
 
     _by_event: dict[str, list[Listener]] = field(factory=dict[str, list[Listener]])
     #: False while there is no listener at all: the hot path asks only this.
@@ -103,7 +103,7 @@ class Listeners:
             InvalidConfig: no such event, or the listener is not callable.
         """
         if event not in EVENT_NAMES:
-            raise InvalidConfig(f"event: {event!r} is none of {', '.join(EVENT_NAMES)}")
+            raise InvalidConfig(f"event: {event!r} is not one of {', '.join(EVENT_NAMES)}")
         if not callable(listener):
             raise InvalidConfig(f"callback: {listener!r} is not callable")
         self._by_event.setdefault(event, []).append(listener)

@@ -13,7 +13,7 @@ __all__ = ("SPAN_S", "TimerWheel")
 
 T = TypeVar("T")
 
-#: Items are found at most this much later than they are due, if somebody looks often enough.
+#: Items are found at most this much later than they are due, if polled often enough.
 SPAN_S: Final = 0.05
 
 

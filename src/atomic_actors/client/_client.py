@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 MAX_CONNECTIONS: Final = 16
 
-#: Sessions of a parent process. They are kept, so that no finalizer waits for a lock that nobody gives back.
+#: Sessions of a parent process. They are kept, so that no finalizer waits for a lock that is never released.
 _abandoned: list[Session] = []
 
 
@@ -259,7 +259,7 @@ class Client:
             check_key(key)
         if expires_in_s is not None and not check_seconds("expires_in_s", expires_in_s, 0):
             raise InvalidConfig(
-                "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
+                "expires_in_s: expected more than 0 seconds; leave it out to wait indefinitely"
             )
         return self._slot.open().tell(entity, message, key, expires_in_s)
 
@@ -307,7 +307,7 @@ class Client:
     # Life.
 
     def close(self) -> None:
-        """Close the connections, and stop the private server of `embedded:` if nobody else uses it.
+        """Close the connections, and stop the private server of `embedded:` if it has no other user.
 
         May be called twice. Threads that still wait get `OutcomeUnknown`.
 

@@ -290,7 +290,7 @@ def _leaves_usable(error: BaseException) -> bool:
 
 
 def _is_fresh(connection: Connection) -> bool:
-    """Whether nothing came on an idle connection: no end, and no answer to somebody who went away."""
+    """Whether nothing came on an idle connection: no end, and no answer to a caller that went away."""
     try:
         return not connection.can_read()
     except (redis.RedisError, OSError):

@@ -1,6 +1,6 @@
 """Replies that owners push to this process, read by one thread for all that wait.
 
-Nothing here is needed for correctness: what is lost, or comes while nobody listens, costs a look into
+Nothing here is needed for correctness: what is lost, or comes while no listener is connected, costs a look into
 the store.
 """
 
@@ -31,7 +31,7 @@ def read_reply(payload: bytes) -> ReplyFrame:
     """What an owner pushes.
 
     Raises:
-        ValueError: it is no reply.
+        ValueError: it is not a reply.
     """
     frame = decode_frame(payload)
     if not isinstance(frame, ReplyFrame):
@@ -80,7 +80,7 @@ class ReplyListener:
                 thread.start()
             except RuntimeError as error:
                 # No more threads, or the interpreter is about to end.
-                logger.debug("nobody listens for pushed replies, the store is asked instead: %s", error)
+                logger.debug("pushed replies cannot be received; polling the store instead: %s", error)
                 return
             self._thread = thread
 
@@ -114,7 +114,7 @@ class ReplyListener:
                 if not self._has_warned:
                     self._has_warned = True
                     logger.warning(
-                        "pushed replies are not allowed, every reply costs a look into the store: %s", error
+                        "pushed replies are not permitted; polling the store for every reply: %s", error
                     )
             except (redis.RedisError, OSError) as error:
                 if not self._stopping.is_set():
@@ -153,7 +153,7 @@ class ReplyListener:
                 try:
                     reply = read_reply(payload)
                 except ValueError as error:
-                    logger.warning("a pushed reply does not decode, the store will be asked: %s", error)
+                    logger.warning("a pushed reply cannot be decoded; polling the store for it: %s", error)
                     return
                 self._on_reply(reply.entity_key, reply.uid, reply.outcome)
             case _:

@@ -68,7 +68,7 @@ def _options(location: StoreLocation, connect_timeout_s: float, timeout_s: float
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_timeout_s,
-        # Whoever calls knows whether a command may be repeated; the driver does not.
+        # The caller knows whether a command may be repeated; the driver does not.
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }

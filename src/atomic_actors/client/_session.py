@@ -216,7 +216,7 @@ class Session:
             self._waiters.remove(waiter)
             raise
         except BaseException:
-            # Ctrl-C, or what a signal handler raises: nobody waits any more.
+            # Ctrl-C, or what a signal handler raises: the caller no longer waits.
             self._waiters.remove(waiter)
             self._cancel(waiter, call.partition, on_cancel)
             raise

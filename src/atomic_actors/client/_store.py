@@ -197,7 +197,7 @@ class BlockingStore:
                 health.failures = 0
                 return result
             if left_s <= 0:
-                raise JournalUnavailable("no usable answer came in time", sent=True)
+                raise JournalUnavailable("no usable answer in time", sent=True)
             if pause(min(delay_s, left_s)):
                 return None
             delay_s = min(delay_s * 2, interval_s)
@@ -233,14 +233,14 @@ class BlockingStore:
             except exceptions.AskError as error:
                 if not tries_left:
                     raise JournalUnavailable(
-                        f"the cluster keeps pointing elsewhere: {error}", sent=False
+                        f"the cluster keeps redirecting the call: {error}", sent=False
                     ) from error
                 asking = not isinstance(error, exceptions.MovedError)
                 place = self._redirected(place, error)
                 continue
             except redis.RedisError as error:
                 if is_missing(as_async_error(error)) and tries_left:
-                    # Somebody flushed it: loading it is a part of greeting.
+                    # It was flushed: the connection setup loads the library.
                     self._greeted.discard(place)
                     continue
                 meaning = meaning_of(error, sent=True)

@@ -27,7 +27,7 @@ class Waiter:
         self.uid = uid
         self.key = key
         self.accepted = False
-        #: Somebody else relies on its message: who cancels this ask must not withdraw that.
+        #: Another caller relies on its message: cancelling this ask must not withdraw it.
         self.is_joined = False
         self.done = False
         self.value: bytes | BaseException | None = None
@@ -63,7 +63,7 @@ class Waiters:
         factory=dict[tuple[str, str], list[Waiter]], init=False
     )
     _lock: Any = field(factory=threading.RLock, init=False)
-    #: Why nobody may wait any more.
+    #: Why waiting is no longer possible.
     _closed: BaseException | None = field(default=None, init=False)
 
     def add(self, waiter: Waiter) -> None:
@@ -85,7 +85,7 @@ class Waiters:
     def answered(self, entity: str, uid: str, outcome: bytes | BaseException) -> None:
         """Hand an outcome to everybody here who waits for it."""
         with self._lock:
-            # A message id that somebody made up may carry the unique part of another entity's message.
+            # A made-up message id may carry the unique part of another entity's message.
             for waiter in self._by_uid.get(uid, ()):
                 if waiter.entity == entity:
                     waiter.resolve(outcome)
@@ -95,13 +95,13 @@ class Waiters:
         with self._lock:
             _take_out(self._by_uid, waiter.uid, waiter)
             waiter.uid = uid
-            # Where an ask of this process sent it, whoever cancels last withdraws it. Otherwise nobody here may.
+            # Where an ask of this process sent it, the last one to cancel withdraws it. Otherwise it is never withdrawn here.
             others = self._by_uid.get(uid, ())
             waiter.is_joined = all(other.is_joined or other.waiting != "ask" for other in others)
             self._by_uid.setdefault(uid, []).append(waiter)
 
     def mark_shared(self, uid: str) -> None:
-        """Somebody who does not wait relies on a message: no cancelled ask may withdraw it any more."""
+        """A caller that does not wait relies on a message: no cancelled ask may withdraw it any more."""
         with self._lock:
             for waiter in self._by_uid.get(uid, ()):
                 waiter.is_joined = True

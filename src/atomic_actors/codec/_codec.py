@@ -184,7 +184,7 @@ class _Builder:
         if origin in _DICTS:
             return self._dict(origin, arguments, path)
         if isinstance(type_, TypeVar):
-            raise UsageError(f"{path}: nothing says what {type_} stands for; give the class its parameters")
+            raise UsageError(f"{path}: {type_} is not bound to a type; give the class its type parameters")
         if isinstance(origin, type):
             made = leaf_form(origin) or self._make_class(type_, origin, path)
             if made is not None:
@@ -207,7 +207,7 @@ class _Builder:
     def _enum(self, cls: type[Enum]) -> Form:
         if issubclass(cls, Flag):
             return choices_form(cls.__name__, [], cls)
-        # Names stand in for values that are no plain text or number.
+        # Names stand in for values that are not plain text or numbers.
         by_value = all(member.value.__class__ in (str, int) for member in cls)
         return choices_form(cls.__name__, [(m, m.value if by_value else m.name) for m in cls])
 
@@ -451,7 +451,7 @@ class Codec:
         """Check that the default value of a state class survives encode and decode.
 
         Raises:
-            InvalidState: the class cannot be made without arguments, cannot be stored, or comes back
+            InvalidState: the class is not constructible without arguments, cannot be stored, or comes back
                 different; the text names the class and the field.
         """
         name = _label(type_)
@@ -460,7 +460,7 @@ class Codec:
             default = made_by()
         except Exception as error:
             raise InvalidState(
-                f"{name}: cannot be made without arguments ({type(error).__name__}: {error}); give every field a default"
+                f"{name}: must be constructible without arguments ({type(error).__name__}: {error}); give every field a default"
             ) from error
         try:
             encode = self.encoder(type_)
@@ -501,7 +501,7 @@ class Codec:
         Of an attrs class only its fields travel; of another, its text and `details`.
 
         Raises:
-            InvalidPayload: a field has a value that does not fit its type, or `details` is no plain data.
+            InvalidPayload: a field has a value that does not fit its type, or `details` is not plain data.
             UsageError: values of a field's type cannot be stored.
         """
         cls = type(error)

@@ -111,7 +111,7 @@ def plain_of(data: bytes | msgspec.Raw) -> Any:
     """Plain data from msgpack.
 
     Raises:
-        msgspec.DecodeError: the bytes are no msgpack, or nested too deeply.
+        msgspec.DecodeError: the bytes are not msgpack, or nested too deeply.
     """
     try:
         return _plain_decoder.decode(data)
@@ -135,7 +135,7 @@ def decode_envelope(data: bytes) -> Envelope:
     """Read a stored envelope, of this version or a newer one.
 
     Raises:
-        msgspec.DecodeError: the bytes are no envelope, or nested too deeply.
+        msgspec.DecodeError: the bytes are not an envelope, or nested too deeply.
     """
     try:
         return _envelope_decoder.decode(data)

@@ -240,7 +240,7 @@ def _text_functions(
 
 def _read_datetime(text: str) -> datetime.datetime:
     if "T" not in text and " " not in text:
-        raise Mismatch  # a date alone is no moment
+        raise Mismatch  # a date alone is not a moment
     return datetime.datetime.fromisoformat(text)
 
 

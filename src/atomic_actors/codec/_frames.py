@@ -69,7 +69,7 @@ class MessageFrame(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_on
 
 
 class TellFrame(MessageFrame, array_like=True, frozen=True, gc=False, kw_only=True, tag="tell"):
-    """A volatile message whose reply nobody waits for."""
+    """A volatile message whose sender does not wait for a reply."""
 
 
 class AskFrame(MessageFrame, array_like=True, frozen=True, gc=False, kw_only=True, tag="ask"):

@@ -20,7 +20,7 @@ class RefusalClasses:
 
     A refusal carries its wire name and its class's home. The class of that home is meant; where there is
     none (another code base, a moved module), the only class of that name; where there are several,
-    nobody can tell, and the asker gets `Refused` itself.
+    it cannot be known, and the asker gets `Refused` itself.
     """
 
     _by_home: dict[str, type[Refused]] = field(factory=dict[str, type[Refused]], init=False)

@@ -64,7 +64,7 @@ class ForeignMessages:
         cls: type[Any] = type(message)
         if not isinstance(message, Message):
             raise UnknownMessageType(
-                f"{message!r} is no message: expected an instance of a Command, a Query or a RawMessage"
+                f"{message!r} is not a message: expected an instance of a Command, a Query or a RawMessage"
             )
         foreign = self._classes.get(cls)
         if foreign is None:

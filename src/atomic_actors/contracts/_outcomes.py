@@ -62,9 +62,9 @@ class RefusalReader:
         try:
             plain: object = plain_of(data)
         except msgspec.DecodeError as error:
-            return Refused(f"what it said cannot be read: {error}")
+            return Refused(f"the stored refusal cannot be read: {error}")
         if not isinstance(plain, dict):
-            return Refused("what it said cannot be read: it is no refusal")
+            return Refused("the stored refusal cannot be read: it is not a map")
         fields = cast("dict[object, Any]", plain)
         name, home, text = _text_of(fields, "name"), _text_of(fields, "home"), _text_of(fields, "text")
         cls = self._classes.find(name, home)
@@ -85,9 +85,9 @@ def read_failure(data: bytes) -> Failure:
     try:
         plain: object = plain_of(data) if data else {}
     except msgspec.DecodeError as error:
-        return Failure("Unreadable", f"what the store has of it cannot be read: {error}")
+        return Failure("Unreadable", f"the stored failure cannot be read: {error}")
     if not isinstance(plain, dict):
-        return Failure("Unreadable", "what the store has of it cannot be read: it is no failure")
+        return Failure("Unreadable", "the stored failure cannot be read: it is not a map")
     fields = cast("dict[object, Any]", plain)
     return Failure(_text_of(fields, "error_type"), _text_of(fields, "text"), _text_of(fields, "traceback"))
 
@@ -184,13 +184,11 @@ def missing_message_error(
     """
     age_ms = now_ms - int(message_id.rpartition("/")[2][:12], 16)
     if 0 < result_ttl_ms <= age_ms:
-        return ResultExpired(
-            f"the outcome of {message_id} is not kept any more (result_ttl_s)", message_id=message_id
-        )
+        return ResultExpired(f"the outcome of {message_id} has expired (result_ttl_s)", message_id=message_id)
     if accepted:
         return Interrupted(
             f"the store has lost history, and {message_id} with it: it may have run wholly, partly or not "
-            "at all; it is no dead letter",
+            "at all; it did not become a dead letter",
             message_id=message_id,
         )
     return UnknownMessage(f"the store has no message {message_id}", message_id=message_id)

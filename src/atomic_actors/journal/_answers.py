@@ -317,7 +317,7 @@ class Claimed(Struct, frozen=True, gc=False):
 
 
 class LeaseHeld(Struct, frozen=True, gc=False):
-    """Somebody else holds the lease."""
+    """Another node holds the lease."""
 
     node: bytes
     epoch: int
@@ -326,7 +326,7 @@ class LeaseHeld(Struct, frozen=True, gc=False):
 
 
 class LeaseState(Struct, frozen=True, gc=False):
-    """A partition's lease; `claim` is "" while nobody owns it."""
+    """A partition's lease; `claim` is "" while it has no owner."""
 
     node: bytes
     epoch: int

@@ -1,6 +1,6 @@
 """The nodes of a namespace, as they show themselves to each other.
 
-Every node announces itself again and again. Nobody removes itself in a crash, and no clock is trusted: a node
+Every node announces itself again and again. A crashed node does not remove itself, and no clock is trusted: a node
 counts how often each other one has announced itself, and takes one for dead whose count stands still for a
 lease on its own clock, as with leases. What the entries say decides only who *should* own what; who owns it is
 settled by claims, so that an old or a missing entry costs time and never safety.
@@ -24,7 +24,7 @@ class NodeEntry(Struct, frozen=True, gc=False):
     beats: int
     #: What it says of itself; opaque to the store.
     record: bytes
-    #: Somebody asked it to give up what it owns.
+    #: It was asked to release what it owns.
     is_draining: bool
 
 

@@ -3,7 +3,7 @@
 Every batch in which a partition's owner changes something raises the partition's commit number, and every
 answer brings it. So the number in an answer is never lower than one that was known before the question was
 sent. If it is, the store went back in time: the machine lost what was not on its disk, a backup was put in
-its place, a replica took over that was behind, or somebody emptied it. A store that restarts with all its
+its place, a replica took over that was behind, or it was emptied. A store that restarts with all its
 data goes on where it was, and batches that were never answered make a number only higher.
 
 Answers may be read in another order than the store gave them, and those of a connection that is lost may be

@@ -19,7 +19,7 @@ message: a frozen attrs class of this size costs ten times as much to make. They
 garbage collector need not look at the thousands that may be waiting (`gc=False`).
 
 Bodies. What is stored of a message is `pack_body(...)`: a few plain lines that a step has to read
-(deadline, whether somebody waits, wire name, idempotency key) before the opaque envelope.
+(deadline, whether the sender waits, wire name, idempotency key) before the opaque envelope.
 
 Outcomes. What is stored of a finished message is one line with its state word (`completed`,
 `refused`, `failed`, `interrupted`, `withdrawn`, `expired`) and then opaque bytes.
@@ -189,7 +189,7 @@ PROTOCOL_VERSION: Final = 1
 MAX_TOMBSTONES_SKIPPED: Final = 32
 
 
-#: What has more is no time, and nothing that can be counted with.
+#: What has more is not a time, and cannot be computed with.
 _DEADLINE_DIGITS_MAX: Final = 300
 
 
@@ -245,7 +245,7 @@ def unpack_body(body: bytes) -> Body:
         raise ValueError("not a stored message")
     deadline, waited, name, key, envelope = parts
     if not deadline.isdigit() or len(deadline) > _DEADLINE_DIGITS_MAX:
-        raise ValueError("not a stored message: its deadline is no number")
+        raise ValueError("not a stored message: its deadline is not a number")
     return Body(name.decode(), int(deadline), waited == b"a", key.decode(), envelope)
 
 

@@ -234,7 +234,7 @@ class Finish(Struct, frozen=True, gc=False):
     `expected_version` where `state` is given (`Rejected("version_conflict")`).
 
     Outbox messages for entities of the same partition are appended here (they bind to no depth limit,
-    and the doorbell is rung for nobody: the caller is the owner and takes them). The others get the
+    and the doorbell is not rung: the caller is the owner and takes them). The others get the
     next numbers of the streams (this partition, incarnation, target partition).
     """
 

@@ -77,7 +77,7 @@ class _Tasks:
 
 @define(eq=False)
 class Parts:
-    """What lives while a system is entered, as far as somebody asks for it."""
+    """The parts of a running system; a part without a use in its config is None."""
 
     config: Config
     store: Store
@@ -137,7 +137,10 @@ class Parts:
             first = True
             async for number in signals:
                 if first:
-                    logger.warning("%s: leaving; once more does not wait", signal.Signals(number).name)
+                    logger.warning(
+                        "%s: shutting down; signal again to skip waiting for running turns",
+                        signal.Signals(number).name,
+                    )
                     self.body.stop()
                 else:
                     self.leaving.hurry()

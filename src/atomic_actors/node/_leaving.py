@@ -76,14 +76,14 @@ class Leaving:
             try:
                 await self.membership.nodes.announce()
             except (JournalUnavailable, StoreIncompatible) as error:
-                logger.info("the other nodes could not be told that this one is leaving: %s", error)
+                logger.info("the other nodes could not be notified that this one is shutting down: %s", error)
 
     async def _settle(self) -> None:
         supervisor = self.supervisor
         supervisor.stop_taking()
         interrupted = supervisor.catalog.running()
         if interrupted:
-            logger.warning("%d turns are interrupted by leaving", len(interrupted))
+            logger.warning("%d turns are interrupted by the shutdown", len(interrupted))
         supervisor.cancel_partitions()
         self.volatile.lost()
         await supervisor.wait_ended()

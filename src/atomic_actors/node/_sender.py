@@ -204,8 +204,8 @@ class Sender:
         limit = self.config.max_inflight_asks
         if limit and self.inflight_asks >= limit:
             raise AskLimitExceeded(
-                f"{call.name} for {call.entity} was not sent: {limit} asks of this node wait for their replies "
-                "already (max_inflight_asks); ask less at once, or tell"
+                f"{call.name} for {call.entity} was not sent: {limit} asks of this node are already waiting "
+                "for replies (max_inflight_asks); send fewer asks at once, raise the limit, or use tell"
             )
         self.inflight_asks += 1
 
@@ -303,7 +303,7 @@ class Sender:
             check_key(key)
         if expires_in_s is not None and not check_seconds("expires_in_s", expires_in_s, 0):
             raise InvalidConfig(
-                "expires_in_s: expected more than 0 seconds; leave it out to wait without end"
+                "expires_in_s: expected more than 0 seconds; leave it out to wait indefinitely"
             )
         call = self.call_checker.check(target, message) or await self._look_up(target, message)
         if call.is_volatile:
@@ -443,7 +443,7 @@ class Sender:
         if not self.running:
             message_id = f"{ref}/{uid}"
             raise OutcomeUnknown(
-                f"the actor system is being left; ask elsewhere what became of {message_id}",
+                f"the actor system is shutting down; use `result` of another system or client for {message_id}",
                 message_id=message_id,
             )
 

@@ -248,7 +248,7 @@ class TestTarget:
 
     @pytest.mark.parametrize("thing", ["text", None, 5, Deposit])
     def test_of_what_is_no_message(self, thing: Any) -> None:
-        with pytest.raises(UnknownMessageType, match="is no message: expected an instance of a Command"):
+        with pytest.raises(UnknownMessageType, match="is not a message: expected an instance of a Command"):
             target_of(thing)
 
     def test_without_a_marked_field(self) -> None:
@@ -328,7 +328,7 @@ class TestBadDeclarations:
 
     @pytest.mark.parametrize("thing", [int, Later])
     def test_no_message_class(self, thing: Any) -> None:
-        with pytest.raises(InvalidHandler, match="is no message class; derive it from Command or Query"):
+        with pytest.raises(InvalidHandler, match="is not a message class; derive it from Command or Query"):
             message_spec(thing)
 
     def test_a_plain_class(self) -> None:

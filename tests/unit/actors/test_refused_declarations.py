@@ -57,7 +57,7 @@ class TestBadHandlers:
             return ""
 
         handler(function)
-        with pytest.raises(InvalidHandler, match="@handler stands above it twice"):
+        with pytest.raises(InvalidHandler, match="@handler is applied to it twice"):
             handler("again")(function)
 
     @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ class TestBadHandlers:
         for function, text in [
             (
                 missing,
-                "missing: nothing says which message it handles; annotate `message` with a message class",
+                "missing: it does not declare which message it handles; annotate `message` with a message class",
             ),
-            (raw, "raw: nothing says which message it handles"),
-            (number, "number: builtins.int is no message class; derive it from Command or Query"),
+            (raw, "raw: it does not declare which message it handles"),
+            (number, "number: builtins.int is not a message class; derive it from Command or Query"),
             (base, "base: Command is a base of messages; derive a class from it and use that"),
-            (union, "is no message class"),
+            (union, "is not a message class"),
             (lost, "lost: the annotation 'Nowhere' of its message cannot be resolved: name 'Nowhere' is not"),
         ]:
             assert text in refused(self.declare(function))

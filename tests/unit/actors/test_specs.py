@@ -276,7 +276,7 @@ class TestState:
 
         text = refused(Bad, InvalidState)
         assert "Bad: the state " in text
-        assert "Needy cannot be made without arguments (" in text
+        assert "Needy must be constructible without arguments (" in text
         assert text.endswith("'amount'); give every field a default")
 
 

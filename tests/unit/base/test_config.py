@@ -277,23 +277,23 @@ def test_urls(url: str, location: StoreLocation) -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("http://h", "'http://h' is no store URL"),
-        ("localhost:6379", "'localhost:6379' is no store URL"),
-        ("redis://", "'redis://' names no host"),
-        ("redis://h:x", "'redis://h:x' has 'h:x' where host:port belongs"),
-        ("redis://h:70000", "'redis://h:70000' has 'h:70000' where host:port belongs"),
-        ("redis://h/x", "'redis://h/x' has 'x' where the number of a database belongs"),
-        ("redis://h/1?db=2", "'redis://h/1?db=2' says twice which database"),
+        ("http://h", "'http://h' is not a store URL"),
+        ("localhost:6379", "'localhost:6379' is not a store URL"),
+        ("redis://", "'redis://' does not name a host"),
+        ("redis://h:x", "'redis://h:x' has 'h:x' instead of host:port"),
+        ("redis://h:70000", "'redis://h:70000' has 'h:70000' instead of host:port"),
+        ("redis://h/x", "'redis://h/x' has 'x' instead of a database number"),
+        ("redis://h/1?db=2", "'redis://h/1?db=2' names the database twice"),
         ("redis://h?dbb=2", "'redis://h?dbb=2' has the unknown option 'dbb' (known here: db)"),
         (
             "redis://a,b",
             "'redis://a,b' names several hosts, which only redis+sentinel and redis+cluster take",
         ),
         ("redis://u:se#cret@h", "'redis://u:***@h' has a '#'; write %23 in a password"),
-        ("embedded://dir", "'embedded://dir' names a host where none belongs"),
-        ("memory:x", "'memory:x' names a place where none belongs"),
-        ("unix://", "'unix://' names no socket"),
-        ("redis+sentinel://h", "'redis+sentinel://h' does not say what the sentinels call the service"),
+        ("embedded://dir", "'embedded://dir' must not name a host"),
+        ("memory:x", "'memory:x' must not have a path"),
+        ("unix://", "'unix://' does not name a socket"),
+        ("redis+sentinel://h", "'redis+sentinel://h' does not name the service that the sentinels monitor"),
         ("redis+cluster://h/1", "'redis+cluster://h/1' names a database, but a cluster has only database 0"),
     ],
 )
@@ -318,29 +318,29 @@ def test_parts_beside_the_url() -> None:
     [
         (
             {"url": "redis://h", "host": "i"},
-            "host: 'i' stands beside url='redis://h'; give the host in one place",
+            "host: 'i' conflicts with url='redis://h'; set the host in one place",
         ),
         (
             {"url": "redis://h:1", "port": 2},
-            "port: 2 stands beside url='redis://h:1'; give the port in one place",
+            "port: 2 conflicts with url='redis://h:1'; set the port in one place",
         ),
-        ({"url": "redis://h/1", "db": 2}, "db: 2 stands beside url='redis://h/1'; give the db in one place"),
+        ({"url": "redis://h/1", "db": 2}, "db: 2 conflicts with url='redis://h/1'; set the db in one place"),
         (
             {"url": "redis://u:secret@h", "password": "secret"},
-            "password: it stands beside url='redis://u:***@h'; give the password in one place",
+            "password: it conflicts with url='redis://u:***@h'; set the password in one place",
         ),
-        ({"db": 2}, "db: 2 has no use with url='embedded:'; give host, or another url"),
+        ({"db": 2}, "db: 2 has no effect with url='embedded:'; give host, or another url"),
         (
             {"url": "memory:", "host": "h"},
-            "host: 'h' has no use with url='memory:'; give host, or another url",
+            "host: 'h' has no effect with url='memory:'; give host, or another url",
         ),
         (
             {"url": "unix:///s", "port": 1},
-            "port: 1 stands beside url='unix:///s'; give the port in one place",
+            "port: 1 conflicts with url='unix:///s'; set the port in one place",
         ),
         (
             {"url": "redis+cluster://h", "db": 2},
-            "db: 2 has no use with url='redis+cluster://h'; a cluster has only database 0",
+            "db: 2 has no effect with url='redis+cluster://h'; a cluster has only database 0",
         ),
     ],
 )

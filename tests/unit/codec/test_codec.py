@@ -537,7 +537,7 @@ def test_a_type_that_cannot_be_stored_names_the_field() -> None:
     assert unusable(defaultdict[str, int]).startswith(
         "value: values of collections.defaultdict[str, int] cannot"
     )
-    assert unusable(Box) == f"Box.content: nothing says what {T} stands for; give the class its parameters"
+    assert unusable(Box) == f"Box.content: {T} is not bound to a type; give the class its type parameters"
     assert unusable(Misspelt) == (
         "Misspelt.value: the annotation 'Nowhere' cannot be resolved: name 'Nowhere' is not defined; define it at "
         "the top of the module, outside `if TYPE_CHECKING`"

@@ -67,7 +67,7 @@ def test_states_that_do_not() -> None:
         return str(caught.value)
 
     assert problem(Deposit) == (
-        "Deposit: cannot be made without arguments (TypeError: Deposit.__init__() missing 1 required positional "
+        "Deposit: must be constructible without arguments (TypeError: Deposit.__init__() missing 1 required positional "
         "argument: 'amount'); give every field a default"
     )
     assert (

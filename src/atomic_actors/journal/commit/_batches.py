@@ -208,13 +208,13 @@ def decide(queue: Queue, entry: Entry) -> Decision:
     if queue.is_direct:
         step = entry.step
         if type(step) is not Finish:
-            # Nobody else is about to send anything, as far as one can tell: no task needs to wake up.
+            # Nothing else seems about to be sent: no task needs to wake up.
             leaves_now = queue.last_size <= 1 and not in_flight and not queue.commit_due
         elif len(step.verdicts) >= SPLIT_STEPS_MIN:
             # A run's commit is a batch by itself. The store works on it while its askers send what is next.
             leaves_now = True
         elif queue.last_size <= 2:
-            # A hot entity waits for its commits, and takes along the message of whoever was just answered.
+            # A hot entity waits for its commits, and takes along the next message of the caller just answered.
             leaves_now = not (in_flight and queue.pace.contended)
         else:
             leaves_now = entry.overtakes and not in_flight
@@ -298,8 +298,8 @@ def cut_batch(queue: Queue, *, steps_max: int, bytes_max: int) -> Batch | None:
             appends.add(step.entity)
         entries.append(pending.popleft())
     if len(entries) > 2 and all(type(entry.step) is Append for entry in entries):
-        # Messages of one entity side by side become one operation of the store. Between entities nobody is
-        # promised an order, and the sort keeps that of each.
+        # Messages of one entity side by side become one operation of the store. No order is promised between
+        # entities, and the sort keeps that of each.
         entries.sort(key=_entity_of)
     return Batch(entries, appends) if entries else None
 

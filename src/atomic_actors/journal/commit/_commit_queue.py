@@ -142,7 +142,7 @@ class CommitQueue(Protocol):
 
     @property
     def is_left(self) -> bool:
-        """It was left: nothing is sent, and nobody is kept waiting."""
+        """It is closed: nothing is sent, and no caller is kept waiting."""
         ...
 
     def statistics(self) -> GroupCommitStatistics:
@@ -152,7 +152,7 @@ class CommitQueue(Protocol):
     def submit(self, step: Step, on_result: OnResult) -> None:
         """Queue a step; `on_result` gets its result and must not raise.
 
-        It is called by whoever reads the answer: on asyncio not in any task, where the store's answers come
+        It is called by the reader of the answer: on asyncio not in any task, where the store's answers come
         directly; on Trio in the reader's task; else in a flusher's.
 
         Raises:

@@ -26,7 +26,7 @@ class Flushers:
         self._idle: list[OneShot[None]] = []
         #: Those that wait until theirs is the oldest batch.
         self._turns: list[OneShot[None]] = []
-        #: Whoever waits until nothing is pending or in flight.
+        #: Waiters until nothing is pending or in flight.
         self._drained: list[OneShot[None]] = []
 
     def begin(self, scope: anyio.CancelScope) -> None:

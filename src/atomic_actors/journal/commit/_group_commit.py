@@ -101,7 +101,7 @@ class GroupCommit:
     watch: StoreWatch = field(factory=StoreEvents, kw_only=True)
     crashes: CrashSink | None = field(default=None, kw_only=True)
     probe_partition: int = field(default=0, kw_only=True)
-    #: It was left: nothing is sent, and nobody is kept waiting.
+    #: It is closed: nothing is sent, and no caller is kept waiting.
     is_left: bool = field(default=False, init=False)
     _queue: Queue = field(init=False)
     _flushers: Flushers = field(init=False)
@@ -148,7 +148,7 @@ class GroupCommit:
         if self.is_left:
             raise self._closed()
         if waiting >= limits.max_pending_steps:
-            raise JournalUnavailable(f"{waiting} steps wait already (max_pending_steps)", sent=False)
+            raise JournalUnavailable(f"{waiting} steps are already waiting (max_pending_steps)", sent=False)
         if self._counts.failures >= limits.failure_threshold:
             raise JournalUnavailable("the store does not answer", sent=False)
         self._add(Entry(step, on_result, True))
@@ -274,8 +274,8 @@ class GroupCommit:
 
     async def _run_flusher(self) -> None:
         if self._flushers.stopped:
-            return  # left before this task began: nobody would end the scope below
-        # Shielded: whoever is cancelled around us still has to settle and release. Leaving ends it.
+            return  # left before this task began: the scope below would never end
+        # Shielded: callers that are cancelled around us still have to settle and release. Leaving ends it.
         with anyio.CancelScope(shield=True) as scope:
             self._flushers.begin(scope)
             try:
@@ -339,7 +339,7 @@ class GroupCommit:
             batch.append(self._new_probe())
 
     def _new_probe(self) -> Entry:
-        """Somebody has to find out that the store is back."""
+        """A step that finds out whether the store is back."""
         return Entry(Audit(self.probe_partition), _ignore, False)
 
     # What comes back.
@@ -365,7 +365,7 @@ class GroupCommit:
             if in_flight or len(pending) >= SPLIT_STEPS_MIN:
                 self._send_ready()
             else:
-                # Whoever was answered just now is about to add what is worth waiting for.
+                # Callers that were answered just now are about to add what is worth waiting for.
                 self._flushers.wake()
         self._flushers.answered(drained=not pending and not in_flight)
 

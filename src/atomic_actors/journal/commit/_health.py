@@ -1,4 +1,4 @@
-"""Watches whether the store answers while nobody else asks it anything.
+"""Watches whether the store answers while no other calls are made.
 
 A connection whose other end is gone without a word looks like any other until something is sent on it. Under load
 that happens by itself. A quiet node asks a question now and then, so that it knows about an outage before its

@@ -108,7 +108,7 @@ class PartitionedCommit:
     store_clock: StoreClock = field(factory=StoreClock, kw_only=True)
     events: StoreEvents = field(factory=StoreEvents, kw_only=True)
     crashes: CrashSink | None = field(default=None, kw_only=True)
-    #: It was left: nothing is sent, and nobody is kept waiting.
+    #: It is closed: nothing is sent, and no caller is kept waiting.
     is_left: bool = field(default=False, init=False)
     _leading_clock: LeadingClock = field(init=False)
     _lanes: _Lanes = field(init=False)
@@ -167,7 +167,7 @@ class PartitionedCommit:
         lane = self._lanes.by_partition.get(partition)
         if lane is None:
             if self._task_group is None:
-                raise JournalUnavailable("the group commit is not entered", sent=False)
+                raise JournalUnavailable("the group commit is not running", sent=False)
             lane = self._lanes.by_partition[partition] = GroupCommit(
                 self.inner,
                 self.limits,

@@ -82,7 +82,7 @@ def embedded_directory(url: str) -> Path:
     """
     scheme, colon, rest = url.partition(":")
     if not colon or scheme.lower() != "embedded":
-        raise InvalidConfig(f"url: {url!r} is no embedded URL; write 'embedded:' or 'embedded:some/dir'")
+        raise InvalidConfig(f"url: {url!r} is not an embedded URL; write 'embedded:' or 'embedded:some/dir'")
     if "?" in rest or "#" in rest:
         raise InvalidConfig(
             f"url: {url!r} must not have a query or fragment; escape '?' as %3F and '#' as %23"
@@ -119,7 +119,7 @@ async def _locked(files: Files, timeout_s: float) -> AsyncGenerator[None]:
             if anyio.current_time() >= deadline:
                 raise EmbeddedServerError(
                     f"another process has been starting or stopping the server in {files.directory} for"
-                    f" {timeout_s:g} s; see who holds {files.lock}, and try again"
+                    f" {timeout_s:g} s; find the process that holds {files.lock}, and try again"
                 )
             await anyio.sleep(_POLL_INTERVAL_S)
         yield

@@ -126,7 +126,7 @@ def spawn(files: Files, binary: str | None) -> int:
         files.config.write_text(_configuration(files, socket_path))
         new = Record(os.fspath(socket_path), program, server=record.server if record else "")
         write_record(files, new)
-        # Locked before it has its name: nobody ever sees it unlocked while the server lives.
+        # Locked before it has its name: it is never seen unlocked while the server lives.
         temporary = files.alive.with_suffix(".alive.new")
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -161,7 +161,7 @@ def _launch(files: Files, program: str, inherited: int) -> None:
     if launched.returncode != 0:
         output = (launched.stdout + launched.stderr).decode(errors="replace").strip()
         raise EmbeddedServerError(
-            f"{program} refused to start (exit status {launched.returncode}): {output or 'it said nothing'}; name a"
+            f"{program} refused to start (exit status {launched.returncode}): {output or 'no output'}; name a"
             " Valkey server, or a Redis server 7.0 or newer"
         )
 
@@ -228,14 +228,14 @@ def death(files: Files, offset: int) -> EmbeddedServerError:
     else:
         remedy = f"see {files.log}"
     return EmbeddedServerError(
-        f"the server in {files.directory} ended while it was starting: {remedy}; it said\n{_tail(log)}"
+        f"the server in {files.directory} ended while it was starting: {remedy}; its log ends with\n{_tail(log)}"
     )
 
 
 def silence(files: Files, doing: str, timeout_s: float) -> EmbeddedServerError:
     """Say that the server is there and did not do in time what it should."""
     record = read_record(files)
-    process = f"process {record.pid}" if record and record.pid else f"whoever holds {files.alive}"
+    process = f"process {record.pid}" if record and record.pid else f"the process that holds {files.alive}"
     return EmbeddedServerError(
         f"the server in {files.directory} did not {doing} within {timeout_s:g} s; if it hangs, end {process} by hand,"
         f" else allow more time; its log ends with\n{_tail(_log_since(files, 0))}"

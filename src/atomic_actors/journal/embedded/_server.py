@@ -85,7 +85,7 @@ class Files:
 
     @property
     def lock(self) -> Path:
-        """Held by whoever decides."""
+        """Held by the process that decides."""
         return self.directory / "server.lock"
 
     @property
@@ -180,7 +180,7 @@ def prepare_directory(files: Files) -> None:
     if directory.exists() and not directory.is_dir():
         raise EmbeddedServerError(f"{directory} is a file, not a directory; name another directory")
     with explained("use the directory", directory):
-        # Changing the mode of somebody's own directory would be a nasty surprise.
+        # Changing the mode of a user's own directory would be a nasty surprise.
         if directory.exists() and not files.lock.exists():
             names = {entry.name for entry in directory.iterdir()} - _HARMLESS_NAMES
             if names and not files.lock.exists():
@@ -201,7 +201,7 @@ def prepare_directory(files: Files) -> None:
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file if nobody else has; False if somebody has."""
+    """Lock an open file; False if another process has locked it."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -352,10 +352,10 @@ def _client(socket_path: str) -> redis.Redis:
 
 
 def _ask(files: Files, socket_path: str) -> Answer | None:
-    """Ask whoever listens on the socket who it is; None if nobody answers.
+    """Ask the server on the socket for its identity; None if there is no answer.
 
     Raises:
-        EmbeddedServerError: Somebody answers, and it is not the server of this directory.
+        EmbeddedServerError: The server that answers is not the one of this directory.
     """
     foreign = f"a server that is not ours answers on {socket_path}"
     remedy = "stop it, or name another directory for the embedded server"

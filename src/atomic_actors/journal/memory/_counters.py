@@ -128,7 +128,7 @@ class Entity:
 
 @define
 class Lease:
-    """Who owns the partition; `claim` "" means nobody."""
+    """The owner of the partition; `claim` "" means none."""
 
     node: bytes = b""
     epoch: int = 0

@@ -209,7 +209,7 @@ class MemoryJournal:
         return BatchResult(results, now_ms)
 
     def _next_to_purge(self) -> tuple[int]:
-        # One partition more a call, in turn, so that those which nobody uses any more are purged too.
+        # One further partition a call, so that those no longer in use are purged too.
         self._purged = (self._purged + 1) % self._settings.partitions
         return (self._purged,)
 
@@ -351,7 +351,7 @@ class MemoryJournal:
         if known or partition.outcome(step.entity, step.new_uid, now_ms) is not None:
             return bad_step("new_uid: there is a message of that id")
         head = unpack_body(letter.body)
-        # The deadline is long over, nobody waits any more, and the key was the first message's.
+        # The deadline has long passed, the sender no longer waits, and the key was the first message's.
         body = pack_body(name=head.name, deadline_ms=0, waited_for=False, key="", envelope=head.envelope)
         was_idle = entity.running is None and not entity.waiting
         partition.accept(entity, step.new_uid, body, at_head=step.at_head)

@@ -287,7 +287,7 @@ def _apply_verdicts(
         dies = event in (Event.FAIL, Event.INTERRUPT)
         message.not_before_ms = 0
         if dies and room == 0:
-            # A recovering message stays one: nobody knows what its handler did, whoever resumes the entity.
+            # A recovering message stays one: what its handler did stays unknown after a resume.
             not_buried.append(message.uid)
             back.append((message, Event.RETRY))
         elif event is Event.RETRY:
@@ -325,7 +325,7 @@ def interrupt(partition: Partition, step: Interrupt, now_ms: int) -> Settled | S
         _give_back(messages)
         partition.put_back(entity, messages, settlement.event)
     elif len(messages) > 1:
-        # Nothing of a run was committed, and nobody knows which member was to blame. Their attempts stay
+        # Nothing of a run was committed, and it is unknown which member was to blame. Their attempts stay
         # counted, so that each is taken alone from now on.
         for message in messages:
             message.interruptions += 1
@@ -439,7 +439,7 @@ def expire(partition: Partition, step: Expire, now_ms: int) -> Expired | Rejecte
 
 
 def sweep(partition: Partition, step: Sweep, now_ms: int) -> Swept | Stale | Rejected:
-    """Find what waits, and the dispatches that somebody may have to look at."""
+    """Find what waits, and the dispatches that may need attention."""
     if not partition.owned_by(step.claim):
         return Stale("claim")
     if step.limit < 1:

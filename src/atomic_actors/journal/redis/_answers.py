@@ -280,7 +280,7 @@ def _swept(step: Sweep, reply: Reply) -> Result:
     others: list[Unsettled] = []
     while at < len(reply):
         entity, turn, members = reply[at : at + 3]
-        # One that is damaged can be settled by nobody; the others must be.
+        # A damaged one cannot be settled; the others must be.
         with suppress(UnicodeDecodeError):
             dispatch = Unsettled(entity.decode(), turn, _texts(reply, at + 3, at + 3 + members))
             (own if found > 0 else others).append(dispatch)
@@ -289,7 +289,7 @@ def _swept(step: Sweep, reply: Reply) -> Result:
     outbound = sort_targets(
         int(target) if target.isdigit() else target.decode() for target in reply[4 + due : 4 + due + targets]
     )
-    # What is no name is nobody's; those of the others must be heard of.
+    # A name that cannot be decoded is replaced; the others must be reported.
     names = (text.decode("utf-8", "replace") for text in reply[4 : 4 + due])
     return Swept(
         due=tuple(names),

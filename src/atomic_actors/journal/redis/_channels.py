@@ -148,7 +148,7 @@ class RedisChannels(AsyncContextManagerMixin):
                 callback(partition, "")
             elif kind == b"smessage":
                 for entity in message[2].split(b"\n"):
-                    # A name that cannot be decoded is no entity's, and must not end the listener.
+                    # A name that cannot be decoded must not end the listener.
                     callback(partition, entity.decode("utf-8", "replace"))
 
         link = self._bell_link = self._new_link()

@@ -3,8 +3,8 @@
 A request through coredis passes four tasks: the caller queues it, a writer task packs and sends it, a
 reader task parses the reply and sets an Event, and the caller wakes up. With a store that answers in
 50 microseconds those hand-overs are what a lone client waits for. Here coredis still connects, signs in,
-parses and ends the connection; but a call is written to the socket by whoever makes it, and its reply is
-handed to a function by whoever reads it: the loop's own callback on asyncio, the reader task on Trio. Both
+parses and ends the connection; but a call is written to the socket by its caller, and its reply is
+handed to a function by the reader: the loop's own callback on asyncio, the reader task on Trio. Both
 ways may be used side by side.
 
 On asyncio the bytes come from a transport of asyncio's own, because anyio's streams stop and start reading
@@ -201,7 +201,7 @@ class _AsyncioStream(_DirectStream, asyncio.Protocol):
     async def aclose(self) -> None:
         self._transport.close()
         await anyio.lowlevel.cancel_shielded_checkpoint()
-        # TLS would wait for the other side's goodbye, with the socket open behind whoever has left.
+        # TLS would wait for the other side's goodbye, with the socket still open after the exit.
         self._transport.abort()
 
 
@@ -351,7 +351,7 @@ class DirectConnection(BaseConnection):
                 # Nothing to send but what the stream kept.
                 self._write_buffer_in.send_nowait([])
         except OSError as error:
-            # Whether a part of it arrived, nobody knows: its reply is that the connection is lost.
+            # Whether a part of it arrived is unknown: its reply is that the connection is lost.
             self.invalidate(str(error))
 
     def take_bytes(self, data: bytes) -> None:
@@ -376,7 +376,7 @@ async def connect_stream(host: str, port: int, tls: ssl.SSLContext | None) -> By
     """A stream to a server, that the caller closes; leaves nothing open where it is cancelled.
 
     Raises:
-        OSError: nobody answers there, or the certificates do not fit.
+        OSError: the address does not answer, or the certificates do not match.
     """
     if sniffio.current_async_library() != "asyncio":
         if tls is None:

@@ -105,7 +105,7 @@ class RedisLeaseClient:
         except (AuthenticationError, NoPermissionError) as error:
             raise StoreIncompatible(f"the store does not let this user renew leases: {error}") from error
         if self._server.url() != self._url:
-            raise redis.ConnectionError("there is another primary since the renewal was sent")
+            raise redis.ConnectionError("the primary changed after the renewal was sent")
         return [int(answer) >= 0 for answer in answers]
 
     def _ask(self, client: Any, *function: Any) -> Sequence[int]:

@@ -130,7 +130,7 @@ def check_registration(settings: JournalSettings, answer: Sequence[Any]) -> None
         partitions, protocol = int(answer[0]), int(answer[1])
     except (ValueError, TypeError) as error:
         raise StoreIncompatible(
-            f"what namespace {settings.namespace!r} holds of service {service!r} is damaged: {answer!r:.200}"
+            f"the data of namespace {settings.namespace!r} for service {service!r} is damaged: {answer!r:.200}"
         ) from error
     if protocol != PROTOCOL_VERSION:
         raise StoreIncompatible(

@@ -345,7 +345,7 @@ class Link:
 
     def close_all(self) -> None:
         """Close every connection, for good."""
-        self.close("the journal was left")
+        self.close("the journal is closed")
         for scope in tuple(self._scopes.values()):
             scope.cancel()
 

@@ -12,7 +12,7 @@ forced its file says so a second later. And a replica with `always` answers `WAI
 only where the user asks for that proof.
 
 A count that is not reached says nothing: the write is there and may reach the replicas later. The answer counts as
-unknown, and whoever sent the call sends it again.
+unknown, and the caller sends the call again.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class DeferredEntities:
         if what not in self._reported and len(self._reported) < NAMES_MAX:
             self._reported.add(what)
             logger.error(
-                "messages %r wait for kind %r, which no handler here takes; they stay accepted, and run when a "
-                "node that has one owns the partition",
+                "messages %r of kind %r have no handler on this node; they stay accepted, and run when a "
+                "node with a handler owns the partition",
                 name or "of any name",
                 kind,
             )

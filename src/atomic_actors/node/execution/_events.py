@@ -126,7 +126,7 @@ class Events:
             ref, _ = split_message_id(f"{entity}/{uid}")
             wire_name = unpack_body(body).name if body else ""
         except ValueError as error:
-            logger.warning("%s/%s is damaged, and nobody hears of it: %s", entity, uid, error)
+            logger.warning("%s/%s is damaged, so its events are not reported: %s", entity, uid, error)
             return
         for name in names:
             if self.listeners.wants(name):
@@ -138,7 +138,7 @@ class Events:
         """The store went back in time."""
         logger.error(
             "the store has lost history of partition %d: it is at commit %d, and %d was acknowledged. What was "
-            "committed in between is gone or will run again; turns that run now are settled as interrupted",
+            "committed in between is gone or will run again; running turns are settled as interrupted",
             loss.partition,
             loss.found,
             loss.acknowledged,
@@ -151,8 +151,7 @@ class Events:
         """A partition has lost outbox messages of another one, which that one has no more (`GapObserver`)."""
         logger.error(
             "the store has lost history of partition %d: it had taken message %d of the outbox of partition %d, "
-            "and knows of %d now. Those in between are gone, unless they had their turn before; the ones behind "
-            "them go on",
+            "and now has those up to %d. The ones in between are lost unless they had already run; later ones continue",
             loss.partition,
             loss.acknowledged,
             source,

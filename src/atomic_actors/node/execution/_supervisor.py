@@ -400,7 +400,7 @@ class Supervisor:
             try:
                 ref = EntityRef(kind_name, entity_id)
             except InvalidEntityId as error:
-                logger.warning("something in partition %d is nobody's: %s", number, error)
+                logger.warning("an entity in partition %d cannot be parsed: %s", number, error)
                 return
             activation = self._reserve(kind, ref, entity, partition)
             if activation is None:

@@ -200,7 +200,7 @@ class TurnContext(Context[Any]):
         """Raise `NotSupported` if the handler that runs is transactional: then nothing may be asked."""
         if self._transactional:
             raise NotSupported(
-                "ask: a transactional turn touches nothing but state and outbox; use self.outbox.add(...), or "
+                "ask: a transactional turn may change only its state and outbox; use self.outbox.add(...), or "
                 "make the handler effectful (without transactional=True)"
             )
 

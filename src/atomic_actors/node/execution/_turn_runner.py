@@ -291,7 +291,7 @@ class TurnRunner:
             failure = Failure("Park", "the on_interrupted method parked it")
             return Verdict(uid, Event.INTERRUPT.value, b"", encode_plain(failure))
         raise InvalidReply(
-            f"{member.handler.spec.location}: on_interrupted answered {answer!r}; it must answer "
+            f"{member.handler.spec.location}: on_interrupted returned {answer!r}; it must return "
             "Completed(reply), Retry() or Park()"
         )
 

@@ -61,7 +61,7 @@ class Handover:
         directory = self.membership.nodes.directory
         if directory is None:
             raise NotSupported(
-                "this store has no directory of nodes; leave the system to give up what it owns"
+                "this store has no directory of nodes; exit the system to release its partitions"
             )
         return directory
 
@@ -154,8 +154,8 @@ class Handover:
                 await anyio.sleep(DRAIN_POLL_S)
             return
         raise DrainTimeout(
-            f"{', '.join(sorted(node_ids))}: partitions are still owned after {timeout_s:g} s; the nodes go on giving "
-            "them up"
+            f"{', '.join(sorted(node_ids))}: partitions are still owned after {timeout_s:g} s; the nodes keep "
+            "releasing them"
         )
 
     def notify(self, node_ids: Collection[str]) -> None:

@@ -184,7 +184,7 @@ class LeaseKeeper(Keeper):
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)\n"
         logger.error(
             "the event loop has not run for %.1f s; leases are not renewed until it does. "
-            "Move blocking work to anyio.to_thread.run_sync. The loop is here:\n%s",
+            "Move blocking work to anyio.to_thread.run_sync. The loop is blocked here:\n%s",
             silence_s,
             stack,
         )

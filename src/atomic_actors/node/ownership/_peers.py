@@ -224,7 +224,7 @@ class Peers:
         for entry in entries:
             if entry.node_id == self.node_id:
                 if entry.is_draining and not self.is_draining:
-                    logger.warning("this node was asked to drain; it is giving up what it owns")
+                    logger.warning("this node was asked to drain; it is releasing its partitions")
                     self.drain()
                 continue
             peer = before.get(entry.node_id)

@@ -100,7 +100,7 @@ class CallChecker:
         """
         call = self.check(entity, message, for_outbox=True)
         if call is None:
-            raise UnknownKind(f"outbox: nothing is known of kind {entity.kind!r}")
+            raise UnknownKind(f"outbox: kind {entity.kind!r} is unknown")
         if call.is_volatile:
             raise NotSupported(f"outbox: kind {call.ref.kind!r} is volatile; an outbox is for durable kinds")
         return Encoded(
@@ -145,7 +145,7 @@ class CallChecker:
         entity = cast("EntityRef", target)
         if not self.journal.available:
             raise StoreUnavailable(
-                f"nothing was sent: kind {entity.kind!r} is not known here, and the store is away"
+                f"nothing was sent: kind {entity.kind!r} is not known here, and the store cannot be reached"
             )
         limit_s = min(limit_s or self.config.accept_timeout_s, self.config.accept_timeout_s)
         try:
@@ -159,7 +159,7 @@ class CallChecker:
             ) from None
         call = self.check(entity, message)
         if call is None:
-            raise StoreUnavailable(f"nothing was sent: the way to service {known.service!r} was lost")
+            raise StoreUnavailable(f"nothing was sent: the connection to service {known.service!r} was lost")
         return call
 
     def check(self, target: object, message: object, *, for_outbox: bool = False) -> CheckedCall | None:

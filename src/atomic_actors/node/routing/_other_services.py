@@ -53,7 +53,7 @@ class _ServiceJournal:
 
     def crashed(self, error: BaseException) -> None:
         """Close the way. That service's half of the store is wrong, which does not concern this service."""
-        logger.error("the way to service %r is closed: %s", self.service, error)
+        logger.error("the connection to service %r is closed: %s", self.service, error)
         self.error = error if isinstance(error, Exception) else None
         self.journal = None
         self.scope.cancel()

@@ -189,8 +189,8 @@ class Relay:
         if isinstance(result, Rejected) and stream not in self._damaged:
             self._damaged.add(stream)
             logger.error(
-                "the stream from partition %d to %s stands still, and what is in it waits: %s",
+                "the stream from partition %d to %s is blocked, and its messages wait: %s",
                 *stream,
                 result.text,
             )
-        logger.debug("the stream from partition %d to %s rests: %r", *stream, result)
+        logger.debug("the stream from partition %d to %s is paused: %r", *stream, result)

@@ -449,7 +449,7 @@ class VolatileKinds:
             raise self._not_owned(ref)
         limit = kind.settings.max_depth or DEFAULT_DEPTH
         if len(activation.mailbox) >= limit:
-            raise QueueDepthExceeded(f"{ref}: {limit} messages wait already (max_depth)")
+            raise QueueDepthExceeded(f"{ref}: {limit} messages are already waiting (max_depth)")
         return activation
 
     def _start(self, kind: BoundKind, ref: EntityRef, partition: int) -> _VolatileActivation:

@@ -182,7 +182,7 @@ class VolatileHost:
     def _find(self, ref: EntityRef, name: str) -> tuple[BoundKind, BoundHandler]:
         kind = self.kinds.get(ref.kind)
         if kind is None or kind.durable:
-            raise UnknownKind(f"kind {ref.kind!r} is no volatile kind of the node that owns {ref}")
+            raise UnknownKind(f"kind {ref.kind!r} is not a volatile kind of the node that owns {ref}")
         handler = kind.handler_for(name)
         if handler is None:
             raise UnknownMessageType(

@@ -268,7 +268,7 @@ class VolatileRoutes:
             route.journal, route.is_polling = journal, False
         if len(route.waiting) >= WAITING_MAX:
             raise QueueDepthExceeded(
-                f"{entity}: {WAITING_MAX} messages wait already for the owner of partition {partition}"
+                f"{entity}: {WAITING_MAX} messages are already waiting for the owner of partition {partition}"
             )
         self._orders += 1
         deadline_s = self.backend.clock() + timeout_s if timeout_s else float("inf")
@@ -374,7 +374,7 @@ class VolatileRoutes:
             return
         route = outgoing.route
         if heard == 0:
-            route.trouble = f"nobody hears the channel of its owner, node {route.node_id or 'unknown'}"
+            route.trouble = f"no listener on the channel of its owner, node {route.node_id or 'unknown'}"
             self._refused(route, place)
         elif heard is None:
             # It may have arrived: the next frames are the beginning of another stream.
@@ -465,7 +465,7 @@ class VolatileRoutes:
                 route.trouble = "what its lease says of the owner is not understood"
         elif isinstance(result, LeaseState):
             node_id = claim = ""
-            route.trouble = "nobody owns its partition"
+            route.trouble = "its partition has no owner"
         else:
             route.trouble = f"its owner could not be looked up: {result}"
             return

@@ -34,13 +34,13 @@ S = TypeVar("S", bound=Hashable)
 
 
 class _Anything:
-    """An output that nobody saw."""
+    """An output that was not observed."""
 
     def __repr__(self) -> str:
         return "?"
 
 
-#: The output of an operation whose answer nobody saw.
+#: The output of an operation whose answer was not observed.
 ANYTHING: Final = _Anything()
 
 

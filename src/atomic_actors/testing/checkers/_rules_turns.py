@@ -487,6 +487,6 @@ class SingleOwner(Rule):
         owner = self._owners.get(partition)
         text = f"node {record.node} {does} under epoch {record.epoch}"
         if owner is None or partition in self._free:
-            self.report(entity, f"{text}, and nobody owns partition {partition}")
+            self.report(entity, f"{text}, and partition {partition} has no owner")
         elif (owner.epoch, owner.node) != (record.epoch, record.node):
             self.report(entity, f"{text}; node {owner.node} owns it under epoch {owner.epoch}")

@@ -197,7 +197,7 @@ class Lives:
             refused = await probe.send(probe.finish_step(dispatch, event, state=b"no"))
             assert expect(Rejected, refused).code == "bad_step"
             assert await probe.state_of(step) == "dispatched"
-            # Nothing of a turn is committed where one of its verdicts is no verdict.
+            # Nothing of a turn is committed where one of its verdicts is not valid.
             steps = [probe.message("account/b", "tdc3") for _ in range(2)]
             await probe.batch(*steps)
             run = await probe.dispatch("account/b", run_limit=2)

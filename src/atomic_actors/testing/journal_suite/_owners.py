@@ -548,7 +548,7 @@ class Owners:
             await probe.finish(dispatch, "complete", claim="claim-2", run_limit=0)
             second = probe.message("account/a")
             await probe.accept(second)
-            # A copy of the take that was answered long ago: its answer goes to nobody.
+            # A copy of the take that was answered long ago: its answer is discarded.
             await probe.send(late)
             unheard = Unsettled("account/a", 2, (second.uid,))
             left_behind = Unsettled("account/left", left.turn, (left.messages[0].uid,))

@@ -130,7 +130,7 @@ def check_counters(audited: Audited) -> None:
 def same_answer(first: Result, second: Result) -> bool:
     """Whether the answer to a step's second sending says the same as the first one did.
 
-    What may differ is what says that it is the second one, and what steps do that are no operation on a
+    What may differ is what says that it is the second one, and what steps do that are not an operation on a
     message (each renewal counts).
     """
     if isinstance(first, Appended):
@@ -270,7 +270,7 @@ class Probe:
         return expect(Claimed, await self.send(ClaimPartition(partition, claim, b"node", **expected)))
 
     async def take_over(self, claim: str, partition: int = 0) -> Claimed:
-        """Become the owner in the place of whoever is."""
+        """Become the owner in the place of the present one."""
         held = await self.once(ClaimPartition(partition, claim, b"node"))
         if isinstance(held, Claimed):
             return held

@@ -48,7 +48,7 @@ class Network:
         return channels
 
     def lose(self, node: int) -> None:
-        """A node is gone: nobody hears its channel."""
+        """A node is gone: its channel has no listener."""
         self._channels.pop(node, None)
 
     def ring(self, partition: int, entity: str) -> None:

@@ -442,7 +442,7 @@ class NodeJournal:
             self.node.world.after(faults.delay_s() + 0.5, partial(self._arrive_late, left))
         self.node.die("crash at a step")
         await trio.sleep_forever()
-        raise AssertionError("nobody wakes a dead node's task")
+        raise AssertionError("a dead node's task must not be woken")
 
     def _dying_at(self, steps: Sequence[Step]) -> int | None:
         point = self.crash_point

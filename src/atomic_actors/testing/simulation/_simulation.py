@@ -76,7 +76,7 @@ class Simulation:
     Args:
         config: the settings of every node.
         seed: decides everything.
-        size: how many nodes there are, as long as nobody joins or leaves.
+        size: how many nodes there are, as long as none joins or leaves.
         nursery: what its tasks live in.
         clock: the run's clock.
         rng: what the simulation draws from.
@@ -499,7 +499,7 @@ class Simulation:
         model = AnsweringModel(model)
         answer = check_linearizable(operations_of(self.history, entity), model)
         if isinstance(answer, Undecided):
-            # Too many outcomes that nobody learned: believe what the store says of those.
+            # Too many unknown outcomes: take those from the store.
             operations = operations_of(self.history, entity, bounded_by_ends=True)
             answer = check_linearizable(operations, model)
         return answer

@@ -1,7 +1,7 @@
 """Virtual time on Trio: a clock that jumps, a scheduler with a seed, and processes that can be stopped.
 
 Inside `virtual_time` the run that is under way has a clock that stands still while anybody can go on, and jumps to
-the next deadline when nobody can. Everything that is drawn comes from one seed: the order in which Trio runs its
+the next deadline when none can. Everything that is drawn comes from one seed: the order in which Trio runs its
 tasks, the `random` module, and `os.urandom` (so message ids, claims and `uuid4` too).
 
 A `Process` is a group of tasks that can be stopped as SIGSTOP stops a process: whatever becomes runnable is held
@@ -117,7 +117,7 @@ class Process:
 
 
 def start_outside(nursery: trio.Nursery, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-    """Start a task that belongs to no process, whoever starts it."""
+    """Start a task that belongs to no process, whichever task starts it."""
     _start_in(None, nursery, function, args)
 
 

@@ -116,11 +116,11 @@ def _messages_of(contract: str | bytes | Mapping[str, Any]) -> dict[str, dict[st
         try:
             plain = msgspec.json.decode(contract)
         except msgspec.DecodeError as error:
-            raise UsageError(f"the contract is no JSON: {error}") from error
+            raise UsageError(f"the contract is not JSON: {error}") from error
     try:
         return {str(name): dict(message.get("payload", {})) for name, message in plain["messages"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise UsageError("that is no contract: it has no `messages` by name") from None
+        raise UsageError("not a contract: it has no `messages` by name") from None
 
 
 @define(eq=False)

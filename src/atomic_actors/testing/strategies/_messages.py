@@ -231,7 +231,7 @@ def _handled_by_function(function: Callable[..., Any]) -> _Handled:
         return _Handled(message_spec(message_class).name, annotation, message_class)
     if options is None or options.name is None:
         raise UsageError(
-            f"{location}: nothing says which message it handles; give the actor class or the EntityKind instead"
+            f"{location}: it does not declare which message it handles; give the actor class or the EntityKind instead"
         )
     raw = annotation is UNSAID or message_class is RawMessage
     return _Handled(options.name, Any if raw else annotation, None)

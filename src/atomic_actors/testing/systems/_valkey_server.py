@@ -30,7 +30,7 @@ _START_TIMEOUT_S: Final = 15.0
 _STOP_TIMEOUT_S: Final = 5.0
 _ANSWER_TIMEOUT_S: Final = 5.0
 _LOG_TAIL_CHARACTERS: Final = 2000
-#: The server announces itself to nobody, so a start is noticed by asking.
+#: The server does not announce itself, so a start is noticed by polling.
 _ASK_INTERVAL_S: Final = 0.01
 
 
@@ -41,7 +41,7 @@ class ValkeyServer:
     The methods block, for some milliseconds. What the server accepted is still there after `kill` and `start`.
 
     Args:
-        directory: where its socket, log and data are; nobody else's.
+        directory: where its socket, log and data are; it must not be shared.
         program: the path of the server program.
     """
 
@@ -185,7 +185,7 @@ class ValkeyServer:
 
     def _error(self, what: str) -> EmbeddedServerError:
         return EmbeddedServerError(
-            f"{self.program} {what}; it said: {self.log[-_LOG_TAIL_CHARACTERS:] or 'nothing'}"
+            f"{self.program} {what}; its log ends with: {self.log[-_LOG_TAIL_CHARACTERS:] or 'empty'}"
         )
 
 

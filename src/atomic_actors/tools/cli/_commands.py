@@ -220,7 +220,7 @@ def purge_letters(
     if bool(message_ids) == every or (kind is not None and not every):
         raise Misused("name the dead letters to purge, or write --all, or --kind KIND --all")
     if not yes and not sys.stdin.isatty():
-        raise Misused("purging cannot be undone, and nobody can be asked here; add --yes")
+        raise Misused("purging cannot be undone, and there is no terminal to confirm it; add --yes")
     if kind is not None:
         check_kind(kind)
     for message_id in message_ids:

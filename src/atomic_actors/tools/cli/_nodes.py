@@ -130,7 +130,7 @@ def partitions(*, as_json: AsJson = False, store: StoreOptions = DEFAULT_STORE) 
         node = known.get(owner.node_id)
         table.add_row(
             str(owner.partition),
-            Text(printable(owner.node_id) or "nobody", "" if owner.node_id else "red", no_wrap=True),
+            Text(printable(owner.node_id) or "no owner", "" if owner.node_id else "red", no_wrap=True),
             Text(printable(node.host) if node is not None else "-", overflow="fold"),
             str(node.pid) if node is not None else "-",
             str(owner.epoch),
@@ -138,5 +138,5 @@ def partitions(*, as_json: AsJson = False, store: StoreOptions = DEFAULT_STORE) 
     screen.output.print(table)
     free = sum(not owner.node_id for owner in owners)
     if free:
-        screen.say(f"\n{free} of {len(owners)} partitions are owned by nobody")
+        screen.say(f"\n{free} of {len(owners)} partitions have no owner")
     return 0

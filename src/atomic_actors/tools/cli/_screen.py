@@ -1,7 +1,7 @@
 """What the commands print: tables for people, JSON for machines.
 
 Text that comes from the store is shown with its control characters escaped, so that a stored error
-text cannot play tricks on somebody's terminal.
+text cannot manipulate the user's terminal.
 """
 
 from __future__ import annotations

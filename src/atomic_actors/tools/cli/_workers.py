@@ -178,7 +178,7 @@ class _Terminal:
     """Tells the SIGHUP of a terminal that was closed from one that asks for a reload."""
 
     def __init__(self) -> None:
-        # Whoever started this with nohup wants it to outlive the terminal.
+        # A user who starts this with nohup wants it to outlive the terminal.
         self._matters = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and self._is_there()
 
     @staticmethod

@@ -55,7 +55,7 @@ def find_root() -> Path:
     root = Path(__file__).resolve().parents[4]
     if not (root / "pyproject.toml").is_file():
         raise UsageError(
-            f"{root} is no source tree of atomic_actors; run this from a checkout, or give --root"
+            f"{root} is not a source tree of atomic_actors; run this from a checkout, or give --root"
         )
     return root
 

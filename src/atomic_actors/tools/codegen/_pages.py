@@ -21,7 +21,7 @@ _CONFIGURATION_INTRO: Final = """\
 
 Every setting has a default. Pass the ones that differ to `Config(...)`, or read them from the environment with
 `Config.from_env()`, where every setting has a variable: `lease_ttl_s` is `ATOMIC_ACTORS_LEASE_TTL_S`. A variable
-that begins with `ATOMIC_ACTORS_` and is no setting is refused, so that a misspelt one is not overlooked; one that
+that begins with `ATOMIC_ACTORS_` and is not a setting is refused, so that a misspelt one is not overlooked; one that
 is set to nothing counts as not set. Flags read `1`, `true`, `yes`, `on` and `0`, `false`, `no`, `off`.
 
 Times are in seconds and their names end in `_s`. A value that cannot work is refused when the `Config` is built;

@@ -28,7 +28,7 @@ Line: TypeAlias = "tuple[Child, bytes]"
 
 
 class ChildFailed(Exception):
-    """The worker ended, or fell silent, though nobody killed it; the text has the end of its log."""
+    """The worker ended, or fell silent, without being killed; the text has the end of its log."""
 
 
 class Child:
@@ -91,7 +91,7 @@ class Child:
                 _, line = self._lines.get(timeout=SILENCE_LIMIT_S)
             except queue.Empty:
                 raise ChildFailed(
-                    f"the worker said nothing for {SILENCE_LIMIT_S:.0f} seconds\n{self._log_tail()}"
+                    f"the worker produced no output for {SILENCE_LIMIT_S:.0f} seconds\n{self._log_tail()}"
                 ) from None
             if not line:
                 self.check_end()

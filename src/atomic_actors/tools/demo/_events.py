@@ -113,7 +113,7 @@ def decode_job(line: bytes) -> Job:
     """Read a `Job`.
 
     Raises:
-        msgspec.MsgspecError: the line is no job.
+        msgspec.MsgspecError: the line is not a job.
     """
     return _job_decoder.decode(line)
 
@@ -122,6 +122,6 @@ def decode_event(line: bytes) -> Event:
     """Read an event.
 
     Raises:
-        msgspec.MsgspecError: the line is no event.
+        msgspec.MsgspecError: the line is not an event.
     """
     return _event_decoder.decode(line)

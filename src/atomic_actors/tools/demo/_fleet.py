@@ -50,7 +50,7 @@ class Tally:
     """What came out of a demo's work."""
 
     kills: int = 0
-    #: Flights whose turn a kill has cut off, and those of them that nobody has replayed yet.
+    #: Flights whose turn a kill has cut off, and those of them not replayed yet.
     interrupted: int = 0
     waiting: int = 0
     sending_s: float = 0.0
@@ -88,7 +88,7 @@ class Fleet:
 
     @property
     def left_a_server(self) -> bool:
-        """Whether nobody left in good order, so that nobody stopped the store."""
+        """Whether no process exited cleanly, so that the store was not stopped."""
         return all(child.killed for child in self._all)
 
     @property
@@ -100,7 +100,7 @@ class Fleet:
         """Start everything, and see it through to the sender's last word.
 
         Raises:
-            ChildFailed: a process ended, or fell silent, though nobody killed it.
+            ChildFailed: a process ended, or fell silent, without being killed.
         """
         for number in range(self.workers):
             self._start_host(number + 1)
@@ -130,7 +130,7 @@ class Fleet:
         try:
             return self._lines.get(timeout=SILENCE_LIMIT_S)
         except queue.Empty:
-            raise ChildFailed(f"no worker said anything for {SILENCE_LIMIT_S:.0f} seconds") from None
+            raise ChildFailed(f"no worker produced output for {SILENCE_LIMIT_S:.0f} seconds") from None
 
     def _hear(self, child: Child, line: bytes) -> None:
         if child.killed:

@@ -179,7 +179,7 @@ class _Demo:
 
     @property
     def left_a_server(self) -> bool:
-        """Whether the last worker was killed, so that nobody stopped the store."""
+        """Whether the last worker was killed, so that the store was not stopped."""
         if self._fleet is not None:
             return self._fleet.left_a_server
         return self._child is not None and self._child.killed
@@ -228,7 +228,7 @@ class _Demo:
                 finished = True
         child.stop()
         if not finished:
-            raise ChildFailed("the worker ended before it had done its job")
+            raise ChildFailed("the worker ended before it had finished")
         return False
 
     def _note_replayed(self, event: Replayed) -> None:

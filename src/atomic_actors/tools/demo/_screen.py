@@ -102,7 +102,7 @@ class Screen:
         if not self._console.is_terminal:
             if accepted * PLAIN_LINES >= self._next_plain_line * self._total:
                 self._say(
-                    f"  {accepted:>6,} of {self._total:,} flights accepted, {in_turn:,} in turn, {date}"
+                    f"  {accepted:>6,} of {self._total:,} flights accepted, {in_turn:,} running, {date}"
                 )
                 self._next_plain_line = accepted * PLAIN_LINES // self._total + 1
             return
@@ -111,7 +111,7 @@ class Screen:
                 TextColumn("  [cyan]{task.fields[date]:<10}"),
                 BarColumn(bar_width=40),
                 MofNCompleteColumn(),
-                TextColumn("flights accepted, {task.fields[in_turn]:,} in turn"),
+                TextColumn("flights accepted, {task.fields[in_turn]:,} running"),
                 console=self._console,
             )
             self._task = self._bar.add_task("", total=self._total, date=date, in_turn=in_turn)
@@ -129,7 +129,7 @@ class Screen:
         """The red line."""
         self.close_bar()
         self._console.rule(Text(f"kill -9 {pid}", style="bold red"), style="red")
-        self._say(f"  at {accepted:,} accepted flights; at its last word {in_turn:,} were in turn")
+        self._say(f"  at {accepted:,} accepted flights; at its last report {in_turn:,} were running")
 
     def interrupted(self, flights: Sequence[InterruptedFlight]) -> None:
         """What the kill cut off, and what was done about it."""

@@ -99,7 +99,7 @@ class Child:
     numbers: Numbers | None = field(default=None, init=False)
     turns_per_s: float = field(default=0.0, init=False)
     times: Times = field(factory=Times, init=False)
-    #: Whether it was asked to end, so that its end is no surprise.
+    #: Whether it was asked to end, so that its end is expected.
     asked: bool = field(default=False, init=False)
     killed: bool = field(default=False, init=False)
     exit_code: int | None = field(default=None, init=False)
@@ -247,7 +247,7 @@ class Child:
         self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
-        # Once it has been waited for, the pid may be somebody else's.
+        # Once it has been waited for, the pid may belong to another process.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.send_signal(number)
@@ -279,7 +279,7 @@ def _command(number: int, settings: WorkerSettings, channel: int) -> list[str]:
 
 
 def _environment(*, capture: bool) -> dict[str, str]:
-    """Ours; the place this package was imported from is added where it is no installed one."""
+    """Ours; the place this package was imported from is added where it is not installed."""
     root = Path(__file__).resolve().parents[3]
     path = os.environ.get("PYTHONPATH", "")
     # What is in the path comes before the standard library, where installed packages have no business.

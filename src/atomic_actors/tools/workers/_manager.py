@@ -146,7 +146,7 @@ class Manager:
     _stop: anyio.Event = field(factory=anyio.Event, init=False)
     _stop_signals: int = field(default=0, init=False)
     _reload: anyio.Event = field(factory=anyio.Event, init=False)
-    #: Bounds the way out; its deadline moves when somebody is in a hurry.
+    #: Bounds the way out; its deadline moves when a second signal arrives.
     _patience: anyio.CancelScope = field(init=False)
     _group: TaskGroup = field(init=False)
 

@@ -73,7 +73,7 @@ class Reporter:
         return code
 
     def _flush(self) -> None:
-        # A parent that is gone is somebody else's business: the guard's.
+        # The guard handles a parent that is gone.
         with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             while self._unsent:
                 sent = self.channel.send(self._unsent, socket.MSG_DONTWAIT)

@@ -38,7 +38,9 @@ def split_target(target: str) -> tuple[str, str]:
     module, colon, name = target.partition(":")
     parts = [*module.split("."), *name.split(".")]
     if not colon or not all(part.isidentifier() for part in parts):
-        raise CannotServe(f"{target!r} names no system; write package.module:name, such as shop.app:system")
+        raise CannotServe(
+            f"{target!r} does not name a system; write package.module:name, such as shop.app:system"
+        )
     return module, name
 
 

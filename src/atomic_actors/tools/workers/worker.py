@@ -71,7 +71,7 @@ class _Guard:
 
 
 def _print_nowhere() -> None:
-    """Nobody reads it any more, and printing must not fail."""
+    """Its reader is gone, and printing must not fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(null, number)

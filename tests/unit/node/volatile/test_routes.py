@@ -340,7 +340,7 @@ def test_nobody_owns_it() -> None:
     before = world.routes.looked_up
     world.wait(3.1)
     assert isinstance(world.answer(name), OwnerUnavailable)
-    assert "nobody owns its partition" in str(world.answer(name))
+    assert "its partition has no owner" in str(world.answer(name))
     assert world.routes.looked_up - before <= 20
 
 

@@ -185,6 +185,6 @@ def test_outside_a_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copy(_files.__file__, copy)
     monkeypatch.setattr(_files, "__file__", str(copy))
     with pytest.raises(
-        UsageError, match="is no source tree of atomic_actors; run this from a checkout, or give --root"
+        UsageError, match="is not a source tree of atomic_actors; run this from a checkout, or give --root"
     ):
         find_root()

@@ -156,7 +156,7 @@ class ClusterNodes:
 
     async def _connect_shard(self, shard: Shard) -> BaseConnection:
         if self._task_group is None:
-            raise JournalUnavailable("the journal was left", sent=False)
+            raise JournalUnavailable("the journal is closed", sent=False)
         try:
             return await shard.link.open(self._task_group)
         except JournalUnavailable as error:
@@ -239,7 +239,7 @@ class ClusterNodes:
             with anyio.fail_after(limit_s):
                 if connection is None:
                     if self._task_group is None:
-                        raise JournalUnavailable("the journal is being left", sent=False)
+                        raise JournalUnavailable("the journal is closing", sent=False)
                     own = Link(self._servers.at(address), connect_timeout_s=limit_s)
                     connection = await own.open(self._task_group)
                 return await ask(connection, b"CLUSTER SLOTS")

@@ -56,7 +56,7 @@ do
   function integer(text, name)
     local number = tonumber(text)
     if not number or number ~= floor(number) then
-      refuse(name .. " is no whole number")
+      refuse(name .. " is not a whole number")
     end
     return number
   end
@@ -92,7 +92,7 @@ do
   function book(P, name)
     local stored = P.stored[name] or call("HGET", P.books, name) or 0
     P.stored[name] = stored
-    -- What is no number any more counts from 0, and audits show it: to fail here would leave a step half written.
+    -- A damaged number counts from 0, and audits show it: to fail here would leave a step half written.
     return (tonumber(stored) or 0) + (P.moved[name] or 0)
   end
 

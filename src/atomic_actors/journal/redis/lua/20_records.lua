@@ -7,7 +7,7 @@ do
   function to_record(key, values)
     local version, turn, waiting = tonumber(values[1] or 0), tonumber(values[2] or 0), tonumber(values[4] or 0)
     if not version or not turn or not waiting then
-      refuse("the record " .. key .. " is damaged: its v, t or d is no number")
+      refuse("the record " .. key .. " is damaged: its v, t or d is not a number")
     end
     return {
       key = key,

@@ -42,7 +42,7 @@ do
     local log_key, used_key, held = message.log_key, message.used_key, message.held_version
     local birth = read_birth(uid)
     if not birth then
-      refuse("uid: its first 12 characters are no hex digits")
+      refuse("uid: its first 12 characters are not hex digits")
     end
     local deadline, _, name, key = read_head(body)
     if key ~= message.key then

@@ -249,7 +249,7 @@ do
       dispatched = dispatched + #read_dispatch(text).messages
     end
     if stop >= at then
-      -- The targets in other services are not known to the caller, so their lists are no keys of its.
+      -- The targets in other services are not known to the caller, so their lists are not among its keys.
       local streams = call("HGETALL", K[stop_key])
       for j = 1, #streams, 2 do
         if match(streams[j], "^left:.+/%d+$") then

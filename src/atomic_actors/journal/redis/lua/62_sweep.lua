@@ -63,7 +63,7 @@ do
       for j = 1, #running, 2 do
         local went, dispatch = pcall(read_dispatch, running[j + 1])
         if not went then
-          -- One that is damaged can be settled by nobody; the others must be.
+          -- A damaged one cannot be settled; the others must be.
           found = found + 1
         elseif dispatch.claim ~= claim then
           found = found + 1

@@ -59,7 +59,7 @@ do
     end
     redis.call("HLEN", keys[3])
     redis.call("HLEN", keys[4])
-    -- Where somebody emptied the store since the service was registered.
+    -- Where the store was emptied since the service was registered.
     redis.call("HSETNX", keys[1], service .. ":partitions", arguments[3])
     redis.call("HSETNX", keys[1], service .. ":protocol", PROTOCOL)
     for j = 4, #arguments, 2 do
