@@ -166,7 +166,7 @@ class ActorSystem:
             NotExecuted: it never ran (`QueueDepthExceeded`, `ActorLimitExceeded`, `AskLimitExceeded`,
                 `StoreUnavailable`, `OwnerUnavailable`, `Withdrawn`, `Expired`); sending it again is safe.
             AskTimeout: not known yet; `result(error.message_id)` re-attaches.
-            Refused: the handler said no; the same class as it raised.
+            Refused: the handler refused the message; the same class that it raised.
             HandlerFailed, Interrupted: it ran, wholly or partly; it is a dead letter now.
             AskCycle, TooManyHops: inside a turn: it would deadlock.
             KeyReused: the key was used before with other content.
@@ -393,7 +393,7 @@ class ActorSystem:
         try:
             parts = await self._open(stack)
         except BaseException as error:
-            # The stack is left as if nothing had happened: the error leaves as itself, in no group.
+            # The stack is unwound normally: the error leaves as itself, in no group.
             await stack.__aexit__(None, None, None)
             self._raise_crash()
             if isinstance(error, JournalUnavailable):

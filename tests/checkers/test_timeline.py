@@ -54,7 +54,7 @@ ONE_ENTITY = """\
         3.125   .   .   .   *    account/a m1 ends: complete
         3.125   .   .   .   *    account/a turn 2 of node 3, epoch 2 is settled, version 0 -> 1
         3.125   .   .   .   *    account/a m1 sends s1 to account/c
-        3.125   .   .   .   .    account/a call 1 is told reply 5
+        3.125   .   .   .   .    account/a call 1 is answered reply 5
         3.125   .   .   !   .    !! node 3 crash
         3.125   .   .   .   !    !! store down
 """

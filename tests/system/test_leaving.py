@@ -335,7 +335,7 @@ async def test_tellers_without_an_answer_are_told_when_it_is_left(breaking: Brea
             with anyio.fail_after(PATIENCE_S):
                 await breaking.journal.wait_calls(calls + 3)
     (error,) = errors
-    assert "was left before an answer" in str(error)
+    assert "was shut down before an answer" in str(error)
     assert (error.message_id or "").startswith("desk/one/")
     breaking.break_with(None)
     async with breaking.new_system(Desk.using(stage=breaking.stage)) as system:

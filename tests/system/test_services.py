@@ -257,7 +257,7 @@ async def test_who_waits_is_told_that_the_way_is_closed(town: Town) -> None:
         running, told = sender._running, list[str]()
 
         async def ask() -> None:
-            with pytest.raises(OutcomeUnknown, match="the way to its service was closed") as error:
+            with pytest.raises(OutcomeUnknown, match="the connection to its service was closed") as error:
                 await sender.ask(INVOICE, Charge(1), timeout_s=0)
             told.append(error.value.message_id)
 

@@ -1,6 +1,6 @@
 """What users write to declare actors: `Actor`, `EntityKind`, `handler`, and what a turn works with.
 
-Declaring does little: decorators and class keywords only write down what was said, because slotted
+Declaring does little: decorators and class keywords only record the options, because slotted
 classes are rebuilt and messages may be defined further down in the module. `_actor.collect` does the
 rest, once, when a system is made. Users import these names from `atomic_actors`, and the package
 imports them from `_specs`.
@@ -186,7 +186,7 @@ class Context(ABC, Generic[StateT]):
         """Run `function(*args)` beside the handler; it ends before the turn commits."""
 
 
-# What was said: by a decorator, by a class statement.
+# Declared options: of a decorator, of a class statement.
 
 
 class KindOptions(TypedDict, total=False):
@@ -213,7 +213,7 @@ class KindOptions(TypedDict, total=False):
 
 @attrs.frozen
 class Declared:
-    """What a class statement or an `EntityKind(...)` said.
+    """The options of a class statement or an `EntityKind(...)`.
 
     Invariant: at most one of `overrides.on_interrupted` and `recovery` is set.
     """
@@ -271,7 +271,7 @@ def _declare(location: str, kind: str, options: Mapping[str, Any], base: Declare
 
 @attrs.frozen
 class HandlerOptions:
-    """What a handler decorator said."""
+    """The options of a handler decorator."""
 
     name: str | None
     transactional: bool | None
@@ -437,7 +437,7 @@ class Actor(Generic[StateT]):
     def __init_subclass__(cls, *, kind: str | None = None, **options: Unpack[KindOptions]) -> None:
         super().__init_subclass__()
         if DECLARED in vars(cls) and kind is None and not options:
-            return  # a rebuilt slotted class: its namespace carries what the class statement said
+            return  # a rebuilt slotted class: its namespace has the options of the class statement
         default = _WORD_STARTS.sub("_", cls.__name__).lower()
         base: Declared | None = getattr(cls, DECLARED, None)
         name = default if kind is None else kind
@@ -465,7 +465,7 @@ class Actor(Generic[StateT]):
 
 
 def declared_by(cls: type[Actor[Any]]) -> Declared:
-    """What the class statement said."""
+    """The options of the class statement."""
     declared: Declared | None = getattr(cls, DECLARED, None)
     if declared is None:
         raise InvalidHandler("Actor itself has no kind; derive a class from it")

@@ -6,7 +6,7 @@ that class. Two things make the reading less simple than it looks:
 
 * Slotted attrs classes and dataclasses are *rebuilt*: the class statement makes one class, the
   decorator makes another from its namespace, and `__init_subclass__` runs for both, the second time
-  without the keywords. So what was said is stored in the class's own namespace, which the rebuilt
+  without the keywords. So the options are stored in the class's own namespace, which the rebuilt
   class takes over, and everything else is worked out on first use, when only the final class is left.
 * Under `from __future__ import annotations` an annotation is a string, and its names may be defined
   further down in the module. So annotations are resolved on first use as well.
@@ -73,7 +73,7 @@ def check_message_name(name: object, location: str) -> None:
     """Raise `InvalidHandler` unless `name` can be a wire name.
 
     A wire name is 1 to 256 bytes of text without control characters and without `=`, which the
-    store's records use to separate names from what is said about them; `*` stands for every other name.
+    store's records use to separate names from their properties; `*` stands for every other name.
     """
     if not isinstance(name, str):
         raise InvalidHandler(f"{location}: name: expected str, got {type(name).__name__}")
@@ -115,7 +115,7 @@ class Message(Generic[ReplyT_co]):
     def __init_subclass__(cls, *, kind: str | None = None, name: str | None = None) -> None:
         super().__init_subclass__()
         if _DECLARED in vars(cls) and kind is None and name is None:
-            return  # a rebuilt slotted class: its namespace carries what the class statement said
+            return  # a rebuilt slotted class: its namespace has the options of the class statement
         location = location_of(cls)
         if kind is not None:
             try:
@@ -143,7 +143,7 @@ class Command(Message[ReplyT_co]):
 class Query(Message[ReplyT_co]):
     """A message that changes nothing: `@frozen class GetBalance(Query[int]): pass`.
 
-    A query's handler is transactional unless said otherwise, and fails with `QueryChangedState` if
+    A query's handler is transactional unless declared otherwise, and fails with `QueryChangedState` if
     it changes the state or adds to the outbox.
     """
 
@@ -212,7 +212,7 @@ def message_spec(cls: type[Message[Any]]) -> MessageSpec:
 
 
 def message_name(cls: type[Message[Any]]) -> str:
-    """The wire name of a message class: its class name, or what `name=` said."""
+    """The wire name of a message class: its class name, or the value of `name=`."""
     declared: _Declared | None = vars(cls).get(_DECLARED)
     return cls.__name__ if declared is None or declared.name is None else declared.name
 

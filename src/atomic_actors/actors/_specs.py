@@ -160,7 +160,7 @@ def collect(sources: Iterable[ActorLike], config: Config | None = None) -> dict[
     Args:
         sources: actor classes, `EntityKind`s, either with `.using(...)`, and modules; of a module,
             the actor classes with handlers and the `EntityKind`s that are defined in it.
-        config: decides what the kinds leave open, and wins over them where its `kinds` says so; by
+        config: decides what the kinds leave open, and takes precedence where its `kinds` has an entry; by
             default one of defaults.
 
     Raises:
@@ -324,7 +324,7 @@ def _handler_spec(
     if transactional and option is not None:
         raise InvalidHandler(
             f"{location}: on_interrupted does not apply to a transactional handler, which is always run again; "
-            "leave it out, or say transactional=False"
+            "leave it out, or set transactional=False"
         )
     policy, recover = InterruptionPolicy.DEAD_LETTER, None
     if not transactional:

@@ -127,7 +127,7 @@ class Config:
     partitions: int = _setting(
         64,
         "How many partitions a service's entities hash into. Fixed when the service first appears in a store; "
-        "another number later is refused.",
+        "a different number later is rejected.",
         _Rule("whole", minimum=1, maximum=16384, unit="partitions"),
     )
 

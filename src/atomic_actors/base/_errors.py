@@ -157,7 +157,7 @@ class AskTimeout(OutcomeUnknown, TimeoutError):
 
 
 class Refused(AtomicActorsError):
-    """The handler ran and said no. An answer, not a failure.
+    """The handler ran and refused the message. An answer, not a failure.
 
     Subclass it with attrs (`@define class InsufficientFunds(Refused): balance: int`) and raise it
     from a handler: the message is completed, state is not changed, nothing is retried or
@@ -215,7 +215,7 @@ class Interrupted(AtomicActorsError):
     """The handler's process died or lost its lease: it may have run wholly, partly or not at all.
 
     The message is a dead letter; a person can look and replay it. There is none where the store itself lost
-    the message together with its latest history, and none of a volatile kind; the text says so.
+    the message together with its latest history, and none of a volatile kind; the text has the reason.
     """
 
     code = "interrupted"

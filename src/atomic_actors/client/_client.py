@@ -206,7 +206,7 @@ class Client:
             NotExecuted: it never ran (`QueueDepthExceeded`, `StoreUnavailable`, `Withdrawn`, `Expired`);
                 sending it again is safe.
             AskTimeout: not known yet; `result(error.message_id)` re-attaches.
-            Refused: the handler said no; the same class as it raised.
+            Refused: the handler refused the message; the same class that it raised.
             HandlerFailed, Interrupted: it ran, wholly or partly; it is a dead letter now.
             KeyReused: the key was used before with other content.
             StoreIncompatible, StoreUnsafe: the store is the wrong one.

@@ -146,7 +146,7 @@ class BlockingStore:
             pause: waits between two attempts.
 
         Returns:
-            One result a step; None if `pause` said that they are not needed any more.
+            One result a step; None if `pause` reported that they are not needed any more.
 
         Raises:
             JournalUnavailable: no usable answer; its `sent` says whether they may have happened.

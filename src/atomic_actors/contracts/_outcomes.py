@@ -81,7 +81,7 @@ def _text_of(plain: dict[object, Any], name: str) -> str:
 
 
 def read_failure(data: bytes) -> Failure:
-    """The stored form of a handler's exception; where that cannot be read, one that says so."""
+    """The stored form of a handler's exception; where that cannot be read, one with that reason."""
     try:
         plain: object = plain_of(data) if data else {}
     except msgspec.DecodeError as error:

@@ -351,7 +351,7 @@ class Stale(Struct, frozen=True, gc=False):
 
 
 class Rejected(Struct, frozen=True, gc=False):
-    """The step's own check said no. Nothing was written.
+    """The step's own check failed. Nothing was written.
 
     Codes: queue_depth_exceeded, key_reused, unknown_message, version_conflict, stream_gap, dispatched,
     dead_letters_full, bad_step.

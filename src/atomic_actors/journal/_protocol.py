@@ -326,7 +326,7 @@ class DirectJournal(Journal, Protocol):
     """A journal that can also send without waiting, which saves a lone caller the hand-over to a task."""
 
     def send(self, steps: Sequence[Step], on_answer: Callable[[BatchResult | Exception], None]) -> bool:
-        """Send steps at once; calls behave as if each had been an `execute` that began now.
+        """Send steps at once; each call behaves like an `execute` that began now.
 
         Args:
             steps: as of `execute`.

@@ -31,7 +31,7 @@ class CommitQueues:
         Args:
             journal: entered and left with the queue.
             crashes: told of a crash that ends the queue.
-            events: told that the store is away, and that it is back; without it that is only logged.
+            events: notified when the store becomes unavailable and when it is back; without it that is only logged.
         """
         events = events or StoreEvents()
         if isinstance(journal, FailsByPartition):

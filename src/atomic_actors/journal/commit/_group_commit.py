@@ -89,7 +89,7 @@ class GroupCommit:
         inner: the journal that executes the batches; entered and left with this one.
         limits: how much it takes at once, and how long it waits.
         store_clock: told the store's time with each answer.
-        watch: told that the store is away, and that it is back.
+        watch: notified when the store becomes unavailable and when it is back.
         crashes: told if a task ends by an error of ours, or the store turns out to be another one; without it such an
             error leaves through the task group.
         probe_partition: who is asked whether the store is back, while there is nothing else to send.
@@ -161,7 +161,7 @@ class GroupCommit:
             self._add(Entry(step, on_result, False, overtakes))
 
     def _closed(self) -> JournalUnavailable:
-        return JournalUnavailable("the way to the store was closed", sent=False)
+        return JournalUnavailable("the connection to the store was closed", sent=False)
 
     def _add(self, entry: Entry) -> None:
         queue = self._queue
@@ -381,7 +381,11 @@ class GroupCommit:
         for entry, result in zip(entries, results, strict=True):
             if entry.sent and type(result) is Rejected and result.code == "queue_depth_exceeded":
                 # An earlier copy, that was sent and not answered, may still be on its way.
-                entry.on_result(JournalUnavailable("sent before, and refused now", sent=True))
+                entry.on_result(
+                    JournalUnavailable(
+                        "the first sending was not answered, and this one was refused", sent=True
+                    )
+                )
             else:
                 entry.on_result(result)
 
@@ -430,7 +434,7 @@ class GroupCommit:
         """Tell everybody who still waits that no answer will come."""
         queue = self._queue
         self.is_left = True
-        closed = JournalUnavailable("the system was left before the store answered", sent=True)
+        closed = JournalUnavailable("the system was shut down before the store answered", sent=True)
         entries = [entry for batch in queue.in_flight for entry in batch.entries]
         entries += queue.pending
         queue.in_flight.clear()

@@ -245,6 +245,6 @@ class PartitionedCommit:
         try:
             await self._stack.__aexit__(exc_type, exc_value, traceback)
         finally:
-            self.is_left = True  # before those who wait are told: they look at this one, not at the lane
+            self.is_left = True  # before waiters are woken: they read this one, not the lane's
             for lane in self._lanes:
                 lane.abandon()

@@ -68,7 +68,7 @@ class Record:
 
 @frozen
 class Answer:
-    """What the server on the socket said about itself."""
+    """The answer of the server on the socket."""
 
     socket_path: str
     pid: int
@@ -110,7 +110,7 @@ class Files:
 
     @property
     def log(self) -> Path:
-        """What the server said."""
+        """The server's answer."""
         return self.directory / "server.log"
 
     @property

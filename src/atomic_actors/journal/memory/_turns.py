@@ -231,7 +231,7 @@ def _check_finish(
     reached = 0
     for verdict, rank in zip(step.verdicts, ranks, strict=True):
         if rank is None or rank < reached or (rank == reached == 1):
-            return bad_step(f"verdicts: {verdict.event!r} cannot stand there")
+            return bad_step(f"verdicts: {verdict.event!r} is not allowed in this place")
         if verdict.delay_ms < 0:
             return bad_step("verdicts: delay_ms must not be negative")
         reached = rank

@@ -46,7 +46,7 @@ def library_source() -> bytes:
 
 
 def is_missing(error: object) -> bool:
-    """Whether the store said that it does not have the function."""
+    """Whether the store answered that it does not have the function."""
     return isinstance(error, ResponseError) and "function not found" in str(error).lower()
 
 

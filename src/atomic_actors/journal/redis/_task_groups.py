@@ -18,7 +18,7 @@ async def detached_task_group() -> AsyncGenerator[TaskGroup]:
     `async with anyio.create_task_group()` puts an exception of its body into an `ExceptionGroup`, since it may be one
     of several. What uses this is entered by others (`async with ActorSystem(...)`, `async with journal:`), who neither
     know nor care that a task reads a socket for them: their exception must leave bare, as itself, in no group.
-    So the task group is left as if its body had ended well.
+    So the task group is left as after a normal end of its body.
 
     An exception of a task still cancels the body, and leaves in a group.
     """

@@ -110,7 +110,7 @@ class ServiceJournals:
             return opened.journal
         if isinstance(opened.error, AtomicActorsError):
             raise opened.error
-        why = opened.error or "the actor system is being left"
+        why = opened.error or "the actor system is shutting down"
         raise StoreUnavailable(
             f"nothing was sent: service {kind.service!r} cannot be reached: {why}"
         ) from opened.error

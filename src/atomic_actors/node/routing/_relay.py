@@ -109,7 +109,7 @@ class Relay:
             self._send(stream, claim, page, self.journal)
             return
         if self.service_journals is None:
-            self._stop(stream, "there is no way to another service")
+            self._stop(stream, "there is no connection to another service")
             return
         service = target.rpartition("/")[0]
         kind = page.entries[0].entity.partition("/")[0]

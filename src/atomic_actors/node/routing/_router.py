@@ -67,7 +67,7 @@ from atomic_actors.node.routing._withdrawals import withdraw_cancelled, withdraw
 __all__ = ("LocalTake", "Pending", "Router", "SentMessage", "append_of")
 
 #: Why no answer can come while the system lives.
-WAY_CLOSED: Final = "the way to its service was closed"
+WAY_CLOSED: Final = "the connection to its service was closed"
 
 
 class _Claimed(Protocol):
@@ -549,7 +549,7 @@ class Router:
         everybody += self._wheel
         for pending in everybody:
             if not pending.done:
-                pending.resolve(pending.left("the actor system was left"))
+                pending.resolve(pending.left("the actor system was shut down"))
         self._pending.clear()
         self._wheel.clear()
 

@@ -381,7 +381,7 @@ class VolatileRoutes:
             if route.stream == outgoing.stream:
                 route.stream = 0
             if not outgoing.is_asked:
-                text = f"{outgoing.entity}: the store did not say whether it passed the message on"
+                text = f"{outgoing.entity}: it is unknown whether the store passed the message on"
                 self._resolve(outgoing, AcceptanceUnknown(text))
         elif not outgoing.is_asked and not outgoing.oneshot.is_set():
             outgoing.oneshot.set(outgoing.order)
@@ -416,7 +416,7 @@ class VolatileRoutes:
             case "error", [str(code), str(text)]:
                 return error_from_code(code, text)
             case _:
-                return OutcomeUnknown("it ran, or was refused: the owner's answer is not understood")
+                return OutcomeUnknown("it ran, or was refused: the owner's answer cannot be decoded")
 
     def _refused(self, route: _Route, place: tuple[int, int]) -> None:
         """A frame was not taken: nothing behind it in its stream was or will be."""
@@ -462,7 +462,7 @@ class VolatileRoutes:
         if isinstance(result, LeaseState) and result.claim:
             node_id, claim = self.node_of(result.node), result.claim
             if not node_id:
-                route.trouble = "what its lease says of the owner is not understood"
+                route.trouble = "the owner in its lease cannot be decoded"
         elif isinstance(result, LeaseState):
             node_id = claim = ""
             route.trouble = "its partition has no owner"
@@ -528,7 +528,7 @@ class VolatileRoutes:
         elif outgoing.oneshot.is_set():
             self._settle_tell(outgoing)
         else:
-            text = f"{outgoing.entity}: the store did not say in time whether it passed the message on"
+            text = f"{outgoing.entity}: the store did not confirm in time that it passed the message on"
             self._resolve(outgoing, AcceptanceUnknown(text))
 
     def abandon_all(self) -> None:
@@ -536,9 +536,11 @@ class VolatileRoutes:
         for route in self._routes.values():
             for outgoing in (*route.waiting, *route.frames.values()):
                 if self._frames.get(outgoing.place) is not outgoing:
-                    error: AtomicActorsError = SystemNotRunning("the actor system was left; nothing was sent")
+                    error: AtomicActorsError = SystemNotRunning(
+                        "the actor system was shut down; nothing was sent"
+                    )
                 else:
-                    error = OutcomeUnknown("the actor system was left before an answer came")
+                    error = OutcomeUnknown("the actor system was shut down before an answer came")
                 if outgoing.is_asked or not outgoing.oneshot.is_set():
                     self._resolve(outgoing, error)
             route.waiting.clear()

@@ -131,7 +131,7 @@ class Ended(Struct, frozen=True, gc=False):
     entity: str
     uid: str
     event: str
-    #: What the asker is told: encoded, as the store keeps it.
+    #: The asker's answer: encoded, as the store keeps it.
     reply: bytes = b""
 
 

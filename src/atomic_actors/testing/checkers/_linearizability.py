@@ -358,7 +358,7 @@ class _Sending:
     uid: str
     returned_at: int | None = None
     output: Any = ANYTHING
-    #: How often it was sent, and how often its sender was told that this sending never runs.
+    #: How often it was sent, and how often its sender was answered that this sending never runs.
     sent: int = 1
     denied: int = 0
     #: It ended without a commit of its state.

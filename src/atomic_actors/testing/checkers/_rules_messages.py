@@ -313,11 +313,11 @@ class OutboxOnce(Rule):
 
 
 class AnswersTrue(Rule):
-    """What a caller is told is what the store has, at the moment it is told.
+    """A caller's answer is what the store has at the moment of the answer.
 
     `reply`, `refused`, `failed` and `interrupted` need that end. `never` means that no handler began with the
     message, before or after. An answer without a unique id, from a caller who did not know it either, is not
-    looked at. Calls from before lost history may be told of what is gone.
+    checked. Calls from before lost history may have answers that are gone from the store.
     """
 
     name = "answers-true"
@@ -356,7 +356,7 @@ class AnswersTrue(Rule):
 
     def _began(self, record: Began) -> None:
         if (record.entity, record.uid) in self._never:
-            self.report(record.entity, f"{record.uid} began, and its caller was told that it never runs")
+            self.report(record.entity, f"{record.uid} began, and its caller was answered that it never runs")
         self._begun.add((record.entity, record.uid))
 
     def _word(self, record: Answered) -> None:
@@ -373,14 +373,14 @@ class AnswersTrue(Rule):
         if record.word == "never":
             self._never.add(key)
             if key in self._begun:
-                self.report(call.entity, f"{uid} began, and its caller is told that it never ran")
+                self.report(call.entity, f"{uid} began, and its caller is answered that it never ran")
         elif event is not None and self._ends.get(key) != event:
             had = self._ends.get(key, "not ended")
-            self.report(call.entity, f"call {record.call} is told {record.word} of {uid}: it is {had}")
+            self.report(call.entity, f"call {record.call} is answered {record.word} for {uid}: it is {had}")
 
 
 class NothingLost(Rule):
-    """What a caller was told is accepted was accepted; and, when healed, everything that was accepted has ended.
+    """What a caller was answered is accepted was accepted; and, when healed, everything that was accepted has ended.
 
     What was accepted before history was lost may be gone.
     """
@@ -429,7 +429,7 @@ class NothingLost(Rule):
         if call is None or record.word != "accepted" or not uid:
             return
         if (call.entity, uid) not in self._accepted_ever:
-            self.report(call.entity, f"call {record.call} is told that {uid} is accepted, and it was not")
+            self.report(call.entity, f"call {record.call} is answered that {uid} is accepted, and it was not")
 
     def close(self) -> None:
         """Report, when healed, what has not ended."""

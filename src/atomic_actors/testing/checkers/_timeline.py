@@ -144,7 +144,7 @@ class _View:
                 call = self.called.get(record.call)
                 whom = f"{call.entity} " if call is not None else ""
                 value = f" {_short(record.value)}" if record.value is not None else ""
-                return -1, "", f"{whom}call {record.call} is told {record.word}{value}"
+                return -1, "", f"{whom}call {record.call} is answered {record.word}{value}"
             case _:
                 return 0, "*", self._describe_step(record)
 

@@ -226,7 +226,7 @@ class Simulation:
         if before is not None and after is not None:
             raise ValueError("crash: before= or after=, not both")
         if after == "await":
-            raise ValueError('crash: after="await" says nothing; use before="await"')
+            raise ValueError('crash: after="await" has no meaning; use before="await"')
         if moment is None:
             self.rng.choice(chosen).die()
             return

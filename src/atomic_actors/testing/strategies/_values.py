@@ -224,7 +224,7 @@ class ValueStrategies:
         return self._strategy(form, self._heights[form] + _EXTRA_DEPTH, path)
 
     def set_field(self, cls: type, name: str, strategy: SearchStrategy[Any]) -> None:
-        """Make a field's values with a strategy, where nothing else is said of the field or its class."""
+        """Make a field's values with a strategy, where the field and its class have no override."""
         said = self.overrides.get(cls, {})
         if not isinstance(said, SearchStrategy):
             self.overrides[cls] = {name: strategy, **said}

@@ -77,7 +77,7 @@ class ValkeyServer:
 
     @property
     def log(self) -> str:
-        """What it said since it was started last."""
+        """Its output since it was started last."""
         path = self.directory / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 

@@ -32,8 +32,8 @@ a changed copy.
 _KINDS_INTRO: Final = """\
 ## Per kind
 
-`Config(kinds={"account": KindConfig(...)})` overrides settings for one kind of entity. It wins over what the actor
-class says, and that wins over the `Config`. These settings can be overridden:
+`Config(kinds={"account": KindConfig(...)})` overrides settings for one kind of entity. It takes precedence over the options of the actor
+class, which take precedence over the `Config`. These settings can be overridden:
 """
 
 MESSAGE_LIFE_PAGE: Final = f"""\
@@ -85,7 +85,7 @@ _ERROR_GROUPS: Final[tuple[tuple[str, str, tuple[type[AtomicActorsError], ...]],
     ("The program is wrong", "Raised at the call site, before anything is sent.", (errors.UsageError,)),
     (
         "The store or the system",
-        "Nothing is said about any one message.",
+        "They say nothing about a particular message.",
         (
             errors.StoreIncompatible,
             errors.StoreUnsafe,

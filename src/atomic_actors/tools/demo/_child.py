@@ -23,7 +23,7 @@ STOP_LIMIT_S: Final = 15.0
 LOG_TAIL_LINES: Final = 25
 
 
-#: What a worker said, and which one.
+#: A worker's report, and which worker.
 Line: TypeAlias = "tuple[Child, bytes]"
 
 
@@ -35,7 +35,7 @@ class Child:
     """One worker process.
 
     Args:
-        job: what it is to do; None where `give` says so later.
+        job: what it is to do; None where `give` sets it later.
         log: the file that takes what it prints; appended to.
         lines: where what it says goes, with itself, and an empty line at its end; `events` reads them where
             this is left out.
@@ -84,7 +84,7 @@ class Child:
         """What the worker says, until it ends.
 
         Raises:
-            ChildFailed: it ended with an exit code other than 0, or said nothing for a minute.
+            ChildFailed: it ended with an exit code other than 0, or was silent for a minute.
         """
         while True:
             try:

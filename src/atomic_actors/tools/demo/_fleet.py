@@ -134,7 +134,7 @@ class Fleet:
 
     def _hear(self, child: Child, line: bytes) -> None:
         if child.killed:
-            return  # what it had still said does not matter any more
+            return  # its remaining output does not matter any more
         if not line:
             child.check_end()
             raise ChildFailed("a process of the demo ended before its work was done")

@@ -28,7 +28,7 @@ from atomic_actors.tools.workers._child import END_MARGIN_S, Child, WorkerSettin
 __all__ = ("Manager", "Observer", "Phase", "WorkerSettings", "WorkerStatus")
 
 REFRESH_INTERVAL_S: Final = 1.0
-#: A worker that has said nothing for so long has a blocked event loop, or is stopped.
+#: A worker that is silent for this long has a blocked event loop, or is stopped.
 SILENT_AFTER_S: Final = 5.0
 EXIT_FINE: Final = 0
 EXIT_FAILED: Final = 1
@@ -125,7 +125,7 @@ class _SoFar:
 
 @define(eq=False)
 class Manager:
-    """Runs workers until it is told to stop.
+    """Runs workers until it is asked to stop.
 
     Args:
         settings: what to start, and how many.

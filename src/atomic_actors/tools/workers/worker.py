@@ -1,4 +1,4 @@
-"""The worker process: loads the system, enters it, serves until it is told to stop or its parent is gone.
+"""The worker process: loads the system, enters it, serves until it is asked to stop or its parent is gone.
 
 Started by the `Manager` as `python -m atomic_actors.tools.workers.worker`. SIGTERM and SIGINT are handled as
 `handle_signals=True` does: the first one leaves in good order, the second does not wait for running turns.
@@ -181,7 +181,7 @@ def _read(words: Sequence[str] | None) -> _Arguments:
 
 
 def _log_to_standard_error(number: int) -> None:
-    """Unless the application has said where its log goes."""
+    """Unless the application has configured logging."""
     if not logging.getLogger().handlers:
         logging.basicConfig(
             format=f"%(asctime)s worker {number} %(levelname)s %(name)s: %(message)s", level=logging.WARNING

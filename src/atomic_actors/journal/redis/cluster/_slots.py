@@ -102,7 +102,7 @@ class SlotMap:
             self._changed()
 
     def move(self, slot: int, owner: Address) -> None:
-        """A node said that another one has a slot now."""
+        """A node answered that another one has a slot now."""
         if self._owners[slot] != owner:
             self._owners[slot] = owner
             self._changed()

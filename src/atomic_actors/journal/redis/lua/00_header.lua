@@ -34,8 +34,8 @@
 -- Keys of a namespace, M = {namespace:meta}:
 --   M               hash    <service>:partitions, <service>:protocol
 --   M:kinds         hash    kind -> the service that it belongs to, for good
---   M:contracts     hash    kind -> what its service said of it last
---   M:before        hash    kind -> "replaced at\n" and what was said before that: the release that is being replaced
+--   M:contracts     hash    kind -> the contract that its service wrote last
+--   M:before        hash    kind -> "replaced at\n" and the contract before that: the release that is being replaced
 --
 -- A dispatch is lines: turn, claim, stamp, recovering, then three a message: uid, attempt, interruptions.
 -- A history is "attempts interruptions recovering not_before"; none means that all are zero.

@@ -57,7 +57,7 @@ do
     return offer
   end
 
-  -- A dispatch that stands: its own claim gets it again, another one is told what to settle.
+  -- A dispatch that stands: its own claim gets it again, another one gets what to settle.
   function offer_standing(record, dispatch, claim, held)
     local messages = dispatch.messages
     if dispatch.claim ~= claim then

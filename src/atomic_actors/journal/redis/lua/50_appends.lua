@@ -65,7 +65,7 @@ do
       return { DONE, first, 1, false, unpack(offer) }
     end
     if is_too_old(P, birth) then
-      return { REJECTED, "unknown_message", "it is too old to tell whether it ran already" }
+      return { REJECTED, "unknown_message", "the id is too old to tell whether it ran already" }
     end
     if limit > 0 and record.waiting + 1 > limit then
       local waiting = decimal(record.waiting)
@@ -209,7 +209,7 @@ do
     for j = 1, n do
       local whole, together = j <= 2 and j < n, nil
       if whole then
-        -- It fails before its first write, if at all; one by one each message is told why.
+        -- It fails before its first write, if at all; one by one each message gets its reason.
         whole, together = pcall(append_together, P, k, a, j, n)
       end
       if whole and together then

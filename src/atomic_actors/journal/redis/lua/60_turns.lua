@@ -77,7 +77,7 @@ do
     if #messages == 0 then
       if call("LLEN", log_key) == 0 then
         -- To answer MORE would make the owner ask without end.
-        refuse("the log has lost messages that are said to wait: " .. decimal(record.waiting))
+        refuse("the log has lost messages that are counted as waiting: " .. decimal(record.waiting))
       end
       if limit > 0 then
         drop_front(log_key, TOMBSTONES_MAX + 1, record.waiting)

@@ -32,7 +32,7 @@ do
     local expected_renewals = integer(A[a + 3], "expected_renewals")
     -- </generated>
     if not find(claim, "^[^%s%c]+$") then
-      refuse("claim: must not be empty nor hold spaces")
+      refuse("claim: must not be empty or contain spaces")
     end
     local values = call("HMGET", P.lease, "c", "e", "r", "n")
     local held, epoch = values[1] or "", tonumber(values[2] or 0)

@@ -1,7 +1,7 @@
 -- What a namespace holds of its services, kinds and nodes. Functions of their own, not steps.
 
 do
-  -- How long what a service said before counts beside what it says now: a deploy takes that long at the most.
+  -- How long a service's previous contract counts beside the present one: a deploy takes that long at the most.
   local DEPLOY_MS = 3600000
 
   -- KEYS the namespace's record, ARGV service, partitions, protocol: what the store holds of the service now. With
@@ -76,7 +76,7 @@ do
     return answer
   end
 
-  -- The nodes of a namespace: r:<id> what a node says of itself, b:<id> how often it said so, d:<id> that it
+  -- The nodes of a namespace: r:<id> a node's record, b:<id> how often it was renewed, d:<id> that it
   -- shall drain.
   local function list_nodes(key)
     local fields, nodes, answer = redis.call("HGETALL", key), {}, {}

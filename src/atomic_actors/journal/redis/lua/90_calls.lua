@@ -70,7 +70,7 @@ do
 
   local function no_partition(P)
     if P.broken then
-      refuse("the books or the lease of partition " .. P.number .. " are damaged: " .. tostring(P.broken))
+      refuse("the counters or the lease of partition " .. P.number .. " are damaged: " .. tostring(P.broken))
     end
     refuse("partition: there is no " .. P.number)
   end
