@@ -126,7 +126,7 @@ _LEASES: Final = (
         "renew_leases",
         'held ~= "" and ',
         "",
-        "no claim at all is nobody's, not the claim of a free partition",
+        "an empty claim is not the claim of a free partition",
         _RENEW_MANY,
     ),
     lua(
@@ -189,7 +189,7 @@ _LEASES: Final = (
         "claim_partition",
         'if held ~= "" and (held',
         "if false and (held",
-        "a lease that somebody holds is not free",
+        "a lease that is held is not free",
         "test_claim_of_a_held_lease",
     ),
     lua(

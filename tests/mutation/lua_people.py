@@ -112,7 +112,7 @@ _LEAVING: Final = (
         "expire",
         "if letter and room_for_letters(P, index_key) < 1 then",
         "if false then",
-        "a message that nobody waits for does not vanish for want of room",
+        "a message without a waiting sender is not lost when there is no room",
         "test_no_room_for_an_expired_tell",
     ),
     lua(
@@ -130,7 +130,7 @@ _LEAVING: Final = (
         "expire",
         'waited == "t"',
         "false",
-        "a message that nobody waits for leaves a dead letter",
+        "a message without a waiting sender leaves a dead letter",
         "test_expire",
     ),
 )

@@ -371,7 +371,7 @@ _ACCEPTANCE: Final = (
         "is_current",
         'if claim == "" then',
         "if false then",
-        "no claim at all is nobody's, not the claim of a free partition",
+        "an empty claim is not the claim of a free partition",
         "test_an_empty_claim_is_nobodys",
     ),
     lua(

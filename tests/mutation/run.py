@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def is_fine(self) -> bool:
-        """Whether nobody has to do anything about it."""
+        """Whether it needs no attention."""
         return self.verdict in (Verdict.NOTICED, Verdict.EQUIVALENT)
 
 
