@@ -126,7 +126,7 @@ _KINDS: Final[dict[Any, Kind]] = {
 
 
 def _arguments(record: type[Struct], *names: str | Argument) -> tuple[Argument, ...]:
-    """The arguments that fields of a record become; those that are not fields stand among their names."""
+    """The arguments that fields of a record become; those that are no field stand among their names."""
     types = get_type_hints(record)
     found: list[Argument] = []
     for name in names:
@@ -215,7 +215,7 @@ FORMS: Final = (
         _count("stream_count"),
         is_sized=True,
     ),
-    # Belongs to the step before it: it is not a step of its own.
+    # Belongs to the step before it: it is no step of its own.
     Form(
         name="push",
         records=(),
