@@ -224,7 +224,7 @@ _SETTLING: Final = (
         "decide_interruption",
         'return "recover"\n    end\n    return "interrupt"',
         'return "recover"\n    end\n    return "requeue"',
-        "an effectful handler is not run again behind anyone's back",
+        "an effectful handler is not run again unnoticed",
         "test_interrupt",
         "test_settling",
     ),

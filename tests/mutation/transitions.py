@@ -181,7 +181,7 @@ _RULES: Final = (
         "decide_interruption",
         "return Settlement.RECOVER\n    return Settlement.INTERRUPT",
         "return Settlement.RECOVER\n    return Settlement.REQUEUE",
-        "an effectful handler is not run again behind anyone's back",
+        "an effectful handler is not run again unnoticed",
         "test_interrupt",
     ),
 )

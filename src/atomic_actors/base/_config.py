@@ -193,7 +193,7 @@ class Config:
     on_dead: Literal["continue", "park"] = _choice(
         "continue",
         ("continue", "park"),
-        "Whether an entity goes on with its next message after a dead letter, or waits for a person.",
+        "Whether an entity continues with its next message after a dead letter, or waits for a person.",
     )
     turn_timeout_s: float = _seconds(
         0.0, "How long one turn may run before it is cancelled.", zero="unbounded"

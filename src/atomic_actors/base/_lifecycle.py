@@ -76,7 +76,7 @@ class Event(StrEnum):
     FAIL = "fail"
     #: The turn was cut off and may be run again, or never began.
     REQUEUE = "requeue"
-    #: The turn was cut off and must not be run again behind anyone's back.
+    #: The turn was cut off and must not be run again unnoticed.
     INTERRUPT = "interrupt"
     WITHDRAW = "withdraw"
     EXPIRE = "expire"

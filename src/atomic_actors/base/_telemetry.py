@@ -118,11 +118,11 @@ class Listeners:
         return remove
 
     def wants(self, event: EventName) -> bool:
-        """Whether anybody listens to this event."""
+        """Whether this event has listeners."""
         return self.active and bool(self._by_event.get(event))
 
     def emit(self, event: LifecycleEvent | HistoryLost | StoreHealth) -> None:
-        """Tell everyone who listens to this event, in the order of registration."""
+        """Call this event's listeners, in the order of registration."""
         for listener in tuple(self._by_event.get(event.event, ())):
             try:
                 listener(event)

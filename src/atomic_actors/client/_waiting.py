@@ -83,7 +83,7 @@ class Waiters:
                 _take_out(self._by_key, (waiter.entity, waiter.key), waiter)
 
     def answered(self, entity: str, uid: str, outcome: bytes | BaseException) -> None:
-        """Hand an outcome to everybody here who waits for it."""
+        """Hand an outcome to every waiter here."""
         with self._lock:
             # A made-up message id may carry the unique part of another entity's message.
             for waiter in self._by_uid.get(uid, ()):
@@ -114,7 +114,7 @@ class Waiters:
             return any(other.entity == waiter.entity for other in self._by_uid.get(waiter.uid, ()))
 
     def close(self, why: BaseException) -> None:
-        """Resolve everybody, now and later."""
+        """Resolve all waiters, now and later."""
         with self._lock:
             self._closed = why
             for waiters in self._by_uid.values():

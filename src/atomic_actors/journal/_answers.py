@@ -91,7 +91,7 @@ class Dispatch(Struct, frozen=True, gc=False):
 
 
 class Unsettled(Struct, frozen=True, gc=False):
-    """A dispatch that is there without anybody who runs it: an earlier claim left it behind, as a rule."""
+    """A dispatch that is there but not running: an earlier claim left it behind, as a rule."""
 
     entity: str
     turn: int
@@ -240,7 +240,7 @@ class Finished(Struct, frozen=True, gc=False):
 
     version: int
     offer: Offer
-    #: Uniques whose `fail` became a `retry` for want of room for dead letters.
+    #: Uniques whose `fail` became a `retry` because there was no room for dead letters.
     not_buried: tuple[str, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """The nodes of a namespace, as they show themselves to each other.
 
 Every node announces itself again and again. A crashed node does not remove itself, and no clock is trusted: a node
-counts how often each other one has announced itself, and takes one for dead whose count stands still for a
+counts how often each other one has announced itself, and takes one for dead whose count does not change for a
 lease on its own clock, as with leases. What the entries say decides only who *should* own what; who owns it is
 settled by claims, so that an old or a missing entry costs time and never safety.
 """

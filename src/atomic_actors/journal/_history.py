@@ -36,7 +36,7 @@ class HistoryLoss:
 
 
 class LossObserver(Protocol):
-    """Has to know of each loss before anybody sees the answer that gave it away."""
+    """Is notified of each loss before the answer that revealed it is used."""
 
     def history_lost(self, loss: HistoryLoss) -> None:
         """A partition's store went back in time. Must not raise."""

@@ -262,7 +262,7 @@ class Interrupt(Struct, frozen=True, gc=False):
 
     Every message's interruptions grow by one. A run of more than one goes back to the head, to be taken
     one at a time. For a single message `_wal.decide_interruption` says by the stamp what becomes of it. For
-    INTERRUPT it gets an outcome and a dead letter, and the entity parks where the stamp says so. A turn
+    INTERRUPT it gets an outcome and a dead letter, and the entity parks where the stamp demands it. A turn
     that is settled already answers `Settled("requeue", ...)` or what it was, and changes nothing.
     `began` False says that no handler began: back to the head, nothing counted, not even the attempt.
     """
@@ -280,7 +280,7 @@ class SettleLost(Struct, frozen=True, gc=False):
 
     Counts the attempt and an interruption, as far as they are not counted yet, and decides as `Interrupt`
     does, by the stamp of `policy`: INTERRUPT ends it where it waits, with an outcome and a dead letter, and
-    parks the entity where the stamp says so; otherwise it keeps its place, and is taken alone. Answers
+    parks the entity where the stamp demands it; otherwise it keeps its place, and is taken alone. Answers
     `Settled("gone")` where it does not wait: it is dispatched (`Interrupt` is for that), has another
     outcome, or is not there any more.
     """
@@ -300,7 +300,7 @@ class Defer(Struct, frozen=True, gc=False):
     """Let sweeps find an entity again only after `delay_ms`: nothing here can run its head.
 
     Changes nothing but the entity's place in the index of ready ones, and that only where it waits there. A
-    take, an append or any other step on the entity goes as if nothing had been, and may bring it back to its
+    take, an append or any other step on the entity works as before, and may bring it back to its
     place in that index.
     """
 

@@ -172,7 +172,7 @@ def assemble(
         store: where messages live.
         kinds: everything this node can run, by name.
         codec: for everything that is sent or stored.
-        listeners: hear of events.
+        listeners: receive events.
         refusals: makes askers' exceptions of stored refusals.
         body: ends the system if a part of it fails.
     """

@@ -220,7 +220,7 @@ def decide(queue: Queue, entry: Entry) -> Decision:
             leaves_now = entry.overtakes and not in_flight
         if leaves_now:
             return OVERTAKE if entry.overtakes and _can_overtake(queue, entry) else SEND
-    # Under load everyone who runs in this tick gets to add a step to the batch.
+    # Under load every task that runs in this tick can add a step to the batch.
     return GATHER if queue.fills_a_batch() else WAIT
 
 

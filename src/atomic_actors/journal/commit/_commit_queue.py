@@ -1,4 +1,4 @@
-"""What everybody else knows of group commit: the queue that steps go into, its limits, and who watches it."""
+"""What the other modules know of group commit: the queue that steps go into, its limits, and who watches it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Flushers:
         self.stopped = False
         self._new_oneshot = oneshot_factory()
         self._scopes: list[anyio.CancelScope] = []
-        #: Those that sleep for want of steps.
+        #: Those that sleep because there are no steps.
         self._idle: list[OneShot[None]] = []
         #: Those that wait until theirs is the oldest batch.
         self._turns: list[OneShot[None]] = []

@@ -431,7 +431,7 @@ class GroupCommit:
         self._flushers.stop()
 
     def abandon(self) -> None:
-        """Tell everybody who still waits that no answer will come."""
+        """Resolve all waiters: no answer will come."""
         queue = self._queue
         self.is_left = True
         closed = JournalUnavailable("the system was shut down before the store answered", sent=True)

@@ -4,7 +4,7 @@ In a cluster a call concerns one partition anyway, and the calls to one primary 
 connection. So nothing is gained by gathering the steps of several partitions into one batch, and much would be
 lost: a batch has one answer and one fate, and a primary that is away would hold up what the others could
 do. With a `GroupCommit` for each partition, order, resending, refusing and finding out that the store is back are
-each partition's own, and partitions may move between primaries without anybody here having to know.
+each partition's own, and partitions may move between primaries; nothing here depends on it.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ def _stamp(pid: int) -> str:
 
 
 def _is_gone(record: Record) -> bool:
-    """Whether the recorded process has certainly ended; False if that cannot be told from here."""
+    """Whether the recorded process has certainly ended; False if that is not known here."""
     return bool(
         record.pid and record.stamp.startswith(_process_scope() + " ") and _stamp(record.pid) != record.stamp
     )
@@ -310,7 +310,7 @@ def read_record(files: Files) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        # A torn or foreign file: the locks and the socket tell the same, only with less comfort.
+        # A torn or foreign file: the locks and the socket give the same answer, more slowly.
         _logger.warning("ignoring %s: it is not a server record", files.record)
         return None
 

@@ -105,7 +105,7 @@ class MemoryJournal:
     Args:
         settings: what to keep, for how long, and how much of it.
         now_ms: a clock in whole milliseconds since 1970; the wall clock by default. Where it goes back,
-            the journal's time stands still.
+            the journal's time does not advance.
         on_bell: called with a partition and an entity wherever a doorbell is rung, after the steps of
             the call have been executed. It must not raise.
 

@@ -32,7 +32,7 @@ __all__ = ("OnSent", "RedisChannels")
 
 RECONNECT_DELAY_FIRST_S: Final = 0.05
 RECONNECT_DELAY_MAX_S: Final = 1.0
-#: After a refusal: the next answer is the same, until the user's rights are changed.
+#: After a refusal: the next answer does not change until the user's rights are changed.
 REFUSED_DELAY_S: Final = 5.0
 #: A connection that is silent for so long is asked whether it is still there.
 HEARTBEAT_S: Final = 5.0

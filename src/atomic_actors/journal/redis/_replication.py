@@ -1,4 +1,4 @@
-"""Waits until replicas have what a call wrote, before anybody sees its answer.
+"""Waits until replicas have what a call wrote, before its answer is used.
 
 A primary answers before its replicas have heard of a write, so a failover may lose what was answered. `WAIT`
 holds the connection's next answer back until so many replicas have everything that *this connection* wrote.
@@ -8,7 +8,7 @@ write of our own always goes between the call and the question. It lies behind a
 
 `WAITAOF` (Redis 7.2, Valkey) asks moreover whether it is on the disks, here and there. With `appendfsync everysec`
 each answer takes until the next second; with `always`, too, some do: a replica that is asked a moment before it has
-forced its file says so a second later. And a replica with `always` answers `WAIT` only when it has. So it is used
+forced its file reports that a second later. And a replica with `always` answers `WAIT` only when it has. So it is used
 only where the user asks for that proof.
 
 A count that is not reached says nothing: the write is there and may reach the replicas later. The answer counts as

@@ -79,7 +79,7 @@ async def _read_store_settings(connection: BaseConnection) -> tuple[str, str, st
         policy, append_only, fsync = (answer[name].decode() for name in names)
         return policy, append_only, fsync
     except (ResponseError, KeyError):
-        # Hosted stores forbid CONFIG; INFO says the same, but for the fsync policy.
+        # Hosted stores forbid CONFIG; INFO has the same values, except for the fsync policy.
         pass
     try:
         memory = read_information(await ask(connection, b"INFO", b"memory"))

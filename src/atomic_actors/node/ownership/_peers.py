@@ -1,6 +1,6 @@
 """The nodes of the service as this one sees them: who is there, who is gone, who should own what.
 
-It announces this node again and again, and watches how often the others do. One whose count stands still for a
+It announces this node again and again, and watches how often the others do. One whose count does not change for a
 lease on this node's clock is taken for dead, one that was a process of this host and is gone at once. Views of
 two nodes may differ for a moment: then both believe that a partition should be theirs, or neither does. Claims
 settle the first, and the next refresh the second.
@@ -124,7 +124,7 @@ def _decode(data: bytes) -> NodeRecord | None:
 
 @define(eq=False, kw_only=True)
 class Peer:
-    """Another node, and since when its count stands still."""
+    """Another node, and since when its count has not changed."""
 
     node_id: str
     #: None where it is of a version that cannot be read here.

@@ -3,7 +3,7 @@
 Records stand in the order in which they happened, which is the only order there is: the simulation runs in one
 thread. `at_s` is virtual time, in seconds since the simulation began. An `entity` is `kind/id`, a `uid` is the
 last part of a message id, `node` is a small number (the first node is 1). What the store did is recorded at the
-moment of the store's step, whether or not anybody heard of it.
+moment of the store's step, whether or not it was observed.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class NotLinearizable:
     #: The longest order that explains its part, and the state after it.
     prefix: tuple[Operation, ...]
     state: Any
-    #: The operation that fits nowhere behind it, and what the model would have said there.
+    #: The operation that fits nowhere behind it, and the model's answer there.
     stuck: Operation
     expected: Any
     #: Others that were under way then.
@@ -388,7 +388,7 @@ class _Sending:
 
 
 def entities_called(history: History) -> list[str]:
-    """The entities that anybody called, sorted."""
+    """The entities that were called, sorted."""
     return sorted({record.entity for record in history.records if isinstance(record, Called)})
 
 

@@ -120,7 +120,7 @@ class SimulatedNode:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it lives, and stands still."""
+        """Whether it lives and is paused."""
         return self.process.is_stopped and not self.is_dead
 
     @property
@@ -497,7 +497,7 @@ class _NodeDirectory:
 
 @define(eq=False)
 class _TaskKeeper(Keeper):
-    """Renews leases from a task of the node's process, which stands still when that does."""
+    """Renews leases from a task of the node's process, which is paused with it."""
 
     node: SimulatedNode
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)

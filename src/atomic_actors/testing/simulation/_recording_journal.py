@@ -152,7 +152,7 @@ class RecordingJournal(MemoryJournal):
 
     Args:
         settings: as of `MemoryJournal`.
-        world: where it is: says what time it is, and hears of what happens.
+        world: where it is: has the time, and records what happens.
     """
 
     def __init__(self, settings: JournalSettings, world: StoreWorld) -> None:

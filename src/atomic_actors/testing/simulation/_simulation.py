@@ -212,7 +212,7 @@ class Simulation:
             before: just before the `nth` such step of the node reaches the store: append, take, commit, settle,
                 relay, acknowledge, claim, release, call (any step); or before the `nth` time that any of its
                 tasks goes on (await).
-            after: just after it; the node never hears of it.
+            after: just after it; the node never learns of it.
             nth: counted from now.
             node: which one; where left out, whichever of those that live now gets there first.
 
@@ -417,7 +417,7 @@ class Simulation:
         return answer
 
     def _sent(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[EntityRef, Any] | None:
-        """The entity and the message of a call; None where they cannot be told: the system itself says why."""
+        """The entity and the message of a call; None where they are not known: the system itself raises the reason."""
         entity = options.get("entity", arguments[0] if arguments else None)
         message = options.get("message", arguments[1] if len(arguments) > 1 else None)
         if isinstance(entity, EntityRef):

@@ -1,6 +1,6 @@
 """Virtual time on Trio: a clock that jumps, a scheduler with a seed, and processes that can be stopped.
 
-Inside `virtual_time` the run that is under way has a clock that stands still while anybody can go on, and jumps to
+Inside `virtual_time` the run that is under way has a clock that does not advance while any task can run, and jumps to
 the next deadline when none can. Everything that is drawn comes from one seed: the order in which Trio runs its
 tasks, the `random` module, and `os.urandom` (so message ids, claims and `uuid4` too).
 
@@ -176,7 +176,7 @@ def virtual_time(seed: int) -> Generator[trio.testing.MockClock]:
     now_s, before = runner.clock.current_time(), (runner.clock, runner.clock_autojump_threshold, runner.runq)
     clock = trio.testing.MockClock()
     clock.jump(now_s)
-    # It stands still between jumps, so there is nothing to compute.
+    # It does not advance between jumps, so there is nothing to compute.
     clock.current_time = lambda: clock._virtual_base  # type: ignore[method-assign]
     drawn, urandom, flag = random.getstate(), os.urandom, _run._ALLOW_DETERMINISTIC_SCHEDULING
     scheduler = _run._r.getstate()

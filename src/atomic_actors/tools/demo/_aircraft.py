@@ -37,7 +37,7 @@ class Aircraft(Actor[Logbook], kind=KIND, on_dead="park"):
     """One aircraft. After an interrupted flight it waits, with its queue, for a person to decide.
 
     The handler could be `transactional=True`, as it touches nothing but state. It is not, so that a
-    turn cut off by the kill is shown to a person and never run again behind anyone's back.
+    turn cut off by the kill is shown to a person and never run again unnoticed.
     """
 
     @handler

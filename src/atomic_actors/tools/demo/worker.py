@@ -279,7 +279,7 @@ class Worker:
 def main() -> None:
     """Read the job from standard input and do it."""
     job = decode_job(sys.stdin.buffer.readline())
-    # Standard output is the pipe to the parent; whatever anyone prints must not get into it.
+    # Standard output is the pipe to the parent; other output must not get into it.
     channel = os.dup(1)
     os.dup2(2, 1)
     anyio.run(Worker(job, channel).run)

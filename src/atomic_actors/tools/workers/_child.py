@@ -133,7 +133,7 @@ class Child:
                     start_new_session=True,
                 )
         except BaseException:
-            mine.close()  # should the process have been started all the same, it ends by that
+            mine.close()  # if the process was started nevertheless, this ends it
             raise
         return cls(process, ReportReader(mine), parent, number)
 

@@ -129,7 +129,7 @@ class Manager:
 
     Args:
         settings: what to start, and how many.
-        observer: hears of everything.
+        observer: receives every report.
         terminal: what it was started from; None where no SIGHUP means that this has ended.
     """
 

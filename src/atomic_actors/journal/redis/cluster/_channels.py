@@ -1,7 +1,7 @@
 """Doorbells and pushed replies in a cluster.
 
 A doorbell rings on the sharded channel of its partition, at the primary that has the partition's slot: there
-is one listening connection for each primary. When a slot moves, the old primary says so by ending the
+is one listening connection for each primary. When a slot moves, the old primary reports it by ending the
 subscription, or the slot map changes, and the partition is listened to at the other place.
 
 Replies go over plain channels, which every node passes on to all others, so that any two nodes will do. A sharded

@@ -1,7 +1,7 @@
 """Which primary of a Redis Cluster has which hash slot, as far as is known.
 
 Only data: `ClusterJournal` asks the nodes and fills it in, everything else reads it. It may be out of date
-at any time; a node that does not have a slot says so (`MOVED`), and that is how it is found out.
+at any time; a node that does not have a slot answers `MOVED`, and that is how it is noticed.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ do
     return offer_dry(P, record, log_key)
   end
 
-  -- `owner` is what the owner of the partition says of itself; nil for anybody else.
+  -- `owner` is what the owner of the partition sends of itself; nil for all other callers.
   local function replay(P, k, a, owner)
     -- <generated: read replay>
     local record_key, log_key, letters_key, new_outcome_key = K[k], K[k + 1], K[k + 2], K[k + 3]

@@ -69,7 +69,7 @@ do
     if settlement == "interrupt" then
       local body = call("HGET", record_key, "m:" .. head.uid)
       local old, room = old_letters(P, letters_key, index_key), room_for_letters(P, index_key)
-      -- Written even where there is no room: it must not run again behind anyone's back.
+      -- Written even where there is no room: it must not run again unnoticed.
       local text = format_letter(
         "interrupted", decimal(head.attempts), decimal(head.interruptions), decimal(P.now), "", "", body
       )
