@@ -159,6 +159,78 @@ def test_banned_words() -> None:
     check(problem for path in text_files() for problem in banned_words(path))
 
 
+#: Words for persons that are not there, and phrases that read like riddles; what to write instead.
+DIALECT = {
+    "(?:no|some|any|every)body": "name the caller, the owner, the process; or use the passive",
+    "(?:any|every|some)one": "name the caller, the owner, the process; or use the passive",
+    "whoever": "name the caller, the owner, the process",
+    r"(?<!there\s)(?:is|are) no (?!longer|more|such)": "is not a",
+    "(?:is|are|was|were) told (?!apart)": "is notified, answered, asked, logged",
+    "said": "reported, answered, logged, declared",
+    "says so": "reports it, raises, is set",
+    "as if": "like, as after",
+    "hears? of": "receives, is notified",
+    "looked at again": "checked again",
+    "once more does not": "signal again to skip waiting",
+    "for want of": "because there is no",
+    "cannot be made without": "must be constructible without arguments",
+    "stands? still": "does not advance, is paused",
+    "waits? already": "is already waiting",
+    "where (?:none|it) belongs?": "instead of",
+    "in turn": "running; one after the other",
+}
+#: What may stand between two words of a text: it goes on in the next line of a comment or a literal.
+GAP = r"""[\s#"']+(?:--\s+|f")?"""
+DIALECT_PATTERNS = {
+    re.compile(rf"\b(?:{phrase.replace(' ', GAP)})\b", re.IGNORECASE): better
+    for phrase, better in DIALECT.items()
+}
+#: Alone in quotes or behind a slash it is data; behind a dot or in backquotes a name.
+DATA = re.compile(r"""(["'`]).*\1|[/.].*""", re.DOTALL)
+
+
+def read_by_users_or_contributors() -> list[Path]:
+    sources = [path for path in text_files() if path.relative_to(ROOT).parts[0] == "src"]
+    pages = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+    pages += sorted((ROOT / "newsfragments").glob("*.md"))
+    return [path for path in sources if path.suffix in {".py", ".lua"}] + pages
+
+
+def dialect(path: Path) -> Iterator[str]:
+    page = read(path)
+    for pattern, better in DIALECT_PATTERNS.items():
+        for found in pattern.finditer(page):
+            if DATA.fullmatch(page[found.start() - 1 : found.end() + 1]):
+                continue
+            number = page.count("\n", 0, found.start()) + 1
+            yield f"{name_of(path)}:{number}: {' '.join(found.group().split())!r}; better: {better}"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('raise ValueError("nobody owns it")', [1]),
+        ("x\n# What it\n# said.", [3]),
+        ('"""It is\n    no message."""', [1]),
+        ('raise UsageError(f"it is "\n    f"no message")', [1]),
+        ("-- where that is\n  -- no entity", [1]),
+        ("there is no node, it is no longer here, and there are no more", []),
+        ('CountKind(0, "nobody"), `is_current.nobody`, test_an_empty_claim_is_nobodys', []),
+    ],
+)
+def test_dialect_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, lines: list[int]
+) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    page = tmp_path / "page.py"
+    page.write_text(text, encoding="utf-8")
+    assert [int(problem.split(":")[1]) for problem in dialect(page)] == lines
+
+
+def test_texts_are_in_plain_english() -> None:
+    check(problem for path in read_by_users_or_contributors() for problem in dialect(path))
+
+
 VARIABLE = re.compile(r"""os\.environ(?:\.get\(|\.setdefault\(|\[|\.pop\()\s*"(\w+)\"""")
 #: What others define.
 FOREIGN_VARIABLES = {"PATH", "PYTHONPATH"}

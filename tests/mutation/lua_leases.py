@@ -302,7 +302,7 @@ _STREAMS: Final = (
         "relay_in",
         'if call("HEXISTS", record_key, "m:" .. uid) == 0 then',
         "if true then",
-        "a message that waits already is not taken in again",
+        "a message that is waiting already is not taken in again",
         "test_a_message_of_a_stream_that_waits_already",
     ),
     lua(

@@ -49,7 +49,7 @@ _DEDUPE: Final = (
         "append_together",
         "if values[5 + j] or stored[j] then",
         "if stored[j] then",
-        "a run has no message that waits already",
+        "a run has no message that is waiting already",
         "test_appends_of_one_call_are_as_those_of_many",
     ),
     lua(
@@ -352,7 +352,7 @@ _ACCEPTANCE: Final = (
         "offer_after_append",
         "if dispatch.claim ~= claim then",
         "if false then",
-        "an owner is told of a turn that an earlier claim left behind",
+        "an owner is notified of a turn that an earlier claim left behind",
         "test_append_meets_an_old_dispatch",
     ),
     lua(

@@ -116,7 +116,7 @@ _SETTLING: Final = (
         "interrupt",
         'or sub(dispatch.stamp, 3, 3) == "p" then',
         "then",
-        "an entity parks after a dead letter where its handler says so",
+        "an entity parks after a dead letter where its handler asks for it",
         "test_settling_parks_by_the_stamp",
     ),
     lua(
@@ -306,7 +306,7 @@ _SETTLING: Final = (
         "settle_lost",
         'or sub(stamp, 3, 3) == "p" then',
         "then",
-        "an entity parks after a dead letter where its handler says so",
+        "an entity parks after a dead letter where its handler asks for it",
         "test_an_effect_that_may_have_happened_is_dead",
     ),
     lua(

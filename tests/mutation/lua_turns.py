@@ -256,7 +256,7 @@ _TAKING: Final = (
         "offer_dry",
         "if record.parked then",
         _NEVER,
-        "the owner is told that an entity is parked",
+        "the owner learns that an entity is parked",
         "test_park_and_resume",
     ),
 )
@@ -395,7 +395,7 @@ _FINISHING: Final = (
         "finish",
         "park or #unburied > 0,",
         "#unburied > 0,",
-        "an entity parks when its turn says so",
+        "an entity parks when its turn asks for it",
         "test_finish_parks",
     ),
     lua(
@@ -485,7 +485,7 @@ _FINISHING: Final = (
         "read_outbox",
         'if call("HEXISTS", record_key, "m:" .. uid) == 1 then',
         _NEVER,
-        "an outbox has no message that waits already",
+        "an outbox has no message that is waiting already",
         "test_an_outbox_has_each_message_once",
     ),
     lua(

@@ -228,7 +228,7 @@ _TURNS: Final = (
         "_check_outbox",
         " or (target is not None and outgoing.uid in target.messages):",
         ":",
-        "an outbox has no message that waits already",
+        "an outbox has no message that is waiting already",
         "test_an_outbox_has_each_message_once",
     ),
     _turns(
@@ -456,7 +456,7 @@ _SENDERS: Final = (
         "_relay_in",
         "if entry.uid not in entity.messages:",
         "if True:",
-        "a message that waits already is not taken in again",
+        "a message that is waiting already is not taken in again",
         "test_a_message_of_a_stream_that_waits_already",
     ),
     _steps(

@@ -231,15 +231,15 @@ def listed(names: Iterable[str]) -> str:
 
 
 def split_policy(
-    said: Any, location: str
+    option: Any, location: str
 ) -> tuple[Literal["dead_letter", "retry"] | None, str | Recovery | None]:
     """Tell a policy's word from a method or the name of one."""
-    if said is None or said == "dead_letter" or said == "retry":
-        return said, None
-    if isinstance(said, str) or callable(said):
-        return None, cast("str | Recovery", said)
+    if option is None or option == "dead_letter" or option == "retry":
+        return option, None
+    if isinstance(option, str) or callable(option):
+        return None, cast("str | Recovery", option)
     raise InvalidHandler(
-        f"{location}: on_interrupted: expected 'dead_letter', 'retry', or a method or its name, got {said!r}"
+        f"{location}: on_interrupted: expected 'dead_letter', 'retry', or a method or its name, got {option!r}"
     )
 
 
@@ -251,20 +251,20 @@ def _declare(location: str, kind: str, options: Mapping[str, Any], base: Declare
             f"{location}: unknown option {listed(unknown)}; there are kind, durable, {', '.join(known)}"
         )
     word, recovery = split_policy(options.get("on_interrupted"), location)
-    said = {name: value for name, value in options.items() if name != "durable" and value is not None}
-    said.pop("on_interrupted", None)
+    given = {name: value for name, value in options.items() if name != "durable" and value is not None}
+    given.pop("on_interrupted", None)
     durable = options.get("durable", True if base is None else base.durable)
     if not isinstance(durable, bool):
         raise InvalidHandler(f"{location}: durable: expected True or False, got {durable!r}")
     try:
         check_kind(kind)
         if base is None:
-            return Declared(kind, durable, KindConfig(**said, on_interrupted=word), recovery)
+            return Declared(kind, durable, KindConfig(**given, on_interrupted=word), recovery)
         if word is not None or recovery is not None:
             return Declared(
-                kind, durable, attrs.evolve(base.overrides, **said, on_interrupted=word), recovery
+                kind, durable, attrs.evolve(base.overrides, **given, on_interrupted=word), recovery
             )
-        return Declared(kind, durable, attrs.evolve(base.overrides, **said), base.recovery)
+        return Declared(kind, durable, attrs.evolve(base.overrides, **given), base.recovery)
     except (InvalidEntityId, InvalidConfig) as error:
         raise InvalidHandler(f"{location}: {error}") from None
 

@@ -100,12 +100,12 @@ def handler_methods(cls: type[Any]) -> list[tuple[Callable[..., Any], HandlerOpt
     options: dict[str, HandlerOptions] = {}
     for owner in reversed(cls.__mro__):
         for name, value in vars(owner).items():
-            said = declared_options(value)
-            if said is not None:
-                options[name] = said
-    methods = [(inspect.getattr_static(cls, name), said) for name, said in options.items()]
+            found = declared_options(value)
+            if found is not None:
+                options[name] = found
+    methods = [(inspect.getattr_static(cls, name), found) for name, found in options.items()]
     # `deposit = None` in a subclass takes the handler away, as it does for `__hash__`.
-    return [(method, said) for method, said in methods if method is not None]
+    return [(method, found) for method, found in methods if method is not None]
 
 
 def _check_constructor(cls: type[Any], keywords: Mapping[str, Any], where: str) -> None:

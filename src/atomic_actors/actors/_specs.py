@@ -365,19 +365,19 @@ def _check_parameters(function: Callable[..., Any], location: str, *, free: bool
 
 
 def _find_policy(
-    origin: Origin, said: OnInterrupted, location: str
+    origin: Origin, option: OnInterrupted, location: str
 ) -> tuple[InterruptionPolicy, Recovery | None]:
-    if isinstance(said, str):
-        if said in _POLICY_WORDS:
-            return _POLICY_WORDS[said], None
-        method = origin.find_method(said)
+    if isinstance(option, str):
+        if option in _POLICY_WORDS:
+            return _POLICY_WORDS[option], None
+        method = origin.find_method(option)
         if method is None:
             raise InvalidHandler(
-                f"{location}: on_interrupted={said!r} is neither 'dead_letter' nor 'retry' nor a method of "
+                f"{location}: on_interrupted={option!r} is neither 'dead_letter' nor 'retry' nor a method of "
                 f"{origin.location}"
             )
     else:
-        method = said
+        method = option
     method_location = location_of(method)
     check_async(method, method_location, "an on_interrupted method")
     _check_parameters(method, method_location, free=origin.free)

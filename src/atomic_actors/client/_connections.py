@@ -98,9 +98,9 @@ def meaning_of(error: Exception, *, sent: bool) -> AtomicActorsError | JournalUn
         error: what was raised.
         sent: whether the store may have seen the steps, where the error does not say.
     """
-    said = as_async_error(error) if isinstance(error, redis.RedisError) else error
-    said.__cause__ = said.__cause__ or error.__cause__
-    meaning = explain(said, sent=sent)
+    translated = as_async_error(error) if isinstance(error, redis.RedisError) else error
+    translated.__cause__ = translated.__cause__ or error.__cause__
+    meaning = explain(translated, sent=sent)
     if isinstance(error, _MOMENTARY) or isinstance(error.__cause__, _MOMENTARY):
         return StoreBusy(str(meaning), sent=False)
     return meaning
@@ -144,10 +144,10 @@ class BlockingAnswers:
         try:
             answer = exchange(self._connection, self._timeout_s, *command.split(), *arguments)
         except redis.RedisError as error:
-            said = as_async_error(error)
-            if said is error:
+            translated = as_async_error(error)
+            if translated is error:
                 raise
-            raise said from error
+            raise translated from error
         if command in _MAPS:
             return _to_map(answer)
         if command in _LISTS_OF_MAPS:

@@ -86,7 +86,7 @@ class CrashSink(Protocol):
 
 
 class StoreWatch(Protocol):
-    """Hears of each change of `CommitQueue.available`."""
+    """Is notified of each change of `CommitQueue.available`."""
 
     def lost(self, reason: str) -> None:
         """The store counts as unavailable from now on; `reason` is the last error."""
@@ -156,7 +156,7 @@ class CommitQueue(Protocol):
         directly; on Trio in the reader's task; else in a flusher's.
 
         Raises:
-            JournalUnavailable: too much waits already, the store is known to be away, or this was left;
+            JournalUnavailable: too much is waiting already, the store is known to be away, or this was left;
                 nothing was sent.
         """
         ...

@@ -141,7 +141,7 @@ class GroupCommit:
         """See `CommitQueue`.
 
         Raises:
-            JournalUnavailable: too much waits already, the store is known to be away, or this was left;
+            JournalUnavailable: too much is waiting already, the store is known to be away, or this was left;
                 nothing was sent.
         """
         limits, waiting = self.limits, len(self._queue.pending)

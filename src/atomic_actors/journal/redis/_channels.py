@@ -219,7 +219,7 @@ class RedisChannels(AsyncContextManagerMixin):
                 await sent.wait()
 
     def publish(self, channel: bytes, payload: bytes, on_sent: OnSent | None = None) -> None:
-        """Send to a channel, soon and once; does not wait, and drops it where too much waits already.
+        """Send to a channel, soon and once; does not wait, and drops it where too much is waiting already.
 
         What is published here goes out in this order, over one connection at a time.
 

@@ -89,7 +89,7 @@ class Publisher:
         return True
 
     def queue(self, channel: bytes, payload: bytes, on_sent: OnSent | None) -> None:
-        """Leave it to the task; drop it where too much waits already."""
+        """Leave it to the task; drop it where too much is waiting already."""
         try:
             self._outgoing_in.send_nowait((channel, payload, on_sent))
             self._is_busy = True

@@ -143,7 +143,7 @@ class Peers:
     Args:
         directory: where nodes announce themselves; None for a store that has none, where this node is alone.
         record: what this node says of itself.
-        lease_ttl_s: how long a node's count must stand still until it is taken for dead.
+        lease_ttl_s: how long a node's count must not change until it is taken for dead.
         same_host_takeover: whether a process of this host that is gone is dead at once.
     """
 

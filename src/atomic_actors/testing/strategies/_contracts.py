@@ -142,8 +142,8 @@ class _Reader:
             case {"$ref": str(reference)}:
                 return self._definition(reference.removeprefix("#/$defs/"), tag)
             case {"allOf": [inner, {"properties": tags}]}:
-                said = cast("Mapping[str, Any]", tags)
-                return self.form(inner, {name: self.form(each) for name, each in said.items()})
+                described = cast("Mapping[str, Any]", tags)
+                return self.form(inner, {name: self.form(each) for name, each in described.items()})
             case {"const": value}:
                 return choices_form("", [(value, value)])
             case {"enum": [*values]}:

@@ -225,9 +225,9 @@ class ValueStrategies:
 
     def set_field(self, cls: type, name: str, strategy: SearchStrategy[Any]) -> None:
         """Make a field's values with a strategy, where the field and its class have no override."""
-        said = self.overrides.get(cls, {})
-        if not isinstance(said, SearchStrategy):
-            self.overrides[cls] = {name: strategy, **said}
+        given = self.overrides.get(cls, {})
+        if not isinstance(given, SearchStrategy):
+            self.overrides[cls] = {name: strategy, **given}
 
     def unused(self) -> list[Any]:
         """The overrides that nothing asked for."""

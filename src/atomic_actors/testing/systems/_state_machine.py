@@ -139,7 +139,7 @@ class ActorStateMachine(RuleBasedStateMachine):
 
     @rule(for_s=st.sampled_from((0.1, 1.0, 5.0)))
     def pause(self, for_s: float) -> None:
-        """Let a node stand still, for longer than its lease perhaps."""
+        """Pause a node, perhaps for longer than its lease."""
 
         async def stop(simulation: Simulation) -> None:
             if simulation.living() is not None:

@@ -80,16 +80,16 @@ def config_of(place: Place, **overrides: Any) -> Config:
         InvalidConfig: a variable or an option has a value that cannot work.
     """
     names = ("namespace", "service", "partitions")
-    said: dict[str, Any] = {name: value for name in names if (value := getattr(place, name)) is not None}
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(place, name)) is not None}
     if place.url is not None:
         location, in_url = parse_store_url(place.url)
-        said["url"] = place.url
+        given["url"] = place.url
         # The URL wins over the parts of another one in the environment. Only who signs in may come from
         # there, so that no password has to stand on a command line.
         local = location.scheme in (StoreScheme.EMBEDDED, StoreScheme.MEMORY)
         dropped = {"host", "port", "db", *in_url, *(("username", "password") if local else ())}
-        said |= dict.fromkeys(sorted(dropped))
-    return Config.from_env(**{**said, **overrides})
+        given |= dict.fromkeys(sorted(dropped))
+    return Config.from_env(**{**given, **overrides})
 
 
 def _check_exists(config: Config) -> None:
