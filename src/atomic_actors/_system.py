@@ -322,7 +322,7 @@ class ActorSystem:
         return await self._running.operations.pause(ref)
 
     async def resume(self, ref: EntityRef) -> bool:
-        """Let a parked entity go on; returns whether it was parked."""
+        """Resume a parked entity; returns whether it was parked."""
         return await self._running.operations.resume(ref)
 
     async def nodes(self) -> list[NodeInfo]:
@@ -353,7 +353,7 @@ class ActorSystem:
 
         Raises:
             UnknownNode: there is no such node.
-            DrainTimeout: it still owns something; it goes on giving that up.
+            DrainTimeout: it still owns partitions; it keeps releasing them.
             StoreUnavailable: the store gave no answer.
         """
         await self._running.operations.drain(node, timeout_s)
@@ -367,7 +367,7 @@ class ActorSystem:
             timeout_s: how long to wait, in seconds; 0 without end.
 
         Raises:
-            DrainTimeout: one of them still owns something; it goes on giving that up.
+            DrainTimeout: one of them still owns partitions; it keeps releasing them.
             StoreUnavailable: the store gave no answer.
         """
         await self._running.operations.drain_all(timeout_s)

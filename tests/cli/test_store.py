@@ -155,7 +155,7 @@ def test_pause_and_resume(command: Command, fresh_store: Store) -> None:
     assert command("pause", *words).output == "account/a-1 is parked now; what is sent to it waits\n"
     assert command("pause", *words).output == "account/a-1 was parked already\n"
     assert json.loads(command("where", "--json", *words).output)["is_parked"]
-    assert command("resume", *words).output == "account/a-1 goes on\n"
+    assert command("resume", *words).output == "account/a-1 is resumed\n"
     assert command("resume", *words).output == "account/a-1 was not parked\n"
     assert not json.loads(command("where", "--json", *words).output)["is_parked"]
 

@@ -186,7 +186,7 @@ def broken(payload: Any) -> dict[str, Any]:
         (lambda: from_contract(CONTRACT, only=["Sell"]), "the contract has no Sell; there are Deposit"),
         (
             lambda: from_contract(broken({"type": "wave"})),
-            "Sell: this schema is of no sort that a contract has",
+            "Sell: this schema is not of a kind that contracts have",
         ),
         (lambda: from_contract(broken({"$ref": "#/$defs/Gone"})), "Sell: the contract refers to Gone"),
         (

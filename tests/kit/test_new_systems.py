@@ -90,7 +90,7 @@ async def test_the_settings_of_an_application(new_system: NewActorSystem) -> Non
 def test_the_store_is_not_for_the_test_to_choose(
     new_system: NewActorSystem, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(InvalidConfig, match="the fixture says where the store is"):
+    with pytest.raises(InvalidConfig, match="the fixture sets the store"):
         new_system(Account, **settings)
 
 

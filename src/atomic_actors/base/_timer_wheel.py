@@ -1,6 +1,6 @@
 """A timer wheel: what becomes due soon, grouped by equal spans of time.
 
-Adding costs the same however much waits, and nothing is ever taken out of order: an item whose time no longer
+Adding an item costs the same however many there are. Items are never removed early: one whose time no longer
 matters is dropped when it comes up.
 """
 

@@ -142,7 +142,7 @@ class Park(Struct, frozen=True, gc=False):
 
 
 class Resume(Struct, frozen=True, gc=False):
-    """Let a parked entity go on, and ring the doorbell."""
+    """Resume a parked entity, and ring the doorbell."""
 
     partition: int
     entity: str

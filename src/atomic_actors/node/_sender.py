@@ -190,7 +190,7 @@ class Sender:
             )
         left_s = context.deadline - self.store_clock.clock()
         if left_s <= 0:
-            raise AskTimeout(f"no time is left to ask {call.entity}: the turn's deadline has passed")
+            raise AskTimeout(f"no time left to ask {call.entity}: the turn's deadline has passed")
         if left_s != float("inf"):
             timeout_s = min(timeout_s, left_s) if timeout_s else left_s
         return Headers(sender=self._headers.sender, path=path), timeout_s
@@ -436,7 +436,7 @@ class Sender:
 
     def _check_keeps_results(self, ref: EntityRef) -> None:
         if self.call_checker.is_volatile(ref.kind):
-            raise NotSupported(f"kind {ref.kind!r} is volatile; it keeps no results and withdraws nothing")
+            raise NotSupported(f"kind {ref.kind!r} is volatile; it has no stored results and no withdrawal")
 
     def _check_not_leaving(self, ref: EntityRef, uid: str) -> None:
         """Of a message that was sent before, a system that is leaving knows nothing: not even that it never ran."""

@@ -57,9 +57,9 @@ OVERTAKEN_MAX: Final = 8
 #: Batches are not made smaller than this for the sake of having several on their way.
 SPLIT_STEPS_MIN: Final = 16
 
-#: How many times later than the quickest one an answer comes where others use the store, too.
+#: The store counts as contended when an answer takes this many times as long as the quickest one.
 CONTENDED_TIMES: Final = 4.0
-#: By how much the quickest answer is forgotten with every small batch.
+#: By how much the quickest answer fades with every small batch.
 QUICKEST_FADE: Final = 1.001
 #: No answer counts as quicker: a clock may be coarse.
 QUICKEST_MIN_S: Final = 0.00005
@@ -79,7 +79,7 @@ class Pace:
 
     #: They are answered far later than they could be: others use the store, or this machine, too.
     contended: bool = False
-    #: The quickest answer, in seconds; slowly forgotten, since stores are replaced.
+    #: The quickest answer, in seconds; it fades slowly, since stores are replaced.
     quickest_s: float = inf
 
     def note(self, took_s: float) -> None:

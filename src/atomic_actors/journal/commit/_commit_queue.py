@@ -78,7 +78,7 @@ class GroupCommitStatistics:
 
 
 class CrashSink(Protocol):
-    """Ends what cannot go on."""
+    """Ends what cannot continue."""
 
     def crashed(self, error: BaseException) -> None:
         """A part failed by its own fault, or the store turned out to be another one."""

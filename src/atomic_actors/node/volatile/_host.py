@@ -150,7 +150,7 @@ class VolatileHost:
         last_stream, last_number = self._last.get(place, (0, 0))
         if (stream, number) <= (last_stream, last_number):
             # Taken before, or overtaken by a newer stream: what became of it is not reported twice.
-            logger.debug("frame %d of stream %d from node %s came before", number, stream, frame.sender)
+            logger.debug("frame %d of stream %d from node %s is a duplicate", number, stream, frame.sender)
             return False
         expected = last_number + 1 if stream == last_stream else 1
         is_ours = not self.closed and frame.claim == self.volatile.claim_of(frame.partition)

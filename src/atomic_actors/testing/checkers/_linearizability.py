@@ -250,7 +250,7 @@ class _Search:
         entry = self.head.after
         wants_known = True
         while self.known_left:
-            assert entry is not None, "a return that is left stands behind every call that could be taken"
+            assert entry is not None, "a remaining return comes after every call that can be taken"
             if not entry.is_call:
                 if wants_known:
                     wants_known, entry = False, self.head.after

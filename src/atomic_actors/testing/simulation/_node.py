@@ -91,7 +91,7 @@ class SimulatedNode:
     channels: SimulatedChannels = field(init=False)
     system: ActorSystem | None = field(default=None, init=False)
     status: Literal["starting", "up", "leaving", "gone", "dead"] = field(default="starting", init=False)
-    #: It dies when one of its tasks goes on for the so-manieth time; 0 for never.
+    #: It dies when its tasks have continued this many times; 0 for never.
     _dies_at_step: int = field(default=0, init=False)
     #: Nodes with the same one were armed together: only the first that gets there dies.
     armed_by: object = field(default=None, init=False)
@@ -204,7 +204,7 @@ class SimulatedNode:
         self.journal.crash_point, self._dies_at_step, self.armed_by = None, 0, None
 
     def die_at_await(self, nth: int) -> None:
-        """Die when one of its tasks goes on, the so-manieth time from now."""
+        """Die when one of its tasks goes on, the given number of times from now."""
         self._dies_at_step = self.process.steps + nth
 
     async def call(self, function: Callable[[ActorSystem], Awaitable[T]]) -> T:

@@ -126,6 +126,6 @@ def run_simulation(
     async def run() -> T:
         async with simulate(*actors, seed=seed, **options) as simulation:
             return await main(simulation)
-        raise AssertionError("a simulation swallows no exception")
+        raise AssertionError("a simulation does not suppress exceptions")
 
     return trio.run(run, clock=trio.testing.MockClock())

@@ -221,7 +221,7 @@ class Simulation:
         """
         chosen = [each for each in self.nodes if each.is_up and node in (0, each.number)]
         if not chosen:
-            raise ValueError(f"node: there is no {node or 'node'} that lives now")
+            raise ValueError(f"node: there is no {node or 'node'} that is alive")
         moment = before or after
         if before is not None and after is not None:
             raise ValueError("crash: before= or after=, not both")
@@ -260,7 +260,7 @@ class Simulation:
         """
         chosen = self.living(node)
         if chosen is None:
-            raise ValueError(f"node: there is no {node or 'node'} that lives now, and is not paused")
+            raise ValueError(f"node: there is no {node or 'node'} that is alive, and is not paused")
         if for_s <= 0:
             raise ValueError(f"for_s: must be above 0, not {for_s:g}")
         chosen.process.stop()
@@ -440,7 +440,7 @@ class Simulation:
             if number and self.nodes[number - 1].status in ("dead", "gone"):
                 raise NodeCrashed(f"node {number} is {self.nodes[number - 1].status}")
             if not self.restarts and all(each.status in ("dead", "gone") for each in self.nodes):
-                raise NodeCrashed("no node lives, and restarts=False: none will; `join` starts one")
+                raise NodeCrashed("no node is alive, and restarts=False: start one with `join`")
             await trio.sleep(RESTART_AFTER_S)
             node = self.living(number)
         self._calling += 1

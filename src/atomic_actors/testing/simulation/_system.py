@@ -77,7 +77,7 @@ class LivingSystem:
             return call
         node = simulation.living(number)
         if node is None:
-            raise NodeCrashed("no node lives now: let time go on first (`advance`)")
+            raise NodeCrashed("no node is alive: advance the time first (`advance`)")
         return getattr(node.system, name)
 
 

@@ -163,7 +163,7 @@ class _Reader:
                 return AnyForm()
             case _:
                 raise UsageError(
-                    f"{self.path}: this schema is of no sort that a contract has: {schema!r}; give a strategy of "
+                    f"{self.path}: this schema is not of a kind that contracts have: {schema!r}; give a strategy of "
                     f"your own: overrides={{{self.path!r}: ...}}"
                 )
 

@@ -86,7 +86,7 @@ class NewActorSystem:
         taken = sorted({"url", *_THE_STORE} & settings.keys() - {"replication"})
         if taken:
             raise InvalidConfig(
-                f"{taken[0]}: the fixture says where the store is; make an ActorSystem yourself for another one"
+                f"{taken[0]}: the fixture sets the store; create an ActorSystem yourself to use another one"
             )
         fields: dict[str, Any] = {"namespace": self.namespace, **settings}
         if config is None:
@@ -102,6 +102,6 @@ class NewActorSystem:
         settings, journal = self._journals[key]
         if settings != wanted:
             raise InvalidConfig(
-                f"the systems of one test share the store, which was made with {settings}; this one wants {wanted}"
+                f"the systems of one test share the store, which was made with {settings}; this one needs {wanted}"
             )
         return journal

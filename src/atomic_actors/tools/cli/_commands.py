@@ -333,11 +333,11 @@ def pause(entity: Entity, /, *, store: StoreOptions = DEFAULT_STORE) -> int:
 
 @app.command
 def resume(entity: Entity, /, *, store: StoreOptions = DEFAULT_STORE) -> int:
-    """Let a parked entity go on."""
+    """Resume a parked entity."""
     screen = Screen()
     ref = EntityRef.parse(entity)
     changed = operate(store, screen, partial(ActorSystem.resume, ref=ref))
-    screen.say(f"{ref} goes on" if changed else f"{ref} was not parked")
+    screen.say(f"{ref} is resumed" if changed else f"{ref} was not parked")
     return 0
 
 

@@ -345,7 +345,7 @@ class Manager:
                     trace = successor.failed.traceback if successor.failed is not None else ""
                     self.observer.failed(
                         f"the reload is given up: the new worker {slot.number} {self._why(successor)}; "
-                        "those that are not replaced yet go on",
+                        "those not replaced yet keep running",
                         trace,
                     )
                 return False
