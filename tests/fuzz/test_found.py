@@ -77,7 +77,7 @@ def test_a_deadline_is_digits(deadline: bytes) -> None:
 
 
 def test_a_stamp_has_plain_digits() -> None:
-    with pytest.raises(ValueError, match="no stamp"):
+    with pytest.raises(ValueError, match="not a stamp"):
         InterruptionRules.decode("edc\u0663")
 
 

@@ -90,7 +90,7 @@ async def test_unknown_kinds_and_messages(new_system: NewSystem) -> None:
                 await call(SHOP, RawMessage("order", {}))
         wrong: Any
         for wrong in ("Order", 7, Order, {"lines": []}):
-            with pytest.raises(UnknownMessageType, match="no message"):
+            with pytest.raises(UnknownMessageType, match="not a message"):
                 await system.ask(SHOP, wrong)
         assert (await system.audit()).accepted == 0
 

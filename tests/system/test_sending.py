@@ -512,7 +512,7 @@ async def test_entities_that_are_none(new_system: NewSystem, stage: Stage) -> No
     wrong: Any
     async with new_system(Desk.using(stage=stage)) as system:
         for wrong in ("desk/one", None, Desk, ("desk", "one")):
-            with pytest.raises((InvalidEntityId, LookupError), match=r"EntityRef|no message"):
+            with pytest.raises((InvalidEntityId, LookupError), match=r"EntityRef|not a message"):
                 await system.ask(wrong, Read())
         with pytest.raises(InvalidEntityId, match=r"Read names no entity; give it before the message"):
             await system.ask(Read())
