@@ -239,7 +239,7 @@ class Sender:
                 timeout_s=timeout_s,
                 path=path,
             )
-            return call.decode_reply(reply)
+            return call.reply_coder.decode(reply)
         finally:
             self.inflight_asks -= 1
 
@@ -466,10 +466,10 @@ class Sender:
         """See `ActorSystem.result`."""
         ref, uid, reply_type = self._locate(message)
         self._check_not_leaving(ref, uid)
-        decode = self.codec.decoder(reply_type)
+        reply_coder = self.codec.coder(reply_type)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
         journal, partition = await self._place_of_sent(ref, uid)
-        sent = SentMessage(entity=str(ref), partition=partition, journal=journal, decode_reply=decode)
+        sent = SentMessage(entity=str(ref), partition=partition, journal=journal, reply_coder=reply_coder)
         return await self.router.result(sent, uid, timeout_s)
 
     async def withdraw(self, message: object) -> bool:

@@ -199,7 +199,7 @@ class TurnRunner:
         if handler is None:
             raise Unhandled(body.name)
         envelope = decode_envelope(body.envelope)
-        payload = handler.decode_payload(bytes(envelope.payload))
+        payload = handler.payload_coder.decode(bytes(envelope.payload))
         message = RawMessage(body.name, payload) if handler.spec.raw else payload
         return Member(item, body, envelope, handler, message)
 
@@ -248,7 +248,7 @@ class TurnRunner:
         """Encode what a handler did; `added` is the number of its outbox messages."""
         handler, limit = member.handler, self.node.config.max_payload_bytes
         try:
-            encoded_reply = handler.encode_reply(reply)
+            encoded_reply = handler.reply_coder.encode(reply)
         except InvalidPayload as error:
             raise InvalidReply(
                 f"{handler.spec.location}: the reply does not fit its type: {error}"

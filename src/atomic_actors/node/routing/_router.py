@@ -12,7 +12,6 @@ whose time is up and looks after those whose answer is late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 from typing import Any, Final, Literal, Protocol
 
@@ -25,14 +24,15 @@ from atomic_actors.base._errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
-from atomic_actors.base._oneshot import OneShot
+from atomic_actors.base._oneshot import Backend, OneShot
 from atomic_actors.base._random_ids import _RandomPool
 from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors.base._timer_wheel import TimerWheel
+from atomic_actors.codec._codec import Coder
 from atomic_actors.codec._envelope import digest_of, make_uid
 from atomic_actors.codec._frames import ReplyFrame
 from atomic_actors.contracts._outcomes import (
-    RefusalDecoder,
+    Refusals,
     Waiting,
     missing_message_error,
     read_outcome,
@@ -110,7 +110,7 @@ class SentMessage:
     entity: str
     partition: int
     journal: CommitQueue
-    decode_reply: Callable[[bytes], Any]
+    reply_coder: Coder
 
 
 class Pending:
@@ -153,7 +153,7 @@ class Pending:
         self.local_take = local_take
         #: The idempotency key that its append carries, or "".
         self.key = key
-        self.oneshot: OneShot[Any] = router.new_oneshot()
+        self.oneshot: OneShot[Any] = router.backend.new_oneshot()
         self.done = False
         self.accepted = False
         #: Somebody else relies on its message: cancelling the ask must not withdraw that.
@@ -230,17 +230,17 @@ class Router:
 
     Args:
         node_id: this node's name on reply channels.
-        new_oneshot: makes one-shots of the backend.
+        backend: makes one-shots.
         store_clock: the store's time, for message ids and deadlines.
-        decode_refusal: makes the asker's exception of a stored refusal.
+        refusals: makes the asker's exception of a stored refusal.
         listeners: who hears of accepted messages.
         remote: pushes answers to other nodes, where there can be any.
     """
 
     node_id: str
-    new_oneshot: Callable[[], OneShot[Any]]
+    backend: Backend
     store_clock: StoreClock
-    decode_refusal: RefusalDecoder
+    refusals: Refusals
     listeners: Listeners
     remote: NodeMessenger | None = None
     #: How many asks have an outcome, and how many tells a receipt.
@@ -299,7 +299,7 @@ class Router:
         self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
         outcome = await self._wait(pending, on_cancel, in_turn=in_turn)
         self.accepted += 1
-        return read_outcome(outcome, pending.full_message_id, call.decode_reply, self.decode_refusal)
+        return read_outcome(outcome, pending.full_message_id, call.reply_coder, self.refusals)
 
     def tell(
         self,
@@ -379,7 +379,7 @@ class Router:
         pending.poll_delay_s = POLL_FIRST_REMOTE_S
         self._look_up(pending)
         outcome = await self._wait(pending, "detach", in_turn=False)
-        return read_outcome(outcome, pending.full_message_id, sent.decode_reply, self.decode_refusal)
+        return read_outcome(outcome, pending.full_message_id, sent.reply_coder, self.refusals)
 
     async def _wait(
         self, pending: Pending, on_cancel: Literal["withdraw", "detach"], *, in_turn: bool
