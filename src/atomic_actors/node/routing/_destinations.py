@@ -168,7 +168,8 @@ class CallChecker:
         Raises:
             UsageError: the kind, the message or its content is wrong.
         """
-        target, message = resolve_target(target, message)
+        if message is None or type(target) is not EntityRef:
+            target, message = resolve_target(target, message)
         kind, known = self.kinds.get(target.kind), None
         if kind is None and (self.remote_kinds.registry is not None or self.kinds):
             known = self.remote_kinds.get(target.kind)

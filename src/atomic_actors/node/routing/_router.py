@@ -25,12 +25,12 @@ from atomic_actors.base._errors import (
     StoreUnavailable,
 )
 from atomic_actors.base._oneshot import Backend, OneShot
-from atomic_actors.base._random_ids import _RandomPool
 from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._codec import Coder
-from atomic_actors.codec._envelope import digest_of, make_uid
+from atomic_actors.codec._envelope import Headers, digest_of, encode_envelope
 from atomic_actors.codec._frames import ReplyFrame
+from atomic_actors.codec._uids import UidMaker
 from atomic_actors.contracts._outcomes import (
     Refusals,
     Waiting,
@@ -252,7 +252,7 @@ class Router:
     )
     #: By when their time ends or their outcome is to be looked up, whichever is sooner.
     _wheel: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
-    _random: _RandomPool = field(factory=_RandomPool, init=False)
+    _uids: UidMaker = field(factory=UidMaker, init=False)
 
     # Sending.
 
@@ -260,7 +260,7 @@ class Router:
         self,
         call: CheckedCall,
         local_take: LocalTake | None,
-        envelope: bytes,
+        headers: Headers,
         *,
         uid: str,
         key: str,
@@ -273,7 +273,7 @@ class Router:
         Args:
             call: where it goes.
             local_take: the owner's side, if this node is to take it with its append.
-            envelope: what it carries.
+            headers: what it carries beside its content.
             uid: its unique id; "" for a new one.
             key: its idempotency key, or "".
             timeout_s: how long to wait; 0 without end.
@@ -285,18 +285,18 @@ class Router:
             AtomicActorsError: nothing was sent, or what the outcome, or the lack of one, says.
         """
         now_ms = self.store_clock.now_ms()
-        pending = Pending(
-            self,
-            "ask",
-            call,
-            uid=uid or make_uid(now_ms, self._random.take_bits()),
-            local_take=local_take,
+        uid = uid or self._uids.make(now_ms)
+        body = pack_body(
+            name=call.name,
+            deadline_ms=now_ms + int(timeout_s * 1000) if timeout_s else 0,
+            waited_for=True,
             key=key,
+            envelope=encode_envelope(headers, call.payload),
         )
+        pending = Pending(self, "ask", call, uid=uid, local_take=local_take, key=key)
         pending.poll_delay_s = self._first_poll_s(pending_here=local_take is not None)
         self._register(pending)
-        deadline_ms = now_ms + int(timeout_s * 1000) if timeout_s else 0
-        self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
+        self._send(pending, append_of(call, pending, body), timeout_s)
         outcome = await self._wait(pending, on_cancel, in_turn=in_turn)
         self.accepted += 1
         return read_outcome(outcome, pending.full_message_id, call.reply_coder, self.refusals)
@@ -305,7 +305,7 @@ class Router:
         self,
         call: CheckedCall,
         local_take: LocalTake | None,
-        envelope: bytes,
+        headers: Headers,
         *,
         key: str,
         expires_in_s: float | None,
@@ -316,16 +316,22 @@ class Router:
         Args:
             call: where it goes.
             local_take: the owner's side, if this node is to take it with its append.
-            envelope: what it carries.
+            headers: what it carries beside its content.
             key: its idempotency key, or "".
             expires_in_s: how long the message may wait for its turn; None without end.
             timeout_s: how long its acceptance may take.
         """
         now_ms = self.store_clock.now_ms()
-        uid = make_uid(now_ms, self._random.take_bits())
+        uid = self._uids.make(now_ms)
+        body = pack_body(
+            name=call.name,
+            deadline_ms=now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0,
+            waited_for=False,
+            key=key,
+            envelope=encode_envelope(headers, call.payload),
+        )
         pending = Pending(self, "tell", call, uid=uid, local_take=local_take, key=key)
-        deadline_ms = now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0
-        self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
+        self._send(pending, append_of(call, pending, body), timeout_s)
         return pending.oneshot
 
     def receipt_of(self, answer: object) -> str:
@@ -554,20 +560,14 @@ class Router:
         self._wheel.clear()
 
 
-def append_of(call: CheckedCall, pending: Pending, deadline_ms: int, envelope: bytes) -> Append:
+def append_of(call: CheckedCall, pending: Pending, body: bytes) -> Append:
     """The step that sends a message."""
     key, local_take = pending.key, pending.local_take
     return Append(
         partition=call.partition,
         entity=call.entity,
         uid=pending.uid,
-        body=pack_body(
-            name=call.name,
-            deadline_ms=deadline_ms,
-            waited_for=pending.waiting == "ask",
-            key=key,
-            envelope=envelope,
-        ),
+        body=body,
         key=key,
         digest=digest_of(call.name, call.payload) if key else "",
         depth_limit=call.max_depth,

@@ -22,6 +22,7 @@ from atomic_actors import (
 from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import Listeners
 from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import NO_HEADERS
 from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.contracts._waiting import POLL_FIRST_REMOTE_S
 from atomic_actors.journal._protocol import (
@@ -110,10 +111,10 @@ class World:
 
     async def ask(self, *, timeout_s: float = 10.0, key: str = "", **more: Any) -> Any:
         more = {"uid": "", "on_cancel": "withdraw", "in_turn": False, **more}
-        return await self.router.ask(self.call(), None, b"", timeout_s=timeout_s, key=key, **more)
+        return await self.router.ask(self.call(), None, NO_HEADERS, timeout_s=timeout_s, key=key, **more)
 
     def tell(self, timeout_s: float = 10.0) -> Any:
-        return self.router.tell(self.call(), None, b"", key="", expires_in_s=None, timeout_s=timeout_s)
+        return self.router.tell(self.call(), None, NO_HEADERS, key="", expires_in_s=None, timeout_s=timeout_s)
 
     def pass_s(self, seconds: float) -> None:
         self.now_s += seconds
