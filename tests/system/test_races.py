@@ -190,7 +190,8 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         local_take = sender._admit(call)
         assert local_take is not None
         uid = make_uid(sender.store_clock.now_ms(), 1)
-        pending = Pending(sender.router, "tell", call, uid=uid, local_take=local_take)
+        oneshot = sender.router.backend.new_oneshot()
+        pending = Pending(sender.router, "tell", call, uid=uid, oneshot=oneshot, local_take=local_take)
         envelope = encode_envelope(NO_HEADERS, call.payload)
         body = pack_body(name=call.name, deadline_ms=0, waited_for=False, key="", envelope=envelope)
         step = append_of(call, pending, body)

@@ -143,6 +143,7 @@ class Pending:
         call: CheckedCall | SentMessage,
         *,
         uid: str,
+        oneshot: OneShot[Any],
         local_take: LocalTake | None = None,
         key: str = "",
     ) -> None:
@@ -150,10 +151,10 @@ class Pending:
         self.waiting: Waiting = waiting
         self.call = call
         self.uid = uid
+        self.oneshot = oneshot
         self.local_take = local_take
         #: The idempotency key that its append carries, or "".
         self.key = key
-        self.oneshot: OneShot[Any] = router.backend.new_oneshot()
         self.done = False
         self.accepted = False
         #: Somebody else relies on its message: cancelling the ask must not withdraw that.
@@ -293,7 +294,8 @@ class Router:
             key=key,
             envelope=encode_envelope(headers, call.payload),
         )
-        pending = Pending(self, "ask", call, uid=uid, local_take=local_take, key=key)
+        oneshot = self.backend.new_oneshot()
+        pending = Pending(self, "ask", call, uid=uid, oneshot=oneshot, local_take=local_take, key=key)
         pending.poll_delay_s = self._first_poll_s(pending_here=local_take is not None)
         self._register(pending)
         self._send(pending, append_of(call, pending, body), timeout_s)
@@ -330,9 +332,10 @@ class Router:
             key=key,
             envelope=encode_envelope(headers, call.payload),
         )
-        pending = Pending(self, "tell", call, uid=uid, local_take=local_take, key=key)
+        oneshot = self.backend.new_oneshot()
+        pending = Pending(self, "tell", call, uid=uid, oneshot=oneshot, local_take=local_take, key=key)
         self._send(pending, append_of(call, pending, body), timeout_s)
-        return pending.oneshot
+        return oneshot
 
     def receipt_of(self, answer: object) -> str:
         """The unique id under which a message was accepted, from what the one-shot of `tell` brought.
@@ -378,7 +381,7 @@ class Router:
         Raises:
             AtomicActorsError: what the outcome, or the lack of one, says.
         """
-        pending = Pending(self, "result", sent, uid=uid)
+        pending = Pending(self, "result", sent, uid=uid, oneshot=self.backend.new_oneshot())
         self._register(pending)
         if timeout_s > 0:
             pending.end_s = self.store_clock.clock() + timeout_s
