@@ -88,13 +88,14 @@ def assigned_type(node: ast.stmt) -> tuple[str, ast.expr] | None:
     return (name, value) if is_type and name.lstrip("_")[:1].isupper() else None
 
 
-def imported_names(tree: ast.Module) -> set[str]:
-    return {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+def imports_of(tree: ast.Module, trees: Trees) -> Iterator[tuple[str, str, str]]:
+    """What a module imports by name from another one: what it calls it, the file, and the name there."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            path = str(node.module).removeprefix(f"{PACKAGE}.").replace(".", "/")
+            for file in (f"{path}.py", f"{path}/__init__.py"):
+                if file in trees:
+                    yield from ((alias.asname or alias.name, file, alias.name) for alias in node.names)
 
 
 def callable_names(trees: Trees) -> dict[str, set[str]]:
@@ -104,7 +105,7 @@ def callable_names(trees: Trees) -> dict[str, set[str]]:
     and where they are imported.
     """
     found = {path: {"Callable"} for path in trees}
-    imported = {path: imported_names(tree) for path, tree in trees.items()}
+    imported = {path: list(imports_of(tree, trees)) for path, tree in trees.items()}
     size = 0
     while size != (size := sum(map(len, found.values()))):
         for path, tree in trees.items():
@@ -116,9 +117,8 @@ def callable_names(trees: Trees) -> dict[str, set[str]]:
             }
             aliases = [alias for statement in tree.body if (alias := assigned_type(statement)) is not None]
             found[path] |= {name for name, value in aliases if names_in(value) & found[path]}
-        everywhere = set[str]().union(*found.values())
         for path, names in found.items():
-            names |= imported[path] & everywhere
+            names |= {name for name, file, name_there in imported[path] if name_there in found[file]}
     return found
 
 

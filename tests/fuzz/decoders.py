@@ -177,9 +177,11 @@ VALUES: Final[tuple[tuple[str, Any, Any], ...]] = (
 def codec_types() -> list[Decoder]:
     """A decoder for each type."""
     codec = Codec()
-    everything = [codec.encoder(type_)(value) for _, type_, value in VALUES]
+    everything = [codec.coder(type_).encode(value) for _, type_, value in VALUES]
     return [
-        Decoder(f"codec-{name}", codec.decoder(type_), [everything[at]] * 8 + everything, (InvalidPayload,))
+        Decoder(
+            f"codec-{name}", codec.coder(type_).decode, [everything[at]] * 8 + everything, (InvalidPayload,)
+        )
         for at, (name, type_, _) in enumerate(VALUES)
     ]
 
@@ -267,7 +269,7 @@ CONTRACT: Final = (
 
 _codec: Final = Codec()
 _refusals: Final = RefusalReader(_codec)
-_decode_int: Final = _codec.decoder(int)
+_int_coder: Final = _codec.coder(int)
 
 
 def _envelope(data: bytes) -> None:
@@ -286,18 +288,18 @@ def _frame(data: bytes) -> None:
 
 
 def _read_refusal(data: bytes) -> None:
-    error = _refusals.read(data)
+    error = _refusals.read_refusal(data)
     assert isinstance(error, Refused)
     assert str(error) is not None
 
 
 def _error_of_outcome(data: bytes) -> None:
     for word in ("refused", "failed", "interrupted", "withdrawn", "expired", "new_word", ""):
-        assert isinstance(error_of_outcome(word, data, f"a/b/{UNIQUE}", _refusals.read), AtomicActorsError)
+        assert isinstance(error_of_outcome(word, data, f"a/b/{UNIQUE}", _refusals), AtomicActorsError)
 
 
 def _read_outcome(data: bytes) -> None:
-    read_outcome(data, f"a/b/{UNIQUE}", _decode_int, _refusals.read)
+    read_outcome(data, f"a/b/{UNIQUE}", _int_coder, _refusals)
 
 
 def _node_identity(data: bytes) -> None:

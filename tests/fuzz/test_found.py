@@ -108,13 +108,13 @@ def test_a_user_name_of_odd_bytes_can_be_shown() -> None:
 @pytest.mark.parametrize("data", [b"\xff", b"\x05", DEEP, b"\x80", b""])
 def test_a_damaged_end_is_still_an_end(data: bytes) -> None:
     refusals = RefusalReader(Codec())
-    assert isinstance(refusals.read(data), Refused)
-    assert isinstance(error_of_outcome("failed", data, "a/b/c", refusals.read), HandlerFailed)
+    assert isinstance(refusals.read_refusal(data), Refused)
+    assert isinstance(error_of_outcome("failed", data, "a/b/c", refusals), HandlerFailed)
 
 
 def test_a_damaged_outcome_is_unknown() -> None:
     with pytest.raises(OutcomeUnknown, match="cannot be read"):
-        read_outcome(b"\xff\xfe", "a/b/c", plain_of, RefusalReader(Codec()).read)
+        read_outcome(b"\xff\xfe", "a/b/c", Codec().coder(Any), RefusalReader(Codec()))
 
 
 # Systems.

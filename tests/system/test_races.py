@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 
 from atomic_actors import Actor, ActorSystem, Command, Config, LifecycleEvent, handler
 from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope, make_uid
-from atomic_actors.journal._protocol import Appended, Dispatch, Dispatched, Offer, Unsettled
+from atomic_actors.journal._protocol import Appended, Dispatch, Dispatched, Offer, Unsettled, pack_body
 from atomic_actors.node._assembly import Parts
 from atomic_actors.node.execution import _supervisor
 from atomic_actors.node.execution._turn import current_activation
@@ -190,8 +190,11 @@ async def test_no_handler_begins_once_the_drain_has_run_out() -> None:
         local_take = sender._admit(call)
         assert local_take is not None
         uid = make_uid(sender.store_clock.now_ms(), 1)
-        pending = Pending(sender.router, "tell", call, uid=uid, local_take=local_take)
-        step = append_of(call, pending, 0, encode_envelope(NO_HEADERS, call.payload))
+        oneshot = sender.router.backend.new_oneshot()
+        pending = Pending(sender.router, "tell", call, uid=uid, oneshot=oneshot, local_take=local_take)
+        envelope = encode_envelope(NO_HEADERS, call.payload)
+        body = pack_body(name=call.name, deadline_ms=0, waited_for=False, key="", envelope=envelope)
+        step = append_of(call, pending, body)
         (appended,) = (await parts.store.journal.execute([step])).results
         assert isinstance(appended, Appended)
         parts.supervisor.draining = True

@@ -77,7 +77,7 @@ def test_public_classes_travel_in_messages() -> None:
     )
     report = Report(letter, account)
     codec = Codec()
-    assert codec.decoder(Report)(codec.encoder(Report)(report)) == report
+    assert codec.coder(Report).decode(codec.coder(Report).encode(report)) == report
 
 
 def test_tracebacks_read_as_users_write() -> None:

@@ -1,11 +1,10 @@
-"""A kind, bound: its spec and the functions that turn its messages into bytes and back.
+"""A kind, bound: its spec and the coders that turn its messages into bytes and back.
 
 Made once for each kind when a system starts, so that a turn looks nothing up but its handler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field, frozen
@@ -13,20 +12,18 @@ from attrs import define, field, frozen
 from atomic_actors.actors._specs import ActorSpec, HandlerSpec, collect
 from atomic_actors.base._config import Config, KindSettings
 from atomic_actors.base._errors import InvalidConfig, InvalidState
-from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._codec import Codec, Coder
 
 __all__ = ("BoundHandler", "BoundKind", "bind_kinds")
 
 
 @frozen(eq=False)
 class BoundHandler:
-    """A handler with its codecs."""
+    """A handler with the coders of its message and its reply."""
 
     spec: HandlerSpec
-    decode_payload: Callable[[bytes], Any]
-    encode_payload: Callable[[Any], bytes]
-    encode_reply: Callable[[Any], bytes]
-    decode_reply: Callable[[bytes], Any]
+    payload_coder: Coder
+    reply_coder: Coder
 
 
 @define(eq=False)
@@ -38,8 +35,8 @@ class BoundKind:
     by_type: dict[type[Any], BoundHandler]
     by_name: dict[str, BoundHandler]
     fallback: BoundHandler | None
-    encode_state: Callable[[Any], bytes] | None
-    decode_state: Callable[[bytes], Any] | None
+    #: None for a kind without state.
+    state_coder: Coder | None
     settings: KindSettings = field(init=False)
     durable: bool = field(init=False)
     #: Handlers are free functions: they take the context, and there is no instance.
@@ -89,10 +86,8 @@ def _bind(codec: Codec, spec: ActorSpec) -> BoundKind:
     def bind(handler: HandlerSpec) -> BoundHandler:
         return BoundHandler(
             spec=handler,
-            decode_payload=codec.decoder(handler.payload_type),
-            encode_payload=codec.encoder(handler.payload_type),
-            encode_reply=codec.encoder(handler.reply_type),
-            decode_reply=codec.decoder(handler.reply_type),
+            payload_coder=codec.coder(handler.payload_type),
+            reply_coder=codec.coder(handler.reply_type),
         )
 
     by_name = {name: bind(handler) for name, handler in spec.handlers.items()}
@@ -102,6 +97,5 @@ def _bind(codec: Codec, spec: ActorSpec) -> BoundKind:
         by_type={cls: by_name[handler.name] for cls, handler in spec.by_type.items()},
         by_name=by_name,
         fallback=None if spec.fallback is None else bind(spec.fallback),
-        encode_state=None if spec.state_type is None else codec.encoder(spec.state_type),
-        decode_state=None if spec.state_type is None else codec.decoder(spec.state_type),
+        state_coder=None if spec.state_type is None else codec.coder(spec.state_type),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import RLock
 from typing import Any, Final, cast
 
@@ -31,7 +31,7 @@ from atomic_actors.client._replies import ReplyListener
 from atomic_actors.client._servers import SingleServer, servers_at
 from atomic_actors.client._store import BlockingStore
 from atomic_actors.client._waiting import Waiter, Waiters
-from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._codec import Codec, Coder
 from atomic_actors.codec._envelope import Headers, digest_of, encode_envelope, make_uid
 from atomic_actors.contracts._call_checks import (
     ForeignMessages,
@@ -79,7 +79,7 @@ class ClientCall:
     partition: int
     name: str
     payload: bytes
-    decode_reply: Callable[[bytes], Any]
+    reply_coder: Coder
     reply_type: Any
 
 
@@ -106,13 +106,13 @@ class Vocabulary:
         with self._lock:
             if type(message) is RawMessage:
                 name, reply_type = message.name, Any
-                encode, decode_reply = self._codec.encoder(Any), self._codec.decoder(Any)
+                coder = reply_coder = self._codec.coder(Any)
                 content: object = message.payload
             else:
                 known = self._foreign.class_of(message)
                 name, reply_type = known.name, known.reply_type
-                encode, decode_reply, content = known.encode, known.decode_reply, message
-        payload = encode(content)
+                coder, reply_coder, content = known.coder, known.reply_coder, message
+        payload = coder.encode(content)
         check_size(name, ref, payload, self._config.max_payload_bytes)
         entity = str(ref)
         partition = partition_of(entity, self._config.partitions)
@@ -122,19 +122,19 @@ class Vocabulary:
             partition=partition,
             name=name,
             payload=payload,
-            decode_reply=decode_reply,
+            reply_coder=reply_coder,
             reply_type=reply_type,
         )
 
-    def decoder(self, reply_type: Any) -> Callable[[bytes], Any]:
-        """The function from bytes to a reply."""
+    def coder(self, reply_type: Any) -> Coder:
+        """What makes replies of bytes."""
         with self._lock:
-            return self._codec.decoder(reply_type)
+            return self._codec.coder(reply_type)
 
-    def refusal(self, data: bytes) -> AtomicActorsError:
-        """The exception of a stored refusal."""
+    def read_refusal(self, data: bytes) -> AtomicActorsError:
+        """The exception of a stored refusal (`Refusals`)."""
         with self._lock:
-            return self._refusals.read(data)
+            return self._refusals.read_refusal(data)
 
 
 class Session:
@@ -221,7 +221,7 @@ class Session:
             self._cancel(waiter, call.partition, on_cancel)
             raise
         self._waiters.remove(waiter)
-        return self._value_of(waiter, outcome, call.decode_reply)
+        return self._value_of(waiter, outcome, call.reply_coder)
 
     def _send(self, waiter: Waiter, step: Append, until_s: float) -> None:
         try:
@@ -285,8 +285,8 @@ class Session:
                 accepted=waiter.accepted,
             )
 
-    def _value_of(self, waiter: Waiter, outcome: bytes, decode: Callable[[bytes], Any]) -> Any:
-        return read_outcome(outcome, waiter.message_id, decode, self._words.refusal)
+    def _value_of(self, waiter: Waiter, outcome: bytes, reply_coder: Coder) -> Any:
+        return read_outcome(outcome, waiter.message_id, reply_coder, self._words)
 
     def _cancel(self, waiter: Waiter, partition: int, on_cancel: OnCancel) -> None:
         if on_cancel == "detach":
@@ -381,7 +381,7 @@ class Session:
     def result(self, message: object, timeout_s: float) -> Any:
         """See `Client.result`."""
         ref, uid, reply_type = locate_message(message)
-        decode = self._words.decoder(reply_type)
+        reply_coder = self._words.coder(reply_type)
         until_s = time.monotonic() + timeout_s if timeout_s else float("inf")
         self._now_ms(min(until_s, time.monotonic() + self._config.accept_timeout_s))
         entity = str(ref)
@@ -393,7 +393,7 @@ class Session:
             outcome = self._await(waiter, partition, until_s, POLL_FIRST_REMOTE_S)
         finally:
             self._waiters.remove(waiter)
-        return self._value_of(waiter, outcome, decode)
+        return self._value_of(waiter, outcome, reply_coder)
 
     def withdraw(self, message: object) -> bool:
         """See `Client.withdraw`."""

@@ -45,7 +45,7 @@ from atomic_actors.codec._forms import (
     path_form,
 )
 
-__all__ = ("Codec",)
+__all__ = ("Codec", "Coder")
 
 _PROBLEMS_SHOWN: Final = 5
 _encode = msgspec.msgpack.Encoder().encode
@@ -358,68 +358,74 @@ def _form_read(form: Form, value: Any) -> Any:
     return form.read(value)
 
 
+class Coder:
+    """Encodes and decodes the values of one type.
+
+    Args:
+        form: how the type is stored.
+        name: what an error path begins with.
+    """
+
+    __slots__ = ("_form", "_name", "_read", "_write")
+
+    def __init__(self, form: Form, name: str) -> None:
+        self._form = form
+        self._name = name
+        # Looked up once: these two are called for every message.
+        self._write = form.write
+        self._read = form.read
+
+    def encode(self, value: Any) -> bytes:
+        """A value as bytes.
+
+        Raises:
+            InvalidPayload: the value does not fit the type; the text carries the path of the bad field.
+        """
+        try:
+            return _encode(self._write(value))
+        except Exception as error:
+            problem = _refusal(self._form, value, self._name, _form_encode, error, reading=False)
+            raise problem from _cause(error)
+
+    def decode(self, data: bytes) -> Any:
+        """The value that `encode` made bytes of.
+
+        Raises:
+            InvalidPayload: the bytes do not fit the type; the text carries the path of the bad field.
+        """
+        try:
+            plain = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            raise InvalidPayload(f"{self._name}: the bytes are not valid MessagePack: {error}") from error
+        try:
+            return self._read(plain)
+        except Exception as error:
+            problem = _refusal(self._form, plain, self._name, _form_read, error, reading=True)
+            raise problem from _cause(error)
+
+
 class Codec:
     """Encodes and decodes values by their types. One for a process; it keeps what it worked out.
 
-    The functions that `encoder` and `decoder` return are made once for each type.
+    The coder of each type is made once.
     """
 
     def __init__(self) -> None:
         self._builder = _Builder()
-        self._encoders: dict[Any, Callable[[Any], bytes]] = {}
-        self._decoders: dict[Any, Callable[[bytes], Any]] = {}
+        self._coders: dict[Any, Coder] = {}
 
-    def encoder(self, type_: Any) -> Callable[[Any], bytes]:
-        """The function from a value of `type_` to bytes.
-
-        It raises `InvalidPayload` with the path of the bad field.
+    def coder(self, type_: Any) -> Coder:
+        """What encodes and decodes the values of a type.
 
         Raises:
             UsageError: values of this type cannot be stored; the text names the field.
         """
         try:
-            return self._encoders[type_]
+            return self._coders[type_]
         except KeyError:
             pass
-        form, name = self._form(type_)
-        write = form.write
-
-        def encode(value: Any) -> bytes:
-            try:
-                return _encode(write(value))
-            except Exception as error:
-                raise _refusal(form, value, name, _form_encode, error, reading=False) from _cause(error)
-
-        self._encoders[type_] = encode
-        return encode
-
-    def decoder(self, type_: Any) -> Callable[[bytes], Any]:
-        """The function from bytes to a value of `type_`.
-
-        It raises `InvalidPayload` with the path of the bad field.
-
-        Raises:
-            UsageError: values of this type cannot be stored; the text names the field.
-        """
-        try:
-            return self._decoders[type_]
-        except KeyError:
-            pass
-        form, name = self._form(type_)
-        read = form.read
-
-        def decode(data: bytes) -> Any:
-            try:
-                plain = _decode(data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
-                raise InvalidPayload(f"{name}: the bytes are not valid MessagePack: {error}") from error
-            try:
-                return read(plain)
-            except Exception as error:
-                raise _refusal(form, plain, name, _form_read, error, reading=True) from _cause(error)
-
-        self._decoders[type_] = decode
-        return decode
+        coder = self._coders[type_] = Coder(*self._form(type_))
+        return coder
 
     def to_plain(self, value: Any, type_: Any) -> Any:
         """A value as plain data: None, bool, int, float, str, bytes, list, dict.
@@ -463,10 +469,10 @@ class Codec:
                 f"{name}: must be constructible without arguments ({type(error).__name__}: {error}); give every field a default"
             ) from error
         try:
-            encode = self.encoder(type_)
-            first = encode(default)
-            again = self.decoder(type_)(first)
-            second = encode(again)
+            coder = self.coder(type_)
+            first = coder.encode(default)
+            again = coder.decode(first)
+            second = coder.encode(again)
         except UsageError as error:
             raise InvalidState(f"the default of the state cannot be stored: {error}") from error
         if first != second:

@@ -5,7 +5,6 @@ The actor system's sender and the blocking client both come here, so that both r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from attrs import define, field, frozen
@@ -19,7 +18,7 @@ from atomic_actors.base._errors import (
     UnknownMessageType,
 )
 from atomic_actors.base._records import EntityRef, Receipt, split_message_id
-from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._codec import Codec, Coder
 
 __all__ = (
     "ForeignClass",
@@ -42,8 +41,8 @@ class ForeignClass:
     """What is known of a message class whose kind is not here."""
 
     name: str
-    encode: Callable[[Any], bytes]
-    decode_reply: Callable[[bytes], Any]
+    coder: Coder
+    reply_coder: Coder
     reply_type: Any
 
 
@@ -70,7 +69,7 @@ class ForeignMessages:
         if foreign is None:
             spec = message_spec(cls)
             foreign = ForeignClass(
-                spec.name, self.codec.encoder(cls), self.codec.decoder(spec.reply_type), spec.reply_type
+                spec.name, self.codec.coder(cls), self.codec.coder(spec.reply_type), spec.reply_type
             )
             self._classes[cls] = foreign
         return foreign

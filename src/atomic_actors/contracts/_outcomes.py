@@ -5,8 +5,7 @@ The actor system's router and the blocking client both come here, so that both s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 from attrs import define, field
@@ -28,14 +27,14 @@ from atomic_actors.base._errors import (
     Withdrawn,
     error_from_code,
 )
-from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._codec import Codec, Coder
 from atomic_actors.codec._envelope import Failure, plain_of
 from atomic_actors.codec._refusals import RefusalClasses
 from atomic_actors.journal._protocol import Rejected, Result, split_outcome
 
 __all__ = (
-    "RefusalDecoder",
     "RefusalReader",
+    "Refusals",
     "Waiting",
     "error_of_outcome",
     "missing_message_error",
@@ -47,7 +46,14 @@ __all__ = (
 
 #: What a sender waits for.
 Waiting = Literal["ask", "tell", "result"]
-RefusalDecoder = Callable[[bytes], AtomicActorsError]
+
+
+class Refusals(Protocol):
+    """Makes the asker's exceptions of stored refusals."""
+
+    def read_refusal(self, data: bytes) -> AtomicActorsError:
+        """The exception in the opaque part of a `refused` outcome."""
+        ...
 
 
 @define(eq=False)
@@ -57,7 +63,7 @@ class RefusalReader:
     codec: Codec
     _classes: RefusalClasses = field(factory=RefusalClasses, init=False)
 
-    def read(self, data: bytes) -> Refused:
+    def read_refusal(self, data: bytes) -> Refused:
         """The refusal in the opaque part of a `refused` outcome; a bare `Refused` where that cannot be read."""
         try:
             plain: object = plain_of(data)
@@ -92,16 +98,14 @@ def read_failure(data: bytes) -> Failure:
     return Failure(_text_of(fields, "error_type"), _text_of(fields, "text"), _text_of(fields, "traceback"))
 
 
-def read_outcome(
-    outcome: bytes, message_id: str, decode: Callable[[bytes], Any], decode_refusal: RefusalDecoder
-) -> Any:
+def read_outcome(outcome: bytes, message_id: str, reply_coder: Coder, refusals: Refusals) -> Any:
     """The reply in a completed outcome; otherwise the exception that the outcome stands for.
 
     Args:
         outcome: as the store has it.
         message_id: whose outcome it is.
-        decode: makes the reply.
-        decode_refusal: makes the exception of a refusal.
+        reply_coder: makes the reply.
+        refusals: makes the exception of a refusal.
 
     Raises:
         AtomicActorsError: the message was refused, failed, was interrupted, withdrawn or expired.
@@ -115,23 +119,21 @@ def read_outcome(
             f"{message_id} has ended, and its outcome cannot be read: {error}", message_id=message_id
         ) from error
     if word == "completed":
-        return decode(rest)
-    raise error_of_outcome(word, rest, message_id, decode_refusal)
+        return reply_coder.decode(rest)
+    raise error_of_outcome(word, rest, message_id, refusals)
 
 
-def error_of_outcome(
-    word: str, rest: bytes, message_id: str, decode_refusal: RefusalDecoder
-) -> AtomicActorsError:
+def error_of_outcome(word: str, rest: bytes, message_id: str, refusals: Refusals) -> AtomicActorsError:
     """The exception that an outcome other than `completed` stands for.
 
     Args:
         word: the state word of the outcome.
         rest: what follows it.
         message_id: whose outcome it is.
-        decode_refusal: makes the exception of a `refused` one.
+        refusals: makes the exception of a `refused` one.
     """
     if word == "refused":
-        error = decode_refusal(rest)
+        error = refusals.read_refusal(rest)
         error.message_id = message_id
         return error
     if word == "failed":

@@ -183,9 +183,9 @@ def assemble(
     membership = _membership(config, store, kinds, journal)
     router = Router(
         node_id=membership.nodes.node_id,
-        new_oneshot=backend.new_oneshot,
+        backend=backend,
         store_clock=store_clock,
-        decode_refusal=refusals.read,
+        refusals=refusals,
         listeners=listeners,
         remote=store.messenger,
     )
@@ -368,9 +368,8 @@ def _volatile_ends(
     routes = VolatileRoutes(
         messenger,
         node.replies.node_id,
-        NodeIdentity.id_in,
         node.backend,
-        decode_refusal=refusals.read,
+        refusals=refusals,
         accept_timeout_s=node.config.accept_timeout_s,
     )
     return host, routes

@@ -35,7 +35,7 @@ from atomic_actors.base._oneshot import OneShot
 from atomic_actors.base._records import EntityRef, Receipt, check_key, partition_of
 from atomic_actors.base._telemetry import logger
 from atomic_actors.codec._codec import Codec
-from atomic_actors.codec._envelope import Headers, derive_uid, encode_envelope
+from atomic_actors.codec._envelope import Headers, derive_uid
 from atomic_actors.contracts._call_checks import (
     OnCancel,
     check_on_cancel,
@@ -125,10 +125,14 @@ class Sender:
     ) -> Any:
         """See `ActorSystem.ask`."""
         self._check_running()
-        check_on_cancel(on_cancel)
+        if on_cancel != "withdraw":
+            check_on_cancel(on_cancel)
         if key is not None:
             check_key(key)
-        timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
+        if timeout_s is None:
+            timeout_s = self.config.ask_timeout_s
+        else:
+            timeout_s = check_seconds("timeout_s", timeout_s, 0)
         call = self.call_checker.check(target, message)
         if call is None:
             began_s = self.store_clock.clock()
@@ -239,7 +243,7 @@ class Sender:
                 timeout_s=timeout_s,
                 path=path,
             )
-            return call.decode_reply(reply)
+            return call.reply_coder.decode(reply)
         finally:
             self.inflight_asks -= 1
 
@@ -275,11 +279,10 @@ class Sender:
     ) -> Any:
         self._count_ask(call)
         try:
-            envelope = encode_envelope(headers, call.payload)
             return await self.router.ask(
                 call,
                 self._admit(call),
-                envelope,
+                headers,
                 uid=uid,
                 key=key or "",
                 timeout_s=timeout_s,
@@ -327,11 +330,10 @@ class Sender:
         return Receipt(f"{call.ref}/{answer:032x}", call.ref)
 
     def _send_tell(self, call: CheckedCall, key: str | None, expires_in_s: float | None) -> OneShot[Any]:
-        envelope = encode_envelope(self._headers, call.payload)
         return self.router.tell(
             call,
             self._admit(call),
-            envelope,
+            self._headers,
             key=key or "",
             expires_in_s=expires_in_s,
             timeout_s=self.config.accept_timeout_s,
@@ -466,10 +468,10 @@ class Sender:
         """See `ActorSystem.result`."""
         ref, uid, reply_type = self._locate(message)
         self._check_not_leaving(ref, uid)
-        decode = self.codec.decoder(reply_type)
+        reply_coder = self.codec.coder(reply_type)
         timeout_s = check_seconds("timeout_s", timeout_s, self.config.ask_timeout_s)
         journal, partition = await self._place_of_sent(ref, uid)
-        sent = SentMessage(entity=str(ref), partition=partition, journal=journal, decode_reply=decode)
+        sent = SentMessage(entity=str(ref), partition=partition, journal=journal, reply_coder=reply_coder)
         return await self.router.result(sent, uid, timeout_s)
 
     async def withdraw(self, message: object) -> bool:

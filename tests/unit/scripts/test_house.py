@@ -89,9 +89,12 @@ def test_callbacks_of_constructors() -> None:
 
 def test_aliases_are_known_where_they_are_imported() -> None:
     sources = {
-        "a.py": parse("from b import Then\nclass A:\n    then: Then"),
+        "a.py": parse("from atomic_actors.room import Then\nclass A:\n    then: Then"),
+        "room/__init__.py": parse("from atomic_actors.b import Then"),
         "b.py": parse("Then = Callable[[], None]\nclass B:\n    then: Then"),
         "c.py": parse("class Then: ...\nclass C:\n    then: Then"),
+        # The same name from elsewhere is another thing.
+        "d.py": parse("from atomic_actors.c import Then\nclass D:\n    then: Then"),
     }
     assert callable_names(sources)["a.py"] == {"Callable", "Then"}
     assert [found.what for found in callbacks(sources)] == ["A.then", "B.then"]

@@ -125,8 +125,14 @@ _KINDS: Final[dict[Any, Kind]] = {
 }
 
 
-def _arguments(record: type[Struct], *names: str | Argument) -> tuple[Argument, ...]:
+#: Fields of a record by name, with spaces between them; in a tuple, also arguments that are no field.
+Arguments = str | tuple[str | Argument, ...]
+
+
+def _arguments(record: type[Struct], names: Arguments) -> tuple[Argument, ...]:
     """The arguments that fields of a record become; those that are no field stand among their names."""
+    if isinstance(names, str):
+        names = (names,)
     types = get_type_hints(record)
     found: list[Argument] = []
     for name in names:
@@ -142,7 +148,8 @@ def _form(
     name: str,
     record: type[Struct],
     keys: str,
-    *arguments: str | Argument,
+    arguments: Arguments = (),
+    *,
     when: str = "",
     extends: str = "",
     is_sized: bool = False,
@@ -151,16 +158,16 @@ def _form(
         name=name,
         records=(record,),
         keys=tuple(f"{key}_key" for key in keys.split()),
-        arguments=_arguments(record, *arguments),
+        arguments=_arguments(record, arguments),
         when=when,
         extends=extends,
         is_sized=is_sized,
     )
 
 
-def _items(name: str, form: str, record: type[Struct], keys: str, *arguments: str | Argument) -> Items:
+def _items(name: str, form: str, record: type[Struct], keys: str, arguments: Arguments = ()) -> Items:
     key_names = tuple(f"{key}_key" for key in keys.split())
-    return Items(name=name, form=form, keys=key_names, arguments=_arguments(record, *arguments))
+    return Items(name=name, form=form, keys=key_names, arguments=_arguments(record, arguments))
 
 
 _APPEND: Final = "entity uid body digest depth_limit claim policy held_version"
@@ -174,7 +181,9 @@ def _count(name: str) -> Argument:
 
 
 FORMS: Final = (
-    _form("append_key", Append, "record log outcome used", _APPEND, "key", when="step.key", extends="append"),
+    _form(
+        "append_key", Append, "record log outcome used", f"{_APPEND} key", when="step.key", extends="append"
+    ),
     _form("append", Append, "record log outcome", _APPEND),
     # Several appends to one entity under the same conditions. Each has an answer.
     _form("append_run", Append, "record log", "entity depth_limit claim policy held_version", is_sized=True),
@@ -195,7 +204,7 @@ FORMS: Final = (
         name="park",
         records=(Park, Resume),
         keys=("record_key", "log_key"),
-        arguments=_arguments(Park, "entity", _PARK),
+        arguments=_arguments(Park, ("entity", _PARK)),
     ),
     _form("inspect", Inspect, "record log", "entity"),
     _form("count", CountKind, "index", "kind"),
@@ -206,13 +215,15 @@ FORMS: Final = (
         "finish",
         Finish,
         "record log",
-        "entity claim turn expected_version",
-        Argument("has_state", Kind.FLAG),
-        "state park policy run_limit",
-        _count("verdict_count"),
-        Argument("has_letters", Kind.FLAG),
-        _count("local_count"),
-        _count("stream_count"),
+        (
+            "entity claim turn expected_version",
+            Argument("has_state", Kind.FLAG),
+            "state park policy run_limit",
+            _count("verdict_count"),
+            Argument("has_letters", Kind.FLAG),
+            _count("local_count"),
+            _count("stream_count"),
+        ),
         is_sized=True,
     ),
     # Belongs to the step before it: it is no step of its own.
@@ -279,7 +290,7 @@ ITEMS: Final = (
     # After all of those above.
     _items("streams of a turn", "finish", Finish, "streams"),
     _items(
-        "stream", "finish", Outgoing, "outbound", Argument("target", Kind.TARGET), _count("message_count")
+        "stream", "finish", Outgoing, "outbound", (Argument("target", Kind.TARGET), _count("message_count"))
     ),
     _items("message of a stream", "finish", Outgoing, "", _SENT),
     _items("entry", "relay_in", RelayEntry, "record log", "number entity uid body"),

@@ -44,7 +44,7 @@ class EntityState:
     @property
     def value(self) -> Any:
         """The value as handlers see it; `self.state = new` counts."""
-        if self.holder is not None and self.kind.decode_state is not None:
+        if self.holder is not None and self.kind.state_coder is not None:
             return self.holder.state
         return self._value
 
@@ -82,11 +82,11 @@ class EntityState:
             Unreadable: the bytes do not decode.
         """
         self.staged = data
-        decode = self.kind.decode_state
-        if decode is None:
+        coder = self.kind.state_coder
+        if coder is None:
             return
         try:
-            self.value = decode(data) if data else self.kind.new_state()
+            self.value = coder.decode(data) if data else self.kind.new_state()
         except (InvalidPayload, msgspec.DecodeError) as error:
             raise Unreadable(f"the stored state of {self.entity} does not decode: {error}") from error
 
@@ -97,15 +97,15 @@ class EntityState:
             InvalidState: the value does not fit its type; `location` is the handler that made it.
             PayloadTooLarge: it is too large.
         """
-        encode = self.kind.encode_state
-        if encode is None:
+        coder = self.kind.state_coder
+        if coder is None:
             return b""
         try:
-            data = encode(self.value)
+            data = coder.encode(self.value)
         except InvalidPayload as error:
             raise InvalidState(f"{location}: the state does not fit its type: {error}") from error
         if self.limit_bytes and len(data) > self.limit_bytes:
             raise PayloadTooLarge(f"{self.entity}: the state has {len(data)} bytes (max_payload_bytes)")
-        if not self.staged and data == encode(self.kind.new_state()):
+        if not self.staged and data == coder.encode(self.kind.new_state()):
             return b""
         return data

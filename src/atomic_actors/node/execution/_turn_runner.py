@@ -199,7 +199,7 @@ class TurnRunner:
         if handler is None:
             raise Unhandled(body.name)
         envelope = decode_envelope(body.envelope)
-        payload = handler.decode_payload(bytes(envelope.payload))
+        payload = handler.payload_coder.decode(bytes(envelope.payload))
         message = RawMessage(body.name, payload) if handler.spec.raw else payload
         return Member(item, body, envelope, handler, message)
 
@@ -247,8 +247,9 @@ class TurnRunner:
     def _stage(self, turn: Turn, member: Member, before: bytes, reply: Any, added: int) -> Verdict:
         """Encode what a handler did; `added` is the number of its outbox messages."""
         handler, limit = member.handler, self.node.config.max_payload_bytes
+        after = self.state.encode(handler.spec.location)
         try:
-            encoded_reply = handler.encode_reply(reply)
+            encoded_reply = handler.reply_coder.encode(reply)
         except InvalidPayload as error:
             raise InvalidReply(
                 f"{handler.spec.location}: the reply does not fit its type: {error}"
@@ -257,7 +258,6 @@ class TurnRunner:
             raise PayloadTooLarge(
                 f"{handler.spec.location}: the reply has {len(encoded_reply)} bytes (max_payload_bytes)"
             )
-        after = self.state.encode(handler.spec.location)
         if handler.spec.query and (after != before or added):
             raise QueryChangedState(
                 f"{handler.spec.location} handles a query but changed the state or added to the outbox; "

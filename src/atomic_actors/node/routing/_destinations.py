@@ -7,7 +7,7 @@ a call is checked without waiting, as it is for a kind of this node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final, cast
 
 import anyio
@@ -19,7 +19,7 @@ from atomic_actors.base._config import Config
 from atomic_actors.base._errors import NotSupported, StoreUnavailable, UnknownKind, UnknownMessageType
 from atomic_actors.base._records import EntityRef, partition_of
 from atomic_actors.base._telemetry import logger
-from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._codec import Codec, Coder
 from atomic_actors.codec._envelope import NO_HEADERS, encode_envelope
 from atomic_actors.contracts._call_checks import ForeignClass, ForeignMessages, check_size, resolve_target
 from atomic_actors.contracts._contracts import RemoteKind
@@ -49,7 +49,7 @@ class CheckedCall:
     kind: BoundKind | None
     name: str
     payload: bytes
-    decode_reply: Callable[[bytes], Any]
+    reply_coder: Coder
     reply_type: Any
     is_volatile: bool = False
 
@@ -168,7 +168,8 @@ class CallChecker:
         Raises:
             UsageError: the kind, the message or its content is wrong.
         """
-        target, message = resolve_target(target, message)
+        if message is None or type(target) is not EntityRef:
+            target, message = resolve_target(target, message)
         kind, known = self.kinds.get(target.kind), None
         if kind is None and (self.remote_kinds.registry is not None or self.kinds):
             known = self.remote_kinds.get(target.kind)
@@ -180,16 +181,16 @@ class CallChecker:
                 return None
         cls: type[Any] = type(message)
         if cls is RawMessage:
-            name, payload, decode_reply, reply_type = self._check_raw(kind, cast("RawMessage", message))
+            name, payload, reply_coder, reply_type = self._check_raw(kind, cast("RawMessage", message))
         else:
             handler = kind.by_type.get(cls) if kind is not None else None
             if handler is not None:
                 name, reply_type = handler.spec.name, handler.spec.reply_type
-                payload, decode_reply = handler.encode_payload(message), handler.decode_reply
+                payload, reply_coder = handler.payload_coder.encode(message), handler.reply_coder
             else:
                 foreign = self._foreign_message(kind, message)
                 name, reply_type = foreign.name, foreign.reply_type
-                payload, decode_reply = foreign.encode(message), foreign.decode_reply
+                payload, reply_coder = foreign.coder.encode(message), foreign.reply_coder
         check_size(name, target, payload, self.config.max_payload_bytes)
         entity = str(target)
         service, partitions = "", self.partitions
@@ -203,18 +204,18 @@ class CallChecker:
                 if journal is None and not for_outbox:
                     return None
         return CheckedCall(
-            target,
-            entity,
-            service,
-            partition_of(entity, partitions),
-            journal,
-            max_depth,
-            kind,
-            name,
-            payload,
-            decode_reply,
-            reply_type,
-            not (kind.durable if kind is not None else known is None or known.durable),
+            ref=target,
+            entity=entity,
+            service=service,
+            partition=partition_of(entity, partitions),
+            journal=journal,
+            max_depth=max_depth,
+            kind=kind,
+            name=name,
+            payload=payload,
+            reply_coder=reply_coder,
+            reply_type=reply_type,
+            is_volatile=not (kind.durable if kind is not None else known is None or known.durable),
         )
 
     def _check_can_be_known(self, kind: str) -> None:
@@ -240,12 +241,11 @@ class CallChecker:
         here, known = self.kinds.get(kind), self.remote_kinds.get(kind)
         return not here.durable if here is not None else known is not None and not known.durable
 
-    def _check_raw(
-        self, kind: BoundKind | None, message: RawMessage
-    ) -> tuple[str, bytes, Callable[[bytes], Any], Any]:
+    def _check_raw(self, kind: BoundKind | None, message: RawMessage) -> tuple[str, bytes, Coder, Any]:
         if kind is not None and kind.handler_for(message.name) is None:
             raise self._no_handler(kind, message.name)
-        return message.name, self.codec.encoder(Any)(message.payload), self.codec.decoder(Any), Any
+        coder = self.codec.coder(Any)
+        return message.name, coder.encode(message.payload), coder, Any
 
     def _foreign_message(self, kind: BoundKind | None, message: object) -> ForeignClass:
         foreign = self._foreign.class_of(message)

@@ -12,7 +12,6 @@ whose time is up and looks after those whose answer is late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 from typing import Any, Final, Literal, Protocol
 
@@ -25,14 +24,15 @@ from atomic_actors.base._errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
-from atomic_actors.base._oneshot import OneShot
-from atomic_actors.base._random_ids import _RandomPool
+from atomic_actors.base._oneshot import Backend, OneShot
 from atomic_actors.base._telemetry import LifecycleEvent, Listeners, logger
 from atomic_actors.base._timer_wheel import TimerWheel
-from atomic_actors.codec._envelope import digest_of, make_uid
+from atomic_actors.codec._codec import Coder
+from atomic_actors.codec._envelope import Headers, digest_of, encode_envelope
 from atomic_actors.codec._frames import ReplyFrame
+from atomic_actors.codec._uids import UidMaker
 from atomic_actors.contracts._outcomes import (
-    RefusalDecoder,
+    Refusals,
     Waiting,
     missing_message_error,
     read_outcome,
@@ -110,7 +110,7 @@ class SentMessage:
     entity: str
     partition: int
     journal: CommitQueue
-    decode_reply: Callable[[bytes], Any]
+    reply_coder: Coder
 
 
 class Pending:
@@ -143,6 +143,7 @@ class Pending:
         call: CheckedCall | SentMessage,
         *,
         uid: str,
+        oneshot: OneShot[Any],
         local_take: LocalTake | None = None,
         key: str = "",
     ) -> None:
@@ -150,10 +151,10 @@ class Pending:
         self.waiting: Waiting = waiting
         self.call = call
         self.uid = uid
+        self.oneshot = oneshot
         self.local_take = local_take
         #: The idempotency key that its append carries, or "".
         self.key = key
-        self.oneshot: OneShot[Any] = router.new_oneshot()
         self.done = False
         self.accepted = False
         #: Somebody else relies on its message: cancelling the ask must not withdraw that.
@@ -230,17 +231,17 @@ class Router:
 
     Args:
         node_id: this node's name on reply channels.
-        new_oneshot: makes one-shots of the backend.
+        backend: makes one-shots.
         store_clock: the store's time, for message ids and deadlines.
-        decode_refusal: makes the asker's exception of a stored refusal.
+        refusals: makes the asker's exception of a stored refusal.
         listeners: who hears of accepted messages.
         remote: pushes answers to other nodes, where there can be any.
     """
 
     node_id: str
-    new_oneshot: Callable[[], OneShot[Any]]
+    backend: Backend
     store_clock: StoreClock
-    decode_refusal: RefusalDecoder
+    refusals: Refusals
     listeners: Listeners
     remote: NodeMessenger | None = None
     #: How many asks have an outcome, and how many tells a receipt.
@@ -252,7 +253,7 @@ class Router:
     )
     #: By when their time ends or their outcome is to be looked up, whichever is sooner.
     _wheel: TimerWheel[Pending] = field(factory=TimerWheel[Pending], init=False)
-    _random: _RandomPool = field(factory=_RandomPool, init=False)
+    _uids: UidMaker = field(factory=UidMaker, init=False)
 
     # Sending.
 
@@ -260,7 +261,7 @@ class Router:
         self,
         call: CheckedCall,
         local_take: LocalTake | None,
-        envelope: bytes,
+        headers: Headers,
         *,
         uid: str,
         key: str,
@@ -273,7 +274,7 @@ class Router:
         Args:
             call: where it goes.
             local_take: the owner's side, if this node is to take it with its append.
-            envelope: what it carries.
+            headers: what it carries beside its content.
             uid: its unique id; "" for a new one.
             key: its idempotency key, or "".
             timeout_s: how long to wait; 0 without end.
@@ -285,27 +286,28 @@ class Router:
             AtomicActorsError: nothing was sent, or what the outcome, or the lack of one, says.
         """
         now_ms = self.store_clock.now_ms()
-        pending = Pending(
-            self,
-            "ask",
-            call,
-            uid=uid or make_uid(now_ms, self._random.take_bits()),
-            local_take=local_take,
+        uid = uid or self._uids.make(now_ms)
+        body = pack_body(
+            name=call.name,
+            deadline_ms=now_ms + int(timeout_s * 1000) if timeout_s else 0,
+            waited_for=True,
             key=key,
+            envelope=encode_envelope(headers, call.payload),
         )
+        oneshot = self.backend.new_oneshot()
+        pending = Pending(self, "ask", call, uid=uid, oneshot=oneshot, local_take=local_take, key=key)
         pending.poll_delay_s = self._first_poll_s(pending_here=local_take is not None)
         self._register(pending)
-        deadline_ms = now_ms + int(timeout_s * 1000) if timeout_s else 0
-        self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
+        self._send(pending, append_of(call, pending, body), timeout_s)
         outcome = await self._wait(pending, on_cancel, in_turn=in_turn)
         self.accepted += 1
-        return read_outcome(outcome, pending.full_message_id, call.decode_reply, self.decode_refusal)
+        return read_outcome(outcome, pending.full_message_id, call.reply_coder, self.refusals)
 
     def tell(
         self,
         call: CheckedCall,
         local_take: LocalTake | None,
-        envelope: bytes,
+        headers: Headers,
         *,
         key: str,
         expires_in_s: float | None,
@@ -316,17 +318,24 @@ class Router:
         Args:
             call: where it goes.
             local_take: the owner's side, if this node is to take it with its append.
-            envelope: what it carries.
+            headers: what it carries beside its content.
             key: its idempotency key, or "".
             expires_in_s: how long the message may wait for its turn; None without end.
             timeout_s: how long its acceptance may take.
         """
         now_ms = self.store_clock.now_ms()
-        uid = make_uid(now_ms, self._random.take_bits())
-        pending = Pending(self, "tell", call, uid=uid, local_take=local_take, key=key)
-        deadline_ms = now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0
-        self._send(pending, append_of(call, pending, deadline_ms, envelope), timeout_s)
-        return pending.oneshot
+        uid = self._uids.make(now_ms)
+        body = pack_body(
+            name=call.name,
+            deadline_ms=now_ms + int(expires_in_s * 1000) if expires_in_s is not None else 0,
+            waited_for=False,
+            key=key,
+            envelope=encode_envelope(headers, call.payload),
+        )
+        oneshot = self.backend.new_oneshot()
+        pending = Pending(self, "tell", call, uid=uid, oneshot=oneshot, local_take=local_take, key=key)
+        self._send(pending, append_of(call, pending, body), timeout_s)
+        return oneshot
 
     def receipt_of(self, answer: object) -> str:
         """The unique id under which a message was accepted, from what the one-shot of `tell` brought.
@@ -372,14 +381,14 @@ class Router:
         Raises:
             AtomicActorsError: what the outcome, or the lack of one, says.
         """
-        pending = Pending(self, "result", sent, uid=uid)
+        pending = Pending(self, "result", sent, uid=uid, oneshot=self.backend.new_oneshot())
         self._register(pending)
         if timeout_s > 0:
             pending.end_s = self.store_clock.clock() + timeout_s
         pending.poll_delay_s = POLL_FIRST_REMOTE_S
         self._look_up(pending)
         outcome = await self._wait(pending, "detach", in_turn=False)
-        return read_outcome(outcome, pending.full_message_id, sent.decode_reply, self.decode_refusal)
+        return read_outcome(outcome, pending.full_message_id, sent.reply_coder, self.refusals)
 
     async def _wait(
         self, pending: Pending, on_cancel: Literal["withdraw", "detach"], *, in_turn: bool
@@ -554,20 +563,14 @@ class Router:
         self._wheel.clear()
 
 
-def append_of(call: CheckedCall, pending: Pending, deadline_ms: int, envelope: bytes) -> Append:
+def append_of(call: CheckedCall, pending: Pending, body: bytes) -> Append:
     """The step that sends a message."""
     key, local_take = pending.key, pending.local_take
     return Append(
         partition=call.partition,
         entity=call.entity,
         uid=pending.uid,
-        body=pack_body(
-            name=call.name,
-            deadline_ms=deadline_ms,
-            waited_for=pending.waiting == "ask",
-            key=key,
-            envelope=envelope,
-        ),
+        body=body,
         key=key,
         digest=digest_of(call.name, call.payload) if key else "",
         depth_limit=call.max_depth,

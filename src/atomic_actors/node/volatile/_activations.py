@@ -228,8 +228,8 @@ class _VolatileActivation:
                 self._instance.context = self.context
                 self._instance.outbox = self.context.outbox
                 state.hold_in(self._instance)
-            if self.kind.encode_state is not None:
-                state.committed = self.kind.encode_state(state.value)
+            if self.kind.state_coder is not None:
+                state.committed = self.kind.state_coder.encode(state.value)
             if self.kind.spec.on_activate is not None:
                 await self.kind.spec.on_activate(self._instance)
         except Exception as error:
@@ -314,10 +314,10 @@ class _VolatileActivation:
         waiting.resolve(Failed(failed))
 
     def _keep(self, handler: BoundHandler) -> None:
-        encode = self.kind.encode_state
-        if encode is None:
+        coder = self.kind.state_coder
+        if coder is None:
             return
-        after = encode(self.state.value)
+        after = coder.encode(self.state.value)
         if handler.spec.query and (after != self.state.committed or len(self.context.outbox)):
             raise QueryChangedState(
                 f"{handler.spec.location} handles a query but changed the state or added to the outbox; "
@@ -327,9 +327,9 @@ class _VolatileActivation:
 
     def _roll_back(self) -> None:
         self.context.outbox.clear()
-        decode = self.kind.decode_state
-        if decode is not None:
-            self.state.value = decode(self.state.committed)
+        coder = self.kind.state_coder
+        if coder is not None:
+            self.state.value = coder.decode(self.state.committed)
 
 
 def _handler_failed(error: Exception) -> HandlerFailed:
@@ -438,7 +438,7 @@ class VolatileKinds:
         if handler is None:
             raise UnknownMessageType(f"kind {kind.name!r} has no handler for {name!r}")
         if isinstance(message, RawMessage) and not handler.spec.raw:
-            return handler.decode_payload(encode_plain(message.payload)), handler
+            return handler.payload_coder.decode(encode_plain(message.payload)), handler
         return message, handler
 
     def _activation(self, kind: BoundKind, ref: EntityRef, partition: int) -> _VolatileActivation:

@@ -83,7 +83,7 @@ class _RemoteAnswer:
     def _send_reply(self, reply: Any) -> None:
         host, limit = self.host, self.host.max_payload_bytes
         try:
-            data = self.handler.encode_reply(reply)
+            data = self.handler.reply_coder.encode(reply)
             if limit and len(data) > limit:
                 raise PayloadTooLarge(
                     f"the reply of {self.handler.spec.location} has {len(data)} bytes, more than "
@@ -168,7 +168,7 @@ class VolatileHost:
         try:
             ref = EntityRef.parse(frame.entity_key)
             kind, handler = self._find(ref, frame.name)
-            content = handler.decode_payload(frame.payload)
+            content = handler.payload_coder.decode(frame.payload)
             message = RawMessage(frame.name, content) if handler.spec.raw else content
             answer = _RemoteAnswer(self, frame_id, handler, is_asked=is_asked)
             waiting = Waiting(message, handler, answer, deadline_s, path, is_asked=is_asked)

@@ -15,7 +15,7 @@ with its asker to say that it timed out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from attrs import define, field
@@ -37,8 +37,10 @@ from atomic_actors.base._oneshot import Backend, OneShot
 from atomic_actors.base._telemetry import logger
 from atomic_actors.base._timer_wheel import TimerWheel
 from atomic_actors.codec._frames import AskFrame, ForgetFrame, MessageFrame, ReportFrame, TellFrame
+from atomic_actors.contracts._outcomes import Refusals
 from atomic_actors.journal._protocol import JournalUnavailable, LeaseState, ReadLease, Result
 from atomic_actors.journal.commit._commit_queue import CommitQueue
+from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("VolatileRoutes",)
@@ -148,16 +150,14 @@ class VolatileRoutes:
     Args:
         messenger: how frames go out.
         node_id: this node.
-        node_of: the node id in what a lease says of its owner; "" where that cannot be read.
-        decode_refusal: makes the asker's exception of a refusal.
+        refusals: makes the asker's exception of a refusal.
         accept_timeout_s: how long a message that nobody waits for may wait for an owner.
     """
 
     messenger: NodeMessenger
     node_id: str
-    node_of: Callable[[bytes], str]
     backend: Backend
-    decode_refusal: Callable[[bytes], AtomicActorsError]
+    refusals: Refusals
     accept_timeout_s: float
     #: By service and partition.
     _routes: dict[tuple[str, int], _Route] = field(factory=dict[tuple[str, int], _Route], init=False)
@@ -410,7 +410,7 @@ class VolatileRoutes:
             case "completed", bytes(reply):
                 return reply
             case "refused", bytes(refusal):
-                return self.decode_refusal(refusal)
+                return self.refusals.read_refusal(refusal)
             case "failed", [str(error_type), str(text)]:
                 return HandlerFailed(text, error_type=error_type)
             case "error", [str(code), str(text)]:
@@ -460,7 +460,7 @@ class VolatileRoutes:
 
     def _on_lease(self, route: _Route, result: Result | JournalUnavailable) -> None:
         if isinstance(result, LeaseState) and result.claim:
-            node_id, claim = self.node_of(result.node), result.claim
+            node_id, claim = NodeIdentity.id_in(result.node), result.claim
             if not node_id:
                 route.trouble = "the owner in its lease cannot be decoded"
         elif isinstance(result, LeaseState):

@@ -271,6 +271,6 @@ def _payload(handled: _Handled, values: ValueStrategies, codec: Codec) -> Search
         return st.fixed_dictionaries(dict(override))
     if handled.payload_type is Any:
         return plain_data()
-    encode, decode = codec.encoder(handled.payload_type), codec.decoder(Any)
+    encode, decode = codec.coder(handled.payload_type).encode, codec.coder(Any).decode
     made = values.values(codec.form(handled.payload_type), handled.name)
     return made.map(lambda value: decode(encode(value)))

@@ -226,7 +226,7 @@ class World:
         for message in messages:
             self._sent += 1
             bound = self.kinds["counter"].by_type[type(message)]
-            envelope = encode_envelope(Headers(sender=sender), bound.encode_payload(message))
+            envelope = encode_envelope(Headers(sender=sender), bound.payload_coder.encode(message))
             body = pack_body(name=bound.spec.name, deadline_ms=0, waited_for=True, key="", envelope=envelope)
             items.append(Dispatched(f"{self._sent:032x}", body, 1, 0))
         return Offer(Dispatch(turn, tuple(items), False, version, None))

@@ -19,8 +19,11 @@ from atomic_actors import (
     QueueDepthExceeded,
     StoreUnavailable,
 )
-from atomic_actors.base._oneshot import oneshot_factory
+from atomic_actors.base._oneshot import Backend
 from atomic_actors.base._telemetry import Listeners
+from atomic_actors.codec._codec import Codec
+from atomic_actors.codec._envelope import NO_HEADERS
+from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.contracts._waiting import POLL_FIRST_REMOTE_S
 from atomic_actors.journal._protocol import (
     NOTHING,
@@ -43,7 +46,9 @@ from atomic_actors.node.routing._router import Router, SentMessage
 
 pytestmark = pytest.mark.anyio
 
-DONE = b"completed\n5"
+codec = Codec()
+
+DONE = b"completed\n\x05"
 
 
 @define(eq=False)
@@ -83,9 +88,9 @@ class World:
         clock.note(1_000_000, self.now_s)
         self.router = Router(
             node_id="me",
-            new_oneshot=oneshot_factory(),
+            backend=Backend.current(),
             store_clock=clock,
-            decode_refusal=lambda _: AssertionError("no refusals here"),  # type: ignore[arg-type, return-value]
+            refusals=RefusalReader(codec),
             listeners=self.listeners,
         )
 
@@ -100,16 +105,16 @@ class World:
             kind=None,
             name="Work",
             payload=b"",
-            decode_reply=int,
+            reply_coder=codec.coder(int),
             reply_type=int,
         )
 
     async def ask(self, *, timeout_s: float = 10.0, key: str = "", **more: Any) -> Any:
         more = {"uid": "", "on_cancel": "withdraw", "in_turn": False, **more}
-        return await self.router.ask(self.call(), None, b"", timeout_s=timeout_s, key=key, **more)
+        return await self.router.ask(self.call(), None, NO_HEADERS, timeout_s=timeout_s, key=key, **more)
 
     def tell(self, timeout_s: float = 10.0) -> Any:
-        return self.router.tell(self.call(), None, b"", key="", expires_in_s=None, timeout_s=timeout_s)
+        return self.router.tell(self.call(), None, NO_HEADERS, key="", expires_in_s=None, timeout_s=timeout_s)
 
     def pass_s(self, seconds: float) -> None:
         self.now_s += seconds
@@ -233,7 +238,7 @@ async def test_a_cancelled_ask_withdraws_its_message(on_cancel: str) -> None:
 async def test_a_result_is_looked_up_at_once() -> None:
     world = World()
     sent = SentMessage(
-        entity="desk/one", partition=0, journal=cast("CommitQueue", world.queue), decode_reply=int
+        entity="desk/one", partition=0, journal=cast("CommitQueue", world.queue), reply_coder=codec.coder(int)
     )
     async with anyio.create_task_group() as task_group:
 

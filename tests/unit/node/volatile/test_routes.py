@@ -20,7 +20,6 @@ from atomic_actors.actors._kinds import BoundKind
 from atomic_actors.base._errors import (
     AcceptanceUnknown,
     AskTimeout,
-    AtomicActorsError,
     Interrupted,
     NotExecuted,
     OutcomeUnknown,
@@ -34,8 +33,10 @@ from atomic_actors.base._records import EntityRef
 from atomic_actors.codec._codec import Codec
 from atomic_actors.codec._envelope import encode_plain, plain_of
 from atomic_actors.codec._frames import Frame, ReportFrame, decode_frame, encode_frame
+from atomic_actors.contracts._outcomes import RefusalReader
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable, LeaseState, ReadLease
 from atomic_actors.node._inbox import NodeInbox
+from atomic_actors.node.ownership._identity import NodeIdentity
 from atomic_actors.node.volatile._activations import Failed, Waiting
 from atomic_actors.node.volatile._host import VolatileHost
 from atomic_actors.node.volatile._routes import WAITING_MAX, VolatileRoutes
@@ -43,6 +44,12 @@ from atomic_actors.node.volatile._routes import WAITING_MAX, VolatileRoutes
 #: What becomes of a frame: whether it arrives, and what the store says of it.
 Fate = Literal["arrives", "unheard", "lost", "arrives unknown", "twice", "later"]
 FATES: tuple[Fate, ...] = ("arrives", "unheard", "lost", "arrives unknown", "twice", "later")
+
+
+def identity_of(node_id: str) -> bytes:
+    """What the lease of a node says of it."""
+    identity = NodeIdentity(node_id=node_id, boot_id="", pid_namespace="", pid=1, start_time="")
+    return identity.encode()
 
 
 class Box:
@@ -82,9 +89,8 @@ class World:
         self.routes = VolatileRoutes(
             cast("Any", self),
             "sender",
-            lambda node: node.decode(),
             Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
-            lambda data: AtomicActorsError(str(data)),
+            RefusalReader(Codec()),
             5.0,
         )
         nowhere = cast("Any", None)
@@ -111,13 +117,7 @@ class World:
                 raw = False
                 location = "Test.handler"
 
-            @staticmethod
-            def decode_payload(data: bytes) -> Any:
-                return plain_of(data)
-
-            @staticmethod
-            def encode_reply(reply: Any) -> bytes:
-                return encode_plain(reply)
+            payload_coder = reply_coder = Codec().coder(Any)
 
         class TestKind:
             durable = False
@@ -140,7 +140,7 @@ class World:
     def submit(self, step: ReadLease, on_result: Callable[[Any], None]) -> None:
         if self.store_away:
             raise JournalUnavailable("away", sent=False)
-        on_result(LeaseState(self.owner.encode(), 1, self.claim, 0))
+        on_result(LeaseState(identity_of(self.owner), 1, self.claim, 0))
 
     def push(self, node_id: str, frame: Frame, on_sent: Callable[[int | None], None] | None = None) -> None:
         self.carry(node_id, encode_frame(frame), on_sent)
