@@ -177,7 +177,7 @@ DIALECT = {
     "stands? still": "does not advance, is paused",
     "waits? already": "is already waiting",
     "where (?:none|it) belongs?": "instead of",
-    "in turn": "running; one after the other",
+    r"in turn(?!\.\w)": "running; one after the other",
 }
 #: What may stand between two words of a text: it goes on in the next line of a comment or a literal.
 GAP = r"""[\s#"']+(?:--\s+|f")?"""

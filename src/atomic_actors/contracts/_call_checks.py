@@ -57,7 +57,7 @@ class ForeignMessages:
         """What is known of a message's class.
 
         Raises:
-            UnknownMessageType: it is no message.
+            UnknownMessageType: it is not a message.
             UsageError: its class, or a type that it names, cannot be stored.
         """
         cls: type[Any] = type(message)
@@ -125,7 +125,7 @@ def check_seconds(name: str, value: object, default: float) -> float:
     """The seconds of an argument; `default` for None.
 
     Raises:
-        InvalidConfig: it is no number of seconds, negative, or infinite.
+        InvalidConfig: it is not a number of seconds, negative, or infinite.
     """
     if value is None:
         return default

@@ -103,7 +103,7 @@ class Sender:
         self.running = False
 
     def abandon_all(self) -> None:
-        """No answer comes any more: end the waiting of whoever waits for one."""
+        """No answer comes any more: end every wait."""
         self.router.abandon_all()
         if self.routes is not None:
             self.routes.abandon_all()
@@ -203,7 +203,7 @@ class Sender:
         """Count an ask that begins; it is sent right after.
 
         Raises:
-            AskLimitExceeded: as many wait already as may.
+            AskLimitExceeded: as many are waiting already as may.
         """
         limit = self.config.max_inflight_asks
         if limit and self.inflight_asks >= limit:
@@ -216,7 +216,7 @@ class Sender:
     async def _ask_volatile(
         self, call: CheckedCall, message: object, timeout_s: float, headers: Headers
     ) -> Any:
-        """Hand a message over where its partition is ours, or send it to whoever owns it."""
+        """Hand a message over where its partition is ours, or send it to its owner."""
         self._count_ask(call)
         try:
             kind, path = call.kind, headers.path

@@ -125,12 +125,12 @@ _KINDS: Final[dict[Any, Kind]] = {
 }
 
 
-#: Fields of a record by name, with spaces between them; in a tuple, also arguments that are no field.
+#: Fields of a record by name, with spaces between them; in a tuple, also arguments that are not fields.
 Arguments = str | tuple[str | Argument, ...]
 
 
 def _arguments(record: type[Struct], names: Arguments) -> tuple[Argument, ...]:
-    """The arguments that fields of a record become; those that are no field stand among their names."""
+    """The arguments that fields of a record become; those that are not fields stand among their names."""
     if isinstance(names, str):
         names = (names,)
     types = get_type_hints(record)
@@ -226,7 +226,7 @@ FORMS: Final = (
         ),
         is_sized=True,
     ),
-    # Belongs to the step before it: it is no step of its own.
+    # Belongs to the step before it: it is not a step of its own.
     Form(
         name="push",
         records=(),

@@ -14,7 +14,7 @@ Who may end a turn, and what becomes of it:
 * its deadline, or a child task that raised: the sweeper or the child cuts it; it failed;
 * the partition's scope (lease about to end, shutdown): it is interrupted, and settled if the claim is
   still ours;
-* the system's own errors: the same, and the system says so.
+* the system's own errors: likewise, and the system reports them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from atomic_actors.node.execution._turn_scope import TurnScope
 
 __all__ = ("Activation", "Host")
 
-#: What the asker is told, by event; the other events leave the message where it can run again.
+#: The asker's answer, by event; the other events leave the message where it can run again.
 _OUTCOME_WORDS: Final = {
     Event.COMPLETE.value: b"completed\n",
     Event.REFUSE.value: b"refused\n",
@@ -89,7 +89,7 @@ class Host(Protocol):
         ...
 
     def committed(self, activation: Activation, step: Finish) -> None:
-        """A turn is committed: wake whoever got something from its outbox."""
+        """A turn is committed: wake the targets of its outbox."""
         ...
 
     def went_idle(self) -> None:

@@ -42,7 +42,7 @@ class Catalog:
     _by_use: dict[str, OrderedDict[str, Activation]] = field(init=False)
     #: How many of them were asked to passivate.
     _closing: int = field(default=0, init=False)
-    #: Set when nobody lives in a partition any more.
+    #: Set when no entity of a partition is active any more.
     _emptied: dict[int, anyio.Event] = field(factory=dict[int, anyio.Event], init=False)
     #: Entities with work and no room, with their partitions; the longest waiting first.
     starved: OrderedDict[str, int] = field(factory=OrderedDict[str, int], init=False)
@@ -159,11 +159,11 @@ class Catalog:
             await oneshot
 
     def emptied(self, partition: int) -> None:
-        """Let those go on who wait until nobody lives in a partition, if that is so now."""
+        """Wake those that wait until a partition has no active entity, if it has none now."""
         if partition in self._emptied and not self._by_partition[partition]:
             self._emptied.pop(partition).set()
 
     async def wait_emptied(self, partition: int) -> None:
-        """Return once nobody lives in a partition any more."""
+        """Return once a partition has no active entity."""
         while self._by_partition[partition]:
             await self._emptied.setdefault(partition, anyio.Event()).wait()

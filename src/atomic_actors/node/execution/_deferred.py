@@ -1,7 +1,7 @@
-"""Messages that nobody on this node can run: they are left where they are, said once, and looked at again.
+"""Messages without a handler on this node: they stay in the log, are logged once, and are checked again later.
 
 While one release of a service replaces another, a node may own an entity whose next message is for a handler
-that only the other release has, or whose kind only other nodes offer. That is no failure of the message: it
+that only the other release has, or whose kind only other nodes offer. That is not a failure of the message: it
 keeps its place, and runs when a node with the handler owns the partition. Until then it must cost next to
 nothing: sweeps find it only every few seconds, and more rarely the more of them there are.
 """
@@ -20,12 +20,12 @@ from atomic_actors.journal.commit._commit_queue import CommitQueue
 
 __all__ = ("LOOK_AHEAD_MS", "DeferredEntities")
 
-#: When an entity is looked at again, and the latest where there are many.
+#: When an entity is checked again, and the latest where there are many.
 LOOK_AGAIN_S: Final = 3.0
 LOOK_AGAIN_MAX_S: Final = 60.0
 #: The first sweep of an owner finds what was put off for so long: it may have the handler.
 LOOK_AHEAD_MS: Final = int(LOOK_AGAIN_MAX_S * 1000)
-#: How many of them are looked at in a second, at the most.
+#: How many of them are checked in a second, at most.
 LOOKS_PER_SECOND: Final = 100
 #: Entities and names that are remembered; of more, the oldest are forgotten.
 REMEMBERED_MAX: Final = 100_000
@@ -46,7 +46,7 @@ class DeferredEntities:
     entities: OrderedDict[str, tuple[int, float]] = field(
         factory=OrderedDict[str, tuple[int, float]], init=False
     )
-    #: What was said already.
+    #: What was logged already.
     _reported: set[str] = field(factory=set[str], init=False)
 
     def leave(self, partition: int, entity: str, claim: str, name: str = "") -> None:

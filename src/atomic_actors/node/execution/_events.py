@@ -47,7 +47,7 @@ class Statistics:
 
 @define(eq=False)
 class Events:
-    """Counts, and tells listeners. Whoever runs turns asks `listeners.active` first: an event is not free."""
+    """Counts, and tells listeners. Check `listeners.active` first when running turns: an event is not free."""
 
     listeners: Listeners
     counts: Statistics = field(factory=Statistics, init=False)
@@ -115,7 +115,7 @@ class Events:
         self.counts.dead_lettered += messages
 
     def buried(self, entity: str, uid: str, body: bytes) -> None:
-        """A message that nobody waits for expired: it is a dead letter now."""
+        """A message whose sender does not wait expired: it is a dead letter now."""
         self.counts.dead_lettered += 1
         if self.listeners.active:
             self.about(entity, uid, body, "dead-lettered")

@@ -20,7 +20,7 @@ class Mailbox:
     waiter: OneShot[None] | None = field(default=None, init=False)
     #: Appends and takes whose answers may bring a dispatch; while there are any the entity does not go to sleep.
     admitted: int = field(default=0, init=False)
-    #: The doorbell rang while it was busy: what it said may not be in the next answer.
+    #: The doorbell rang while it was busy: what it announced may not be in the next answer.
     recheck_due: bool = field(default=False, init=False)
     #: About how many messages of this node wait in the store, for the order in which steps are sent.
     backlog: int = field(default=0, init=False)

@@ -142,7 +142,7 @@ class Settlements:
                 self.events.about(entity, uid, body, "interrupted", "dead-lettered")
 
     def expired(self, entity: str, uid: str, body: bytes | None) -> None:
-        """A message expired: tell its asker; one that nobody waits for is a dead letter now."""
+        """A message expired: answer its asker; one whose sender does not wait is a dead letter now."""
         self._reply(entity, uid, body, b"expired\n")
         if body is not None and _is_tell(body):
             self.events.buried(entity, uid, body)

@@ -198,7 +198,7 @@ class Supervisor:
             sweeps.next_sweep_s = now_s
             sweeps.looks_ahead = max(0, sweeps.looks_ahead - 1)
         if len(result.due) < SWEEP_LIMIT or self.node.deferred.entities:
-            sweeps.looks_ahead = 0  # all was seen, or nobody here can run it either
+            sweeps.looks_ahead = 0  # all was seen, or it cannot run here either
         for target in result.outbound:
             self.relay.kick(number, target)
 
@@ -209,7 +209,7 @@ class Supervisor:
         return is_here or self.node.settlements.is_settling(own.entity, own.turn)
 
     def settle_old(self, number: int, unsettled: Unsettled, *, began: bool = True) -> None:
-        """Settle a dispatch that nobody runs, then see what the entity has to do."""
+        """Settle a dispatch that is not running, then see what the entity has to do."""
         claim, settlements = self.membership.claims[number], self.node.settlements
         if not claim or settlements.is_settling(unsettled.entity, unsettled.turn):
             return
@@ -279,7 +279,7 @@ class Supervisor:
             self.catalog.close(activation)
 
     def committed(self, activation: Activation, step: Finish) -> None:
-        """A turn is committed: wake whoever got something from its outbox."""
+        """A turn is committed: wake the targets of its outbox."""
         self.catalog.used(activation)
         if self.node.deferred.entities:
             self.node.deferred.handled(activation.entity)
@@ -309,7 +309,7 @@ class Supervisor:
         self.ended(activation, was_closing=False)
 
     def went_idle(self) -> None:
-        """There may be room now: whoever waits for it gets a chance."""
+        """There may be room now: retry those that wait for it."""
         catalog = self.catalog
         if catalog.waiting:
             catalog.wake_senders()
@@ -472,13 +472,13 @@ class Supervisor:
             partition.is_leaving = True
 
     async def drain(self) -> None:
-        """Stop taking, ask everybody to passivate, return once nobody is left."""
+        """Stop taking, ask every activation to passivate, return once none is left."""
         self.stop_taking()
         for number in range(self.membership.partitions):
             await self.drain_partition(number)
 
     async def drain_partition(self, number: int) -> None:
-        """Stop taking in a partition, ask everybody in it to passivate, return once nobody is left."""
+        """Stop taking in a partition, ask its activations to passivate, return once none is left."""
         self.stop_taking_in(number)
         for activation in self.catalog.population(number):
             if activation.status == "reserved" and not activation.is_busy:

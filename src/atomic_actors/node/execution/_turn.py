@@ -108,7 +108,7 @@ class Member:
 
     @property
     def sender(self) -> str:
-        """The node that waits for the answer, or "": nobody is told how a tell ended."""
+        """The node that waits for the answer, or "": how a tell ended is not reported."""
         return self.envelope.headers.sender if self.body.waited_for else ""
 
 

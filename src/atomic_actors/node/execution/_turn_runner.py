@@ -186,7 +186,7 @@ class TurnRunner:
     def failed(self, turn: Turn, member: Member, failure: Failure) -> Verdict:
         """A handler failed: again, or a dead letter.
 
-        An `on_interrupted` method that fails is final: nobody said `Retry`.
+        An `on_interrupted` method that fails is final: it did not return `Retry`.
         """
         spec, item = member.handler.spec, member.item
         if turn.dispatch.recovering and spec.recover is not None:

@@ -76,7 +76,7 @@ class Relay:
     #: Streams under way; True where more was added in the meantime.
     _moving: dict[Stream, bool] = field(factory=dict[tuple[int, int | str], bool], init=False)
     moved: int = field(default=0, init=False)
-    #: Streams that were said to stand still.
+    #: Streams that were logged as blocked.
     _damaged: set[Stream] = field(factory=set[tuple[int, int | str]], init=False)
 
     def kick(self, source: int, target: Target) -> None:
@@ -148,7 +148,7 @@ class Relay:
             self.moved += len(page.entries)
             self.journal.enqueue(RelayAck(source, claim, target, result.last, page.incarnation), on_acked)
             if isinstance(target, int):
-                # The owner in another service is told by its doorbell.
+                # The owner in another service is notified by its doorbell.
                 for entity in result.entities:
                     self.waker.wake(target, entity)
 

@@ -4,7 +4,7 @@ A sender's message always goes to the store first. If this node owns the entity'
 step takes it and the activation gets it at once; otherwise the store rings the partition's doorbell, the
 owner takes it, and the answer comes back over the asker's reply channel or, if that is lost, by a look
 at the store. Either way the answer ends in the same place: the *pending ask* that waits for the
-message's unique id. The router makes it, knows it and lets go of it; nobody else has one in hand.
+message's unique id. The router makes it, knows it and lets go of it; no other code holds one.
 
 Nothing here starts a task or a timer for a message. `tick` is called by the node's sweeper: it ends asks
 whose time is up and looks after those whose answer is late.
@@ -114,9 +114,9 @@ class SentMessage:
 
 
 class Pending:
-    """Somebody who waits for a message: an ask or a result for its outcome, a tell for its acceptance.
+    """A waiter for a message: an ask or a result for its outcome, a tell for its acceptance.
 
-    Invariant: `oneshot` is set exactly once; `done` says so. What it is set to is an outcome (bytes), an
+    Invariant: `oneshot` is set exactly once; then `done` is true. What it is set to is an outcome (bytes), an
     `Appended`, or the exception to raise.
     """
 
@@ -157,7 +157,7 @@ class Pending:
         self.key = key
         self.done = False
         self.accepted = False
-        #: Somebody else relies on its message: cancelling the ask must not withdraw that.
+        #: Another caller relies on its message: cancelling the ask must not withdraw it.
         self.is_joined = False
         #: When its time is up.
         self.end_s = inf
@@ -192,7 +192,7 @@ class Pending:
             self.oneshot.set(value)
 
     def left(self, why: str) -> AtomicActorsError:
-        """What to tell whoever waits where no answer can come any more; the message may still run."""
+        """The error for a waiter where no answer can come any more; the message may still run."""
         message_id = self.full_message_id
         text = f"{why} before an answer to {message_id} came; ask again with result(message_id)"
         unknown = AcceptanceUnknown if self.waiting == "tell" else OutcomeUnknown
@@ -234,7 +234,7 @@ class Router:
         backend: makes one-shots.
         store_clock: the store's time, for message ids and deadlines.
         refusals: makes the asker's exception of a stored refusal.
-        listeners: who hears of accepted messages.
+        listeners: receive accepted messages.
         remote: pushes answers to other nodes, where there can be any.
     """
 
@@ -420,21 +420,21 @@ class Router:
     # Answers.
 
     def answered(self, entity: str, uid: str, outcome: bytes) -> bool:
-        """Hand an outcome to everybody here who waits for it; returns whether anybody did."""
+        """Hand an outcome to every waiter here; returns whether there was one."""
         waiting = self._pending.get(uid)
         if waiting is None:
             return False
-        # A message id that somebody made up may carry the unique part of another entity's message.
+        # A made-up message id may carry the unique part of another entity's message.
         meant = [pending for pending in waiting if pending.call.entity == entity]
         for pending in meant:
             pending.resolve(outcome)
         return bool(meant)
 
     def pushed(self, frame: ReplyFrame) -> None:
-        """Hand the outcome that another node tells of to whoever waits for it.
+        """Hand the outcome that another node reports to its waiters.
 
         Raises:
-            ValueError: it is none. Whoever waits asks the store, which has the true one.
+            ValueError: it is not an outcome. Waiters ask the store, which has the true one.
         """
         split_outcome(frame.outcome)
         self.answered(frame.entity_key, frame.uid, frame.outcome)
@@ -449,7 +449,7 @@ class Router:
     def packed_reply(
         self, sender: str, entity: str, uid: str, word: bytes, reply: bytes
     ) -> tuple[bytes, bytes] | None:
-        """What the commit is to publish, so that a sender on another node hears of it; None for nothing."""
+        """What the commit is to publish, so that a sender on another node is notified; None for nothing."""
         if not sender or sender == self.node_id or self.remote is None:
             return None
         return self.remote.packed(sender, entity, uid, word + reply)
@@ -459,14 +459,14 @@ class Router:
         if result.uid != pending.uid:
             self._unregister(pending)
             pending.uid = result.uid
-            # Where an ask of this node sent it, whoever cancels last withdraws it. Otherwise nobody here may.
+            # Where an ask of this node sent it, the last one to cancel withdraws it. Otherwise it is never withdrawn here.
             others = self._pending.get(result.uid, ())
             pending.is_joined = all(other.is_joined or other.waiting != "ask" for other in others)
             self._register(pending)
         if result.outcome is not None:
             self.answered(pending.entity, pending.uid, result.outcome)
         else:
-            pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to whoever sent it first
+            pending.poll_delay_s = POLL_FIRST_REMOTE_S  # its answer may be pushed to its first sender
             self._look_up(pending)
 
     def _register(self, pending: Pending) -> None:
@@ -489,7 +489,7 @@ class Router:
                 del self._by_key[place]
 
     def mark_shared(self, uid: str) -> None:
-        """Somebody who does not wait relies on a message: no cancelled ask here may withdraw it any more."""
+        """A caller that does not wait relies on a message: no cancelled ask here may withdraw it any more."""
         for pending in self._pending.get(uid, ()):
             pending.is_joined = True
 
@@ -553,10 +553,10 @@ class Router:
             logger.debug("cannot look %s up: %s", pending.full_message_id, error)
 
     def abandon_all(self) -> None:
-        """Resolve everybody who still waits, because the system is left: their messages may still run."""
-        everybody = [pending for waiting in self._pending.values() for pending in waiting]
-        everybody += self._wheel
-        for pending in everybody:
+        """Resolve all waiters because the system shuts down: their messages may still run."""
+        remaining = [pending for waiting in self._pending.values() for pending in waiting]
+        remaining += self._wheel
+        for pending in remaining:
             if not pending.done:
                 pending.resolve(pending.left("the actor system was shut down"))
         self._pending.clear()

@@ -21,7 +21,7 @@ class Waiters(Protocol):
     """Those who wait for the outcomes of messages."""
 
     def answered(self, entity: str, uid: str, outcome: bytes) -> bool:
-        """Hand an outcome to everybody here who waits for it; returns whether anybody did."""
+        """Hand an outcome to every waiter here; returns whether there was one."""
         ...
 
 

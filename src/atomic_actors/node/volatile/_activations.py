@@ -63,8 +63,8 @@ class Waiting:
     """A message in a mailbox, and the asker who waits for it.
 
     Args:
-        answer: told what became of it; None where nobody wants to know.
-        is_asked: somebody waits for the reply. Of a message that nobody waits for, a failure is logged.
+        answer: gets what became of it; None where no answer is wanted.
+        is_asked: the sender waits for the reply. Otherwise a failure is logged.
     """
 
     __slots__ = ("answer", "deadline_s", "done", "handler", "is_asked", "message", "path")
@@ -160,7 +160,7 @@ class _VolatileActivation:
         self._children.start(function, args)
 
     def end(self) -> None:
-        """Cancel what runs: the partition belongs to nobody here. What has not begun does not run."""
+        """Cancel what runs: the partition is not owned here any more. What has not begun does not run."""
         self.status = "lost"
         lost = Failed(OwnerUnavailable(f"{self.ref}: its partition was lost before the message began"))
         while self.mailbox:
@@ -169,7 +169,7 @@ class _VolatileActivation:
             self._children.task_group.cancel_scope.cancel()
 
     async def run(self) -> None:
-        # The task was started by whoever asked first; that asker's turn is none of ours.
+        # The task was started by the first asker, whose turn is a different one.
         current_activation.set(self)
         ended_well = False
         try:

@@ -1,4 +1,4 @@
-"""The owner's side of volatile messages from other nodes: what may run here, and what is said back.
+"""The owner's side of volatile messages from other nodes: what may run here, and what is answered.
 
 A frame names the claim that its sender believes in, a *stream* of that sender, and its number in it. What is
 taken of a stream is exactly its beginning, in order: a number that is not the next one is refused, and so is
@@ -14,7 +14,7 @@ What became of a message goes back as one `ReportFrame`, with one of these words
     failed       with the type and the text of the handler's exception
     error        with the code and the text of any other error
 
-A message that nobody waits for is reported only where it did not run.
+A message whose sender does not wait is reported only where it did not run.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class VolatileHost:
             self._take(frame, deadline_s, frame.path, is_asked=True)
 
     def on_tell(self, frame: TellFrame) -> None:
-        """A message whose reply nobody waits for."""
+        """A message whose sender does not wait for a reply."""
         if self._accept(frame):
             self._take(frame, float("inf"), (), is_asked=False)
 
@@ -200,7 +200,7 @@ class VolatileHost:
     def report_error(self, frame_id: FrameId, error: BaseException) -> None:
         """Report that a message did not end well."""
         if isinstance(error, AskTimeout):
-            return  # the asker's own clock says so
+            return  # by the asker's own clock
         if isinstance(error, OwnerUnavailable):
             self.report(frame_id, "dropped")
         elif isinstance(error, Refused):

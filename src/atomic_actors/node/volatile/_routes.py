@@ -1,13 +1,13 @@
 """The sender's side of volatile messages to other nodes: who owns the partition, and in which order to send.
 
 A *route* leads to the owner of one partition. It is looked up in the store once, and again where the owner
-says that the partition has moved, where nobody hears the owner's channel, or where an answer is late. While
+says that the partition has moved, where the owner's channel has no listener, or where an answer is late. While
 it is known, a message costs no look-up; while it is not, messages wait in their order, each to the end of
 its own time.
 
 At most once: what was handed over is sent again only where it is certain that it did not run and will not.
 A route numbers its frames in streams, of which the owner takes nothing but the beginning (`_host`).
-So where one frame was refused, or heard by nobody, all that follow it in the stream did not run either, and
+So where one frame was refused or not received, all that follow it in the stream did not run either, and
 all of them go out again in a new stream, in order. Where it is not known whether a frame arrived, it stays
 with its asker to say that it timed out.
 """
@@ -45,12 +45,12 @@ from atomic_actors.node.routing._node_messenger import NodeMessenger
 
 __all__ = ("VolatileRoutes",)
 
-#: Between two look-ups of one partition that lead to nobody, growing.
+#: Between two look-ups of one partition that find no owner, growing.
 LOOK_UP_FIRST_S: Final = 0.01
 LOOK_UP_MAX_S: Final = 0.25
 #: An owner that has not answered so long is looked up: it may not be the owner any more.
 WATCH_S: Final = 0.5
-#: So long a message that nobody waits for is kept, in case that the owner refuses it.
+#: How long a tell is kept, in case the owner refuses it.
 KEEP_TELLS_S: Final = 2.0
 #: Messages that may wait for the owner of one partition.
 WAITING_MAX: Final = 10_000
@@ -139,7 +139,7 @@ class _Route:
     next_poll_s: float = 0.0
     delay_s: float = LOOK_UP_FIRST_S
     heard_s: float = 0.0
-    #: Why nothing goes out, for whoever waited in vain.
+    #: Why nothing goes out, for errors of messages that waited in vain.
     trouble: str = "its owner was not found in time"
 
 
@@ -151,7 +151,7 @@ class VolatileRoutes:
         messenger: how frames go out.
         node_id: this node.
         refusals: makes the asker's exception of a refusal.
-        accept_timeout_s: how long a message that nobody waits for may wait for an owner.
+        accept_timeout_s: how long a tell may wait for an owner.
     """
 
     messenger: NodeMessenger
@@ -221,7 +221,7 @@ class VolatileRoutes:
     def tell(
         self, journal: CommitQueue, partition: int, entity: str, name: str, payload: bytes
     ) -> OneShot[AtomicActorsError | int]:
-        """Send a message that nobody waits for.
+        """Send a message whose sender does not wait for the reply.
 
         Returns:
             A one-shot that gets the error where the message did not go out, or else a number that no other
@@ -264,7 +264,7 @@ class VolatileRoutes:
         if route is None:
             route = self._routes[key] = _Route(journal, partition)
         elif route.journal is not journal:
-            # The way to another service was closed, and whoever was asked there does not answer any more.
+            # The way to another service was closed, and nodes asked there do not answer any more.
             route.journal, route.is_polling = journal, False
         if len(route.waiting) >= WAITING_MAX:
             raise QueueDepthExceeded(
