@@ -1,4 +1,4 @@
-"""From declarations to the frozen specs that the runtime reads instead of them.
+"""Turns declarations into the frozen specs that the runtime reads.
 
 `collect` runs once, when a system is made. It finds the handlers of every kind, resolves their
 messages, checks everything that can be checked without a message, and answers with one `ActorSpec`

@@ -1,4 +1,4 @@
-"""Lets public classes and functions say the name of the package that users import them from.
+"""Sets the module of public classes and functions to the package that users import them from.
 
 A traceback then reads `atomic_actors.StoreUnavailable`, a pickle holds that name, and so does `repr` of a class: the
 module that happens to define it may change. trio and anyio do the same.

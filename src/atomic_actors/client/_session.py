@@ -1,4 +1,4 @@
-"""What a client has in one process: connections, a listener, those who wait; and what its verbs do.
+"""What a client has in one process: connections, a listener, waiters; and what its verbs do.
 
 A forked child begins with a new session: nothing here is shared between processes.
 """

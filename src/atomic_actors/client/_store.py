@@ -1,4 +1,4 @@
-"""Steps from any thread to the store, and their results; outlives a store that is away for a moment.
+"""Steps from any thread to the store, and their results; survives a short outage of the store.
 
 A step that may have reached the store is sent again, unchanged, until it is answered or its time is up,
 which is safe because every step may be sent twice. One that certainly did not is given up soon.

@@ -1,4 +1,4 @@
-"""Threads that wait for an outcome, and who else relies on the same message."""
+"""Threads that wait for an outcome, and the other users of the same message."""
 
 from __future__ import annotations
 

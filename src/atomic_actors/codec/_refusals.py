@@ -1,4 +1,4 @@
-"""Finds the class of a refusal that came from somewhere else, by what the refusal says of itself."""
+"""Finds the class of a refusal that came from another process, by the name and module stored with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service says of a kind to those who send to it: its contract.
+"""The contract of a kind: what its service publishes for senders.
 
 It is JSON, so that tools and other languages can read it: the wire names of the messages with JSON Schemas
 of what they carry and of their replies, how deep an entity's log may be, and the limits that hold for every
@@ -81,7 +81,7 @@ class RemoteKind:
         return self.messages is None or name in self.messages
 
     def journal_settings(self, namespace: str) -> JournalSettings:
-        """What a journal of its service has to know."""
+        """The settings that a journal of its service needs."""
         return JournalSettings(namespace, self.service, self.partitions, **self.limits)
 
 

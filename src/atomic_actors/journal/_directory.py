@@ -1,4 +1,4 @@
-"""The nodes of a namespace, as they show themselves to each other.
+"""The directory of a namespace: the nodes as they announce themselves.
 
 Every node announces itself again and again. A crashed node does not remove itself, and no clock is trusted: a node
 counts how often each other one has announced itself, and takes one for dead whose count does not change for a

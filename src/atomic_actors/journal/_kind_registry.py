@@ -1,4 +1,4 @@
-"""Which service every kind of a namespace belongs to, and what the service says of the kind: its contract.
+"""Which service every kind of a namespace belongs to, and its contract.
 
 A kind's service is fixed when it first registers; its contract is replaced by every release that says
 something else. While one release replaces another, nodes of both are there: so the contract before the last

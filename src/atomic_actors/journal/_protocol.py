@@ -262,7 +262,7 @@ def split_outcome(outcome: bytes) -> tuple[str, bytes]:
 
 
 class JournalSettings(Struct, frozen=True, gc=False):
-    """What a journal has to know of the configuration."""
+    """The part of the configuration that a journal needs."""
 
     namespace: str = "default"
     service: str = "default"

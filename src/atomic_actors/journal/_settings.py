@@ -1,4 +1,4 @@
-"""What a journal has to know of the configuration."""
+"""The part of the configuration that a journal needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONNECT_TIMEOUT_S: Final = 3.0
 
 
 def journal_settings(config: Config) -> JournalSettings:
-    """What a journal has to know of the configuration."""
+    """The part of the configuration that a journal needs."""
 
     def share(total: int) -> int:
         return -(-total // config.partitions) if total else 0

@@ -1,4 +1,4 @@
-"""How a node is left: nothing more is taken, what runs may end, the rest is interrupted, the partitions are free."""
+"""Shuts a node down: takes no more messages, lets turns finish, interrupts the rest, releases the partitions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from atomic_actors.node.volatile._host import VolatileHost
 
 __all__ = ("SETTLE_LIMIT_S", "Leaving")
 
-#: How long the way out may take behind a shield, once nothing is waited for any more.
+#: How long the shutdown may take behind a shield, once running turns are no longer waited for.
 SETTLE_LIMIT_S: Final = 5.0
 
 
 @define(eq=False)
 class Leaving:
-    """The way out of a system.
+    """The shutdown of a system.
 
     Args:
         host: takes volatile messages of other nodes; None where there can be none, as for `messenger`.

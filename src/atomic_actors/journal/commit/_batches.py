@@ -1,4 +1,4 @@
-"""What group commit gathers, and the plain decisions about it: when what leaves, how much, and whose step is whose.
+"""Batches of steps, and the pure decisions about them: when to send, how much, and which steps belong to an owner.
 
 Nothing here sends anything or reads a clock.
 """

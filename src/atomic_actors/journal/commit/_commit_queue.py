@@ -1,4 +1,4 @@
-"""What the other modules know of group commit: the queue that steps go into, its limits, and who watches it."""
+"""The interface of group commit: the queue that takes steps, its limits, and the protocols of its observers."""
 
 from __future__ import annotations
 

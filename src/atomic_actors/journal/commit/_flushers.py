@@ -1,4 +1,4 @@
-"""The tasks of a group commit: what is left to them to send, and how they and others wait for each other."""
+"""The tasks of a group commit: what they have to send, and how they wait for each other."""
 
 from __future__ import annotations
 

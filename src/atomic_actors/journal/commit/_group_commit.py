@@ -1,4 +1,4 @@
-"""Group commit: a Journal around a Journal that sends together what waits together.
+"""Group commit: wraps a journal and sends waiting steps in batches.
 
 Steps gather while a batch is in flight and go out as the next one. There is no timer: a lone step
 leaves at once, and under load batches grow by themselves. It is also the place where an unreachable

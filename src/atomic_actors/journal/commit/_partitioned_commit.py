@@ -1,4 +1,4 @@
-"""Group commit for a store whose parts fail one by one: a lane for each partition.
+"""Group commit for a store whose parts fail independently: one lane per partition.
 
 In a cluster a call concerns one partition anyway, and the calls to one primary are pipelined on its
 connection. So nothing is gained by gathering the steps of several partitions into one batch, and much would be

@@ -1,4 +1,4 @@
-"""Starting the embedded server's process, and saying why it ended or keeps silent.
+"""Starts the embedded server's process, and explains why it ended or does not answer.
 
 Blocking calls, each short; `_server` says which locks they need.
 """

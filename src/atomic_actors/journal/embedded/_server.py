@@ -180,7 +180,7 @@ def prepare_directory(files: Files) -> None:
     if directory.exists() and not directory.is_dir():
         raise EmbeddedServerError(f"{directory} is a file, not a directory; name another directory")
     with explained("use the directory", directory):
-        # Changing the mode of a user's own directory would be a nasty surprise.
+        # Changing the mode of a user's own directory would be unexpected.
         if directory.exists() and not files.lock.exists():
             names = {entry.name for entry in directory.iterdir()} - _HARMLESS_NAMES
             if names and not files.lock.exists():

@@ -1,4 +1,4 @@
-"""What processes send each other past the log: doorbells of partitions, and frames to a node's channel.
+"""Messages between processes that bypass the log: doorbells of partitions, and frames to a node's channel.
 
 For what the store keeps, nothing here is needed for correctness. A doorbell that is lost costs the time until
 the owner's next sweep, a reply that is lost costs the asker a look into the store. So everything is sent once,

@@ -1,4 +1,4 @@
-"""Which entities of durable kinds are alive on this node, and which of them has to go when there is no room."""
+"""Which entities of durable kinds are alive on this node, and which of them is passivated when there is no room."""
 
 from __future__ import annotations
 

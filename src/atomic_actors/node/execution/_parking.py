@@ -1,4 +1,4 @@
-"""Entities that cannot run: they are parked until a person has looked, and what waits for them keeps waiting."""
+"""Parks entities that cannot run: their messages wait until a person resumes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settles turns that were cut off, and tells askers of messages that ended without a commit."""
+"""Settles turns that were cut off, and answers the askers of messages that ended without a commit."""
 
 from __future__ import annotations
 

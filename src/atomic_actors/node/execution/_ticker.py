@@ -1,4 +1,4 @@
-"""The sweeper: the one task of a node that watches the clock.
+"""The ticker: the one task of a node that watches the clock.
 
 A cancel scope and a timer for each message would cost four fifths of the speed. Instead everything that
 may become due sits in buckets of the part that knows it, and this task turns them over.

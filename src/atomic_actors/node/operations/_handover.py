@@ -1,4 +1,4 @@
-"""How a partition goes from this node to the next: drain, end, release, notify.
+"""Hands a partition over to the next node: drain, end, release, notify.
 
 Nothing more is taken in the partition, what runs may end within `drain_timeout_s`, the rest is interrupted.
 Then its lease is free, and the node that should own it is notified. What is sent meanwhile is accepted as

@@ -1,4 +1,4 @@
-"""What people on call ask and do: audit, statistics, where, counts, passivate, pause, resume."""
+"""What operators call: audit, statistics, where, counts, passivate, pause, resume."""
 
 from __future__ import annotations
 

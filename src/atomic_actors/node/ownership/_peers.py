@@ -1,4 +1,4 @@
-"""The nodes of the service as this one sees them: who is there, who is gone, who should own what.
+"""The nodes of the service as this one sees them: which are alive, which are gone, which should own what.
 
 It announces this node again and again, and watches how often the others do. One whose count does not change for a
 lease on this node's clock is taken for dead, one that was a process of this host and is gone at once. Views of

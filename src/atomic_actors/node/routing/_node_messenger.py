@@ -1,4 +1,4 @@
-"""Doorbells and frames between the nodes that share a store: each node has a channel of its own there.
+"""Doorbells and frames between the nodes that share a store: each node has its own channel.
 
 `codec/_frames` says what frames there are. A frame is sent once and may be lost. What one says of a stored message
 stands in the log in any case, but a volatile message is only a frame: its sender can learn whether any node

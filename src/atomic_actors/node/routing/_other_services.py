@@ -1,4 +1,4 @@
-"""The ways to other services: for each that this node sends to, a journal of its own.
+"""The connections to other services: one journal for each service that this node sends to.
 
 A service has its own number of partitions and its own keys, so each needs a journal with its settings. One
 is opened when something is first sent to the service, in a task of the system's own, and it stays open until

@@ -1,4 +1,4 @@
-"""How messages are taken back: on request, or because their asker was cancelled."""
+"""Withdraws messages: on request, or because their asker was cancelled."""
 
 from __future__ import annotations
 

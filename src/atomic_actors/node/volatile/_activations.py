@@ -1,4 +1,4 @@
-"""Volatile kinds: one copy and order as ever, no journal, in-memory speed.
+"""Volatile kinds: one copy and ordered messages as for durable kinds, but no journal: in-memory speed.
 
 A volatile entity's mailbox is a deque here, and messages of this node are handed over as they are, not encoded:
 they are immutable by convention. What it knows is gone when it passivates, or when its node does not own its
