@@ -1,6 +1,6 @@
 """Every check of the project. `pip install nox && nox` runs those that have to pass before a change lands.
 
-`nox -s lint types` is the quick part. `nox -s tests -- tests/unit/test_placement.py` runs that file alone, and with
+`nox -s lint types` is the quick part. `nox -s tests -- tests/unit/node/ownership/test_placement.py` runs that file alone, and with
 `--hypothesis-profile=fast` behind it Hypothesis tries ten examples of each property instead of a hundred.
 
 All sessions but `tests_all` share one virtual environment, `.nox/shared`: it is made on first use and brought
@@ -136,7 +136,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Unit, conformance and integration tests, with real servers.
 
-    `nox -s tests -- -k commit` and `nox -s tests -- tests/unit/test_wal.py` run some of them.
+    `nox -s tests -- -k commit` and `nox -s tests -- tests/unit/base/test_lifecycle.py` run some of them.
     """
     run_tests(session, "tests", *without(*APART), side_by_side=MOSTLY_WAITING)
 

@@ -1,29 +1,54 @@
-"""The actor system: what users hold. Read this file first.
+"""The actor system: what users hold. Read this file first: it says where everything is.
 
-What it is made of (`node/_assembly` makes the parts and starts them), from the bottom up:
+What lives while a system is entered, from the bottom up, and the module of each part. `node/_assembly` makes the
+parts and starts them.
 
     ActorSystem
-    ├─ Store          where messages live: memory, an embedded server, Redis or Valkey   (node/_open_store)
-    ├─ GroupCommit    gathers steps into batches; outlives an unreachable store          (journal/commit)
-    ├─ Membership     which partitions are ours, and until when; the lease keeper        (node/ownership)
-    ├─ Router         who waits for which message; replies, timeouts, late answers       (node/routing)
-    ├─ Supervisor     partitions and the work in them: sweep, wake, drain                (node/execution)
-    │  ├─ Catalog     which entities are alive, and which may go
-    │  └─ Activation  one entity: its turns
-    │     ├─ OwnedPartition  the lease, the claim and the scope it lives in
-    │     ├─ TurnRunner      its actor: message in, verdict out
-    │     └─ NodeParts       what all of them share: Schedule, Events, Settlements, Parking, ...
-    ├─ VolatileKinds  entities without a journal                                         (node/volatile)
-    │  ├─ Host        their messages from other nodes
-    │  └─ Routes      their messages to other nodes
-    ├─ Sender         the verbs: checks a call and sends it                              (node/_sender)
-    ├─ Operations     what operators call; Handover, DeadLetters                         (node/operations)
-    ├─ Ticker         the one task that watches the clock                                (node/execution/_ticker)
-    └─ Leaving        the way out                                                        (node/_leaving)
+    ├─ Store               where messages live: memory, embedded, Redis, Valkey   node/_open_store
+    ├─ CommitQueue         gathers steps; outlives an unreachable store           journal/commit/_commit_queue
+    │  └─ GroupCommit      one for the store; in a cluster, one per partition     journal/commit/_group_commit
+    ├─ Membership          which partitions are ours, and until when              node/ownership/_membership
+    │  ├─ Peers            the other nodes, and who should own what               node/ownership/_peers
+    │  └─ OwnLeases        our leases; the LeaseKeeper renews them                node/ownership/_leases
+    ├─ Router              who waits for which message; replies, timeouts         node/routing/_router
+    ├─ CallChecker         is a call right, and where does it go                  node/routing/_destinations
+    │  └─ ServiceJournals  the ways to other services                             node/routing/_other_services
+    ├─ NodeMessenger       doorbells, and frames between nodes                    node/routing/_node_messenger
+    ├─ Supervisor          our partitions, and the work in them                   node/execution/_supervisor
+    │  ├─ Catalog          which entities are alive, and which may go             node/execution/_catalog
+    │  ├─ Relay            carries the outbox to other partitions                 node/routing/_relay
+    │  └─ Activation       one entity: offer, turn, commit                        node/execution/_activation
+    │     ├─ OwnedPartition  the lease, claim and scope that it lives in          node/execution/_owned_partition
+    │     ├─ TurnRunner      its actor: message in, verdict out                   node/execution/_turn_runner
+    │     └─ NodeParts       what all of them share: Schedule, Events, Settlements, Parking, DeferredEntities
+    ├─ VolatileKinds       entities without a journal                             node/volatile/_activations
+    │  ├─ VolatileHost     their messages from other nodes                        node/volatile/_host
+    │  └─ VolatileRoutes   their messages to other nodes                          node/volatile/_routes
+    ├─ Sender              the verbs: checks a call and sends it                  node/_sender
+    ├─ Operations          what operators call; DeadLetters                       node/operations/_operations
+    ├─ Handover            gives a partition to the next node                     node/operations/_handover
+    ├─ PartitionEvents     what each part does when a partition comes or goes     node/_partition_events
+    ├─ Ticker              the one task that watches the clock                    node/execution/_ticker
+    └─ Leaving             the way out                                            node/_leaving
 
-A change to what users call belongs in `_sender` or here; to when an entity lives, in `_catalog` and
-`_supervisor`; to what happens in a turn, in `_activation` and `_turn_runner`; to what follows when a partition
-comes or goes, in `_partition_events`; to what the store does, in `journal/`.
+Where a change belongs:
+
+    what users call               here; `node/_sender` for the verbs, `node/operations` for the rest
+    what users declare            `actors`; settings in `base/_config`, errors in `base/_errors`
+    checks of a call, contracts   `contracts`, `node/routing/_destinations`
+    bytes of values and headers   `codec`
+    what the store does           `journal/_steps`; then `journal/memory`, `journal/redis/_forms` and its Lua
+    when and how steps are sent   `journal/commit/_batches`
+    connections to a store        `journal/redis`, `journal/redis/cluster`, `journal/embedded`
+    who owns a partition          `node/ownership`
+    when an entity lives          `node/execution/_catalog`, `node/execution/_supervisor`
+    what happens in a turn        `node/execution/_turn_runner`; its commit, `node/execution/_activation`
+    replies and late answers      `node/routing/_router`
+    sending without a loop        `client`
+    what users test with          `testing`
+    commands, workers, the demo   `tools`
+
+docs/architecture.md explains how these work together, and CONTRIBUTING.md has recipes for the usual changes.
 """
 
 from __future__ import annotations

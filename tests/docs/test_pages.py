@@ -90,7 +90,10 @@ def unknown(command: str) -> str:
         case ["nox", *options]:
             named = [word for option, word in itertools.pairwise(options) if option == "-s"]
             missing = set(named) - nox_sessions()
-            return f"no nox session {', '.join(sorted(missing))}" if missing else ""
+            if missing:
+                return f"no nox session {', '.join(sorted(missing))}"
+            gone = [word for word in options if word.startswith("tests/") and not (ROOT / word).exists()]
+            return f"no tests at {gone[0]}" if gone else ""
         case ["python", "-m", module, *_]:
             return "" if importlib.util.find_spec(module) else f"no module {module}"
         case ["python", path]:
@@ -116,6 +119,7 @@ def unknown(command: str) -> str:
     [
         *(
             "nox -s nothing",
+            "nox -s tests -- tests/nothing.py",
             "python -m atomic_actors.nothing",
             "python nothing.py",
             "frobnicate",

@@ -1,7 +1,8 @@
 """The composition root: makes the parts of a running system from the bottom up, and starts them.
 
-See `_system` for the map. Each part is given those that it needs when it is made. The one circle is that turns send:
-the sender admits its messages at the supervisor, whose turns send by the sender. It is closed by `start`.
+See `_system` for the map. Each part is given those that it needs when it is made. Two circles are left, and `start`
+closes them before anything runs: the sender admits its messages at the supervisor, whose turns send by the sender; the
+supervisor asks the membership for leases, and the membership reports to `PartitionEvents`, which has the supervisor.
 """
 
 from __future__ import annotations
