@@ -52,9 +52,9 @@ def test_url_names_a_directory(url: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("", "no embedded URL"),
-        ("embedded", "no embedded URL"),
-        ("redis://localhost", "no embedded URL"),
+        ("", "not an embedded URL"),
+        ("embedded", "not an embedded URL"),
+        ("redis://localhost", "not an embedded URL"),
         ("embedded://", "three slashes"),
         ("embedded://host/dir", "three slashes"),
         ("embedded://dir", "three slashes"),

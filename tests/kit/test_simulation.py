@@ -199,9 +199,9 @@ def test_mistakes_are_named() -> None:
             sim.crash(before="commit", after="commit")
         with pytest.raises(ValueError, match="nth: counts from 1"):
             sim.crash(before="commit", nth=0)
-        with pytest.raises(ValueError, match="there is no 9 that lives"):
+        with pytest.raises(ValueError, match="there is no 9 that is alive"):
             sim.crash(node=9)
-        with pytest.raises(ValueError, match="there is no 9 that lives"):
+        with pytest.raises(ValueError, match="there is no 9 that is alive"):
             sim.pause(1.0, node=9)
 
     run_simulation(main, Account)
