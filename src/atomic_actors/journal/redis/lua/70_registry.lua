@@ -76,7 +76,7 @@ do
     return answer
   end
 
-  -- The nodes of a namespace: r:<id> a node's record, b:<id> how often it was renewed, d:<id> that it
+  -- The nodes of a namespace: r:<id> a node's record, b:<id> how often it was announced, d:<id> that it
   -- shall drain.
   local function list_nodes(key)
     local fields, nodes, answer = redis.call("HGETALL", key), {}, {}
