@@ -228,4 +228,4 @@ def the_caller_is_told_that_it_never_ran(records: list[Record]) -> Iterator[Spoi
 @noticed_by("nothing-lost")
 def the_caller_is_told_too_early(records: list[Record]) -> Iterator[Spoiled]:
     for place, record in each(records, Called):
-        yield place, [record, Answered(record.at_s, record.call, "accepted")]
+        yield place, [record, Answered(at_s=record.at_s, call=record.call, word="accepted")]

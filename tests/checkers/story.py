@@ -55,7 +55,15 @@ class Story:
         if epoch is None:
             epoch = self.owners.get(partition, (0, 0))[1] + 1
         self.owners[partition] = (node, epoch)
-        self.add(Claimed(self.at_s, partition, node, epoch, f"claim-{partition}-{epoch}"))
+        self.add(
+            Claimed(
+                at_s=self.at_s,
+                partition=partition,
+                node=node,
+                epoch=epoch,
+                claim=f"claim-{partition}-{epoch}",
+            )
+        )
 
     def free(self, partition: int = 0) -> None:
         self.add(Freed(self.at_s, partition, *self.owners[partition]))
@@ -68,7 +76,11 @@ class Story:
         at_head: bool = False,
     ) -> None:
         for uid in uids:
-            self.add(Accepted(self.at_s, entity, uid, "Deposit", source, at_head))
+            self.add(
+                Accepted(
+                    at_s=self.at_s, entity=entity, uid=uid, name="Deposit", source=source, at_head=at_head
+                )
+            )
 
     def take(self, *uids: str, entity: str = A) -> None:
         partition = PARTITIONS[entity]
@@ -77,7 +89,18 @@ class Story:
         for uid in uids:
             self.attempts[entity, uid] = self.attempts.get((entity, uid), 0) + 1
         attempts = tuple(self.attempts[entity, uid] for uid in uids)
-        self.add(Taken(self.at_s, partition, entity, node, epoch, self.turns[entity], uids, attempts))
+        self.add(
+            Taken(
+                at_s=self.at_s,
+                partition=partition,
+                entity=entity,
+                node=node,
+                epoch=epoch,
+                turn=self.turns[entity],
+                uids=uids,
+                attempts=attempts,
+            )
+        )
 
     def begin(
         self,
@@ -90,7 +113,17 @@ class Story:
     ) -> None:
         node, epoch = where or self.dispatched[entity]
         attempt = attempt or self.attempts[entity, uid]
-        self.add(Began(self.at_s, node, entity, uid, attempt, epoch, recovering))
+        self.add(
+            Began(
+                at_s=self.at_s,
+                node=node,
+                entity=entity,
+                uid=uid,
+                attempt=attempt,
+                epoch=epoch,
+                recovering=recovering,
+            )
+        )
 
     def stop(
         self,
@@ -104,7 +137,17 @@ class Story:
     ) -> None:
         node = node or self.dispatched[entity][0]
         attempt = attempt or self.attempts[entity, uid]
-        self.add(Stopped(self.at_s, node, entity, uid, attempt, how, recovering))
+        self.add(
+            Stopped(
+                at_s=self.at_s,
+                node=node,
+                entity=entity,
+                uid=uid,
+                attempt=attempt,
+                how=how,
+                recovering=recovering,
+            )
+        )
 
     def run(self, *uids: str, entity: str = A) -> None:
         for uid in uids:
@@ -118,23 +161,25 @@ class Story:
 
     def end(self, *uids: str, entity: str = A, event: str = "complete") -> None:
         for uid in uids:
-            self.add(Ended(self.at_s, entity, uid, event))
+            self.add(Ended(at_s=self.at_s, entity=entity, uid=uid, event=event))
 
     def commit(self, entity: str = A, *, grows: bool = True) -> None:
         before, state_before = self.versions.get(entity, 0), self.states.get(entity, "")
         self.versions[entity] = before + grows
         self.states[entity] = f"state-{before + 1}" if grows else state_before
+        node, epoch = self.owners[PARTITIONS[entity]]
         self.add(
             Committed(
-                self.at_s,
-                PARTITIONS[entity],
-                entity,
-                *self.owners[PARTITIONS[entity]],
-                self.turns[entity],
-                before,
-                before + grows,
-                state_before,
-                self.states[entity],
+                at_s=self.at_s,
+                partition=PARTITIONS[entity],
+                entity=entity,
+                node=node,
+                epoch=epoch,
+                turn=self.turns[entity],
+                version_before=before,
+                version_after=before + grows,
+                state_before=state_before,
+                state_after=self.states[entity],
             )
         )
 
@@ -154,15 +199,25 @@ class Story:
         self.commit(entity, grows=event == "complete")
 
     def send(self, uid: str, parent: str, source: str = A, target: str = C) -> None:
-        self.add(Sent(self.at_s, source, parent, target, uid))
+        self.add(Sent(at_s=self.at_s, source=source, parent=parent, target=target, uid=uid))
 
     def call(self, uid: str = "", entity: str = A, message: Any = None, verb: str = "ask") -> int:
         self.calls += 1
-        self.add(Called(self.at_s, self.calls, "client", verb, entity, message, uid))
+        self.add(
+            Called(
+                at_s=self.at_s,
+                call=self.calls,
+                caller="client",
+                verb=verb,
+                entity=entity,
+                message=message,
+                uid=uid,
+            )
+        )
         return self.calls
 
     def answer(self, call: int, word: Word, value: Any = None, uid: str = "") -> None:
-        self.add(Answered(self.at_s, call, word, value, uid))
+        self.add(Answered(at_s=self.at_s, call=call, word=word, value=value, uid=uid))
 
     def fault(self, what: str, node: int = 0, detail: str = "") -> None:
         self.add(Fault(self.at_s, node, what, detail))

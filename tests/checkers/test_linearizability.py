@@ -57,11 +57,13 @@ class ListModel:
 
 
 def add(amount: int, called_at: int, returned_at: int | None = None, output: object = ANYTHING) -> Operation:
-    return Operation("c", ("add", amount), called_at, returned_at, output)
+    return Operation(
+        caller="c", input=("add", amount), called_at=called_at, returned_at=returned_at, output=output
+    )
 
 
 def read(called_at: int, returned_at: int, output: object) -> Operation:
-    return Operation("c", ("read",), called_at, returned_at, output)
+    return Operation(caller="c", input=("read",), called_at=called_at, returned_at=returned_at, output=output)
 
 
 def try_all_orders(operations: Sequence[Operation]) -> bool:
@@ -106,11 +108,13 @@ def few_operations(draw: st.DrawFn) -> list[Operation]:
         called_at, returned_at = sorted(times[2 * number : 2 * number + 2])
         input_ = draw(INPUTS)
         if draw(st.integers(0, 3)) == 0:
-            operations.append(Operation("c", input_, called_at))
+            operations.append(Operation(caller="c", input=input_, called_at=called_at))
             continue
         numbers = st.integers(0, 3)
         output = draw(st.one_of(numbers, st.builds(RefusedWith, numbers), st.just(ANYTHING)))
-        operations.append(Operation("c", input_, called_at, returned_at, output))
+        operations.append(
+            Operation(caller="c", input=input_, called_at=called_at, returned_at=returned_at, output=output)
+        )
     return operations
 
 
@@ -156,10 +160,10 @@ def test_cases(operations: list[Operation], is_fine: bool) -> None:
 
 def test_the_explanation() -> None:
     operations = [
-        Operation("ann", ("add", 5), 0, 1, 5),
-        Operation("bob", ("add", 2), 2),
-        Operation("cleo", ("read",), 3, 6, 7),
-        Operation("dan", ("read",), 4, 5, 6),
+        Operation(caller="ann", input=("add", 5), called_at=0, returned_at=1, output=5),
+        Operation(caller="bob", input=("add", 2), called_at=2),
+        Operation(caller="cleo", input=("read",), called_at=3, returned_at=6, output=7),
+        Operation(caller="dan", input=("read",), called_at=4, returned_at=5, output=6),
     ]
     found = check_linearizable(operations, AccountModel())
     assert isinstance(found, NotLinearizable)
@@ -191,14 +195,21 @@ def test_unknown_operations_that_are_alike_are_cheap() -> None:
 
 
 def test_unknown_operations_that_change_nothing_are_cheap() -> None:
-    operations = [*(Operation("c", ("read", number), 0) for number in range(200)), read(1, 2, 1)]
+    operations = [
+        *(Operation(caller="c", input=("read", number), called_at=0) for number in range(200)),
+        read(1, 2, 1),
+    ]
     assert isinstance(check_linearizable(operations, AccountModel(), limit=10), NotLinearizable)
 
 
 def test_inputs_without_a_hash() -> None:
-    operations = [Operation("c", [1], 0), Operation("c", [1], 0), Operation("c", [2], 1, 2, 2)]
+    operations = [
+        Operation(caller="c", input=[1], called_at=0),
+        Operation(caller="c", input=[1], called_at=0),
+        Operation(caller="c", input=[2], called_at=1, returned_at=2, output=2),
+    ]
     assert check_linearizable(operations, ListModel()) is None
-    nested = [Operation("c", ("add", 1, []), 0), read(1, 2, 0)]
+    nested = [Operation(caller="c", input=("add", 1, []), called_at=0), read(1, 2, 0)]
     assert check_linearizable(nested, AccountModel()) is None
 
 
@@ -258,12 +269,17 @@ def client_history(
             state, output = model.apply(state, input_)
             under_way[client] = (input_, called_at, is_lost, output)
         elif is_lost:
-            operations.append(Operation(str(client), input_, called_at))
+            operations.append(Operation(caller=str(client), input=input_, called_at=called_at))
         else:
-            operations.append(Operation(str(client), input_, called_at, place, output))
+            operations.append(
+                Operation(
+                    caller=str(client), input=input_, called_at=called_at, returned_at=place, output=output
+                )
+            )
     # What nobody has heard of yet may have happened.
     operations += [
-        Operation(str(client), input_, called_at) for client, (input_, called_at, *_) in under_way.items()
+        Operation(caller=str(client), input=input_, called_at=called_at)
+        for client, (input_, called_at, *_) in under_way.items()
     ]
     return operations
 
@@ -286,7 +302,11 @@ def test_a_thousand_operations_and_one_wrong_reply(seed: int) -> None:
         if operations[place].input == ("read",) and operations[place].returned_at
     )
     operations[place] = Operation(
-        "c", ("read",), operations[place].called_at, operations[place].returned_at, -1
+        caller="c",
+        input=("read",),
+        called_at=operations[place].called_at,
+        returned_at=operations[place].returned_at,
+        output=-1,
     )
     found = check_linearizable(operations, AccountModel())
     assert isinstance(found, NotLinearizable)

@@ -161,10 +161,10 @@ class World:
             envelope=b"%d" % next(self._numbers),
         )
         step = Append(
-            partition,
-            entity,
-            self.uid(),
-            body,
+            partition=partition,
+            entity=entity,
+            uid=self.uid(),
+            body=body,
             key=key,
             digest=f"digest-{e % 2}",
             depth_limit=(0, 0, 2, 3)[d % 4],
@@ -181,7 +181,14 @@ class World:
         return self.history[-1 - (a * 12 + b) % min(len(self.history), 30)]
 
     def _take(self, partition: int, entity: str, a: int, b: int, c: int, *_: int) -> Step:
-        return Take(partition, entity, self.claim(partition, a), POLICY, b % 4 - 1, c % 5)
+        return Take(
+            partition=partition,
+            entity=entity,
+            claim=self.claim(partition, a),
+            policy=POLICY,
+            held_version=b % 4 - 1,
+            run_limit=c % 5,
+        )
 
     def _finish(self, partition: int, entity: str, a: int, b: int, c: int, d: int, e: int) -> Step:
         known = self.dispatches.get(entity)
@@ -194,29 +201,31 @@ class World:
         if b % 3 == 0 and len(events) > 1:
             events = ["refuse", last, *["requeue"] * len(events)][: len(events)]
         verdicts = tuple(
-            Verdict(message.uid, event, b"reply", b"error", FAR_MS if b == 1 else 0)
+            Verdict(
+                uid=message.uid, event=event, reply=b"reply", error=b"error", delay_ms=FAR_MS if b == 1 else 0
+            )
             for message, event in zip(dispatch.messages, events, strict=True)
         )
         targets = ENTITIES[: c % 3] if d % 2 else ENTITIES[4 - c % 3 :]
         outbox = tuple(
             Outgoing(
-                partition_of(target),
-                target,
-                self.uid(),
-                pack_body(name="tdc3", deadline_ms=0, waited_for=False, key="", envelope=b"out"),
-                "other" if e == 9 else "",
+                partition=partition_of(target),
+                entity=target,
+                uid=self.uid(),
+                body=pack_body(name="tdc3", deadline_ms=0, waited_for=False, key="", envelope=b"out"),
+                service="other" if e == 9 else "",
             )
             for target in targets
         )
         return Finish(
-            partition,
-            entity,
-            claim,
-            dispatch.turn,
-            verdicts,
-            (None, b"state", b"%d" % d)[d % 3],
-            dispatch.version + (e == 11),
-            outbox,
+            partition=partition,
+            entity=entity,
+            claim=claim,
+            turn=dispatch.turn,
+            verdicts=verdicts,
+            state=(None, b"state", b"%d" % d)[d % 3],
+            expected_version=dispatch.version + (e == 11),
+            outbox=outbox,
             park=e == 10,
             policy=POLICY,
             run_limit=e % 5,
@@ -232,7 +241,9 @@ class World:
             turn, uids = known[0].turn, tuple(message.uid for message in known[0].messages)
         else:
             turn, uids = 1, ()
-        return Interrupt(partition, entity, claim, turn, uids, began=c % 4 != 0)
+        return Interrupt(
+            partition=partition, entity=entity, claim=claim, turn=turn, uids=uids, began=c % 4 != 0
+        )
 
     def _message(self, a: int, b: int) -> Append | None:
         return self.sent[-1 - (a * 12 + b) % len(self.sent)] if self.sent else None
@@ -257,14 +268,14 @@ class World:
 
     def _replay(self, partition: int, entity: str, a: int, b: int, c: int, d: int, *_: int) -> Step:
         if not self.letters:
-            return ListDeadLetters(partition)
+            return ListDeadLetters(partition=partition)
         entity, _, uid = self.letters[a % len(self.letters)].rpartition("/")
         partition = partition_of(entity)
         return Replay(
-            partition,
-            entity,
-            uid,
-            self.uid(),
+            partition=partition,
+            entity=entity,
+            uid=uid,
+            new_uid=self.uid(),
             at_head=b % 2 == 0,
             claim="" if c % 3 == 0 else self.claim(partition, c),
             policy=POLICY,
@@ -275,7 +286,7 @@ class World:
         return Purge(partition, tuple(self.letters[a : a + b % 3]))
 
     def _letters(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
-        return ListDeadLetters(partition, kind=("", "a", "ab")[a % 3], limit=100)
+        return ListDeadLetters(partition=partition, kind=("", "a", "ab")[a % 3], limit=100)
 
     def _relay_read(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         return RelayRead(partition, self.claim(partition, a), 1 - partition, 1 + b % 3)
@@ -284,12 +295,24 @@ class World:
         page = self.pages.get((1 - partition, partition))
         entries: Sequence[RelayEntry] = page.entries[a % 2 : 1 + b] if page is not None else ()
         incarnation = page.incarnation if page is not None else 7
-        return RelayIn(partition, 1 - partition, incarnation, tuple(entries), b % 4 == 3)
+        return RelayIn(
+            partition=partition,
+            source=1 - partition,
+            incarnation=incarnation,
+            entries=tuple(entries),
+            after_loss=b % 4 == 3,
+        )
 
     def _relay_ack(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         page = self.pages.get((partition, 1 - partition))
         incarnation = page.incarnation if page is not None and b % 2 else 0
-        return RelayAck(partition, self.claim(partition, a), 1 - partition, b, incarnation)
+        return RelayAck(
+            partition=partition,
+            claim=self.claim(partition, a),
+            target=1 - partition,
+            last=b,
+            incarnation=incarnation,
+        )
 
     def _defer(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         # With a delay, journals may differ in what brings the entity back before that: a sweep is a hint.
@@ -302,13 +325,30 @@ class World:
         partition = message.partition
         claim = self.claim(partition, a)
         recovering = c % 5 == 0
-        return SettleLost(partition, message.entity, claim, message.uid, POLICY, c % 3, b % 4, recovering)
+        return SettleLost(
+            partition=partition,
+            entity=message.entity,
+            claim=claim,
+            uid=message.uid,
+            policy=POLICY,
+            attempt=c % 3,
+            interruptions=b % 4,
+            recovering=recovering,
+        )
 
     def _claim(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
         self.claims[partition].append(f"claim-{partition}-{next(self._numbers)}")
-        held = self.leases.get(partition, ("", 0))
+        expected_claim, expected_renewals = self.leases.get(partition, ("", 0))
         claim = self.claims[partition][-1]
-        return ClaimPartition(partition, claim, b"node", *held, new_incarnation=a % 3 == 0, epoch_above=b)
+        return ClaimPartition(
+            partition=partition,
+            claim=claim,
+            node=b"node",
+            expected_claim=expected_claim,
+            expected_renewals=expected_renewals,
+            new_incarnation=a % 3 == 0,
+            epoch_above=b,
+        )
 
     def _renew(self, partition: int, entity: str, a: int, *_: int) -> Step:
         return Renew(partition, self.claim(partition, a))
@@ -317,7 +357,7 @@ class World:
         return Release(partition, self.claim(partition, a))
 
     def _sweep(self, partition: int, entity: str, a: int, b: int, *_: int) -> Step:
-        return Sweep(partition, self.claim(partition, a), own_from="" if b % 2 else None)
+        return Sweep(partition=partition, claim=self.claim(partition, a), own_from="" if b % 2 else None)
 
     def _park(self, partition: int, entity: str, *_: int) -> Step:
         return Park(partition, entity)
@@ -362,9 +402,9 @@ class World:
         """Steps that read everything there is."""
         steps: list[Step] = [Inspect(partition_of(entity), entity) for entity in ENTITIES]
         for partition in range(PARTITIONS):
-            steps += [Audit(partition), ListDeadLetters(partition), CountKind(partition, "a")]
+            steps += [Audit(partition), ListDeadLetters(partition=partition), CountKind(partition, "a")]
             steps += [
-                Sweep(partition, self.claim(partition, 1), own_from=""),
+                Sweep(partition=partition, claim=self.claim(partition, 1), own_from=""),
                 RelayRead(partition, self.claim(partition, 1), 1 - partition),
                 RelayRead(partition, self.claim(partition, 1), f"other/{partition}"),
             ]

@@ -51,7 +51,12 @@ async def compare(journal: Journal, model: MemoryJournal, clock: Clock, batches:
             world.learn(step, result)
 
     async with journal, model:
-        await send([ClaimPartition(number, f"claim-{number}", b"node") for number in range(PARTITIONS)])
+        await send(
+            [
+                ClaimPartition(partition=number, claim=f"claim-{number}", node=b"node")
+                for number in range(PARTITIONS)
+            ]
+        )
         for batch in batches:
             await send([world.step(drawn) for drawn in batch])
         await send(world.last_look())
@@ -69,7 +74,9 @@ def test_group_commit_answers_as_what_it_wraps(batches: list[list[Drawn]]) -> No
     clock, config = Clock(), new_settings()
 
     async def main() -> None:
-        journal = GroupCommit(MemoryJournal(config, now_ms=clock.read_ms), CommitLimits(max_batch_steps=2))
+        journal = GroupCommit(
+            inner=MemoryJournal(config, now_ms=clock.read_ms), limits=CommitLimits(max_batch_steps=2)
+        )
         await compare(journal, MemoryJournal(config, now_ms=clock.read_ms), clock, batches)
 
     anyio.run(main)

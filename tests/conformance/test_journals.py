@@ -41,7 +41,7 @@ async def test_what_is_over_is_not_seen_before_it_is_purged() -> None:
     clock = Clock()
     config = JournalSettings(result_ttl_ms=100, dedupe_ttl_ms=100)
     async with MemoryJournal(config, now_ms=clock.read_ms) as journal:
-        probe = Probe(journal, "once", Subject(MemoryJournal))
+        probe = Probe(journal=journal, mode="once", subject=Subject(MemoryJournal))
         await probe.own()
         step = probe.message(key="k", digest="d")
         await probe.finish(await probe.taken(step), "complete")
@@ -55,7 +55,7 @@ async def test_what_is_over_is_not_seen_before_it_is_purged() -> None:
 async def test_bells() -> None:
     bells: list[tuple[int, str]] = []
     async with MemoryJournal(JournalSettings(), on_bell=lambda *bell: bells.append(bell)) as journal:
-        probe = Probe(journal, "once", Subject(MemoryJournal))
+        probe = Probe(journal=journal, mode="once", subject=Subject(MemoryJournal))
         await probe.own()
         dispatch = await probe.taken(probe.message())
         # The commit of the turn that is on takes what is next: nobody needs to hear of it.
@@ -64,10 +64,19 @@ async def test_bells() -> None:
         stale = probe.message("account/b", claim="claim-0")
         await probe.accept(stale)
         await probe.once(Resume(0, "account/c"))
-        await probe.once(RelayIn(0, 1, 7, (RelayEntry(1, "account/d", probe.new_uid(), probe.body()),)))
+        await probe.once(
+            RelayIn(
+                partition=0,
+                source=1,
+                incarnation=7,
+                entries=(RelayEntry(1, "account/d", probe.new_uid(), probe.body()),),
+            )
+        )
         await probe.finish(dispatch, "fail")
         dead = dispatch.messages[0].uid
-        await probe.once(Replay(0, "account/a", dead, probe.new_uid(), at_head=False))
+        await probe.once(
+            Replay(partition=0, entity="account/a", uid=dead, new_uid=probe.new_uid(), at_head=False)
+        )
         assert bells == [(0, f"account/{name}") for name in "bcda"]
 
 
@@ -86,10 +95,10 @@ async def test_execute_is_a_checkpoint() -> None:
     async with MemoryJournal(JournalSettings()) as journal:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await journal.execute([ClaimPartition(0, "claim-1", b"node")])
+            await journal.execute([ClaimPartition(partition=0, claim="claim-1", node=b"node")])
         assert scope.cancelled_caught
         # The answer was lost and not the step, as with a store: sending again finds it done.
-        answer = await journal.execute([ClaimPartition(0, "claim-1", b"node")])
+        answer = await journal.execute([ClaimPartition(partition=0, claim="claim-1", node=b"node")])
         assert isinstance(answer.results[0], Claimed)
         assert answer.results[0].epoch == 1
 
@@ -109,6 +118,8 @@ class TestGroupCommitOverMemory(JournalSuite):
 
         def open_journal(settings: JournalSettings) -> GroupCommit:
             # Batches smaller than the suite's, so that one call's steps are spread over several.
-            return GroupCommit(MemoryJournal(settings, now_ms=clock.read_ms), CommitLimits(max_batch_steps=3))
+            return GroupCommit(
+                inner=MemoryJournal(settings, now_ms=clock.read_ms), limits=CommitLimits(max_batch_steps=3)
+            )
 
         return Subject(open_journal, clock.pass_ms)

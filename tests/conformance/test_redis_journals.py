@@ -39,7 +39,7 @@ class TestOverRedis(JournalSuite):
 class TestGroupCommitOverValkey(JournalSuite):
     @pytest.fixture
     def subject(self, valkey_server: Server) -> Subject:
-        return Subject(lambda settings: GroupCommit(open_redis(valkey_server, settings)))
+        return Subject(lambda settings: GroupCommit(inner=open_redis(valkey_server, settings)))
 
     @pytest.fixture(params=SLOW_STORE_MODES)
     def open_probe(self, request: pytest.FixtureRequest, subject: Subject) -> OpenProbe:

@@ -47,7 +47,17 @@ def plain_console() -> tuple[Console, io.StringIO]:
 def test_events_go_through_the_pipe() -> None:
     events: list[Event] = [
         Started(7, 0.5),
-        Replayed((InterruptedFlight("aircraft/N1/00", "N1", "UA 1", "interrupted", 1),)),
+        Replayed(
+            (
+                InterruptedFlight(
+                    message_id="aircraft/N1/00",
+                    aircraft="N1",
+                    flight="UA 1",
+                    reason="interrupted",
+                    attempts=1,
+                ),
+            )
+        ),
         Sending(),
         Progress(12, 3),
         Sent(1.5),
@@ -55,7 +65,7 @@ def test_events_go_through_the_pipe() -> None:
         Finished(0),
     ]
     assert [decode_event(encode(event)) for event in events] == events
-    job = Job("embedded:", "demo", None, 12, restarted=True)
+    job = Job(url="embedded:", namespace="demo", limit=None, accepted=12, restarted=True)
     assert decode_job(encode(job)) == job
 
 
@@ -92,7 +102,20 @@ def test_screen_shows_differences_and_problems() -> None:
     console, output = plain_console()
     screen = Screen(console, total=10)
     screen.differences([Difference(f"N{number}", "flights", "2", "3") for number in range(12)])
-    screen.summary(Summary(10, 12, 1, 3, 3, 10, 12, 1.0, 2.0), ["12 aircraft are not what the file says"])
+    screen.summary(
+        Summary(
+            flights=10,
+            aircraft=12,
+            kills=1,
+            interrupted=3,
+            replayed=3,
+            recorded=10,
+            unequal=12,
+            sending_s=1.0,
+            whole_s=2.0,
+        ),
+        ["12 aircraft are not what the file says"],
+    )
     text = output.getvalue()
     assert "N9" in text
     assert "N10" not in text
@@ -232,7 +255,7 @@ def test_ctrl_c_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    child = Child(Job("nonsense:", "demo", 10, 0, restarted=False), log)
+    child = Child(Job(url="nonsense:", namespace="demo", limit=10, accepted=0, restarted=False), log)
     try:
         with pytest.raises(ChildFailed, match="InvalidConfig"):
             list(child.events())

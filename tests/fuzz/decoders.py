@@ -324,7 +324,18 @@ def _contract(data: bytes) -> None:
 
 
 def _stored_letter(error: bytes, body: bytes, message_id: str = f"a/b/{UNIQUE}") -> None:
-    letter = read_letter(StoredLetter(message_id, "failed", 1, 0, 5, UNIQUE, error, body))
+    letter = read_letter(
+        StoredLetter(
+            message_id=message_id,
+            reason="failed",
+            attempts=1,
+            interruptions=0,
+            died_ms=5,
+            replayed_as=UNIQUE,
+            error=error,
+            body=body,
+        )
+    )
     assert isinstance(letter, DeadLetter)
     assert letter.message_id == message_id
 

@@ -360,15 +360,24 @@ async def test_a_damaged_stream_is_never_numbered_anew(new_system: NewSystem, ke
     settings = journal_settings(new_system.config())
     uid = "{:012x}" + "7" * 19
     async with RedisJournal.from_url(new_system.url, settings, allow_no_persistence=True) as journal:
-        now_ms = (await journal.execute([ClaimPartition(0, "claim", b"n")])).now_ms
+        now_ms = (await journal.execute([ClaimPartition(partition=0, claim="claim", node=b"n")])).now_ms
         head = uid.format(now_ms)
         body = pack_body(name="Write", deadline_ms=0, waited_for=False, key="", envelope=b"\xc0")
-        outbox = tuple(Outgoing(1, "desk/x", f"{head}{n}", body) for n in range(3))
-        verdicts = (Verdict(f"{head}9", "complete"),)
+        outbox = tuple(Outgoing(partition=1, entity="desk/x", uid=f"{head}{n}", body=body) for n in range(3))
+        verdicts = (Verdict(uid=f"{head}9", event="complete"),)
         steps: list[Step] = [
-            Append(0, "desk/a", f"{head}9", body),
-            Take(0, "desk/a", "claim", ""),
-            Finish(0, "desk/a", "claim", 1, verdicts, None, 0, outbox),
+            Append(partition=0, entity="desk/a", uid=f"{head}9", body=body),
+            Take(partition=0, entity="desk/a", claim="claim", policy=""),
+            Finish(
+                partition=0,
+                entity="desk/a",
+                claim="claim",
+                turn=1,
+                verdicts=verdicts,
+                state=None,
+                expected_version=0,
+                outbox=outbox,
+            ),
         ]
         assert isinstance((await journal.execute(steps)).results[2], Finished)
         keys.call("LSET", keys.of(0, "x:1"), 1, "nothing of a message")

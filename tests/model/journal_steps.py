@@ -104,17 +104,33 @@ class Translation:
                 where = self._specs[message - 1].entity
                 uid, body = self._uids[message - 1], self._bodies[message - 1]
                 return Append(
-                    self._home[where], self._name(where), uid, body, claim=claim, policy=self._policy
+                    partition=self._home[where],
+                    entity=self._name(where),
+                    uid=uid,
+                    body=body,
+                    claim=claim,
+                    policy=self._policy,
                 )
             case StepKind.TAKE:
-                return Take(self._home[where], self._name(where), claim, self._policy)
+                return Take(
+                    partition=self._home[where], entity=self._name(where), claim=claim, policy=self._policy
+                )
             case StepKind.FINISH:
                 return self._finish(step)
             case StepKind.INTERRUPT:
                 uids = (self._uids[message - 1],)
-                return Interrupt(self._home[where], self._name(where), claim, turn, uids, bool(first))
+                return Interrupt(
+                    partition=self._home[where],
+                    entity=self._name(where),
+                    claim=claim,
+                    turn=turn,
+                    uids=uids,
+                    began=bool(first),
+                )
             case StepKind.CLAIM_PARTITION:
-                return ClaimPartition(where, claim, b"node", self._claim(first))
+                return ClaimPartition(
+                    partition=where, claim=claim, node=b"node", expected_claim=self._claim(first)
+                )
             case StepKind.RELEASE:
                 return Release(where, claim)
             case StepKind.RELAY_IN:
@@ -123,10 +139,14 @@ class Translation:
                     for place, entry in enumerate((message, first))
                     if entry
                 ]
-                return RelayIn(where, second, INCARNATION, tuple(entries))
+                return RelayIn(
+                    partition=where, source=second, incarnation=INCARNATION, entries=tuple(entries)
+                )
             case _:
                 target = next(home for home in range(len(self._shape.partitions)) if home != where)
-                return RelayAck(where, claim, target, turn, INCARNATION)
+                return RelayAck(
+                    partition=where, claim=claim, target=target, last=turn, incarnation=INCARNATION
+                )
 
     def _entry(self, number: int, message: int) -> RelayEntry:
         entity = self._name(self._specs[message].entity)
@@ -141,17 +161,22 @@ class Translation:
         if sends is not None:
             target = self._specs[sends].entity
             outbox = (
-                Outgoing(self._home[target], self._name(target), self._uids[sends], self._bodies[sends]),
+                Outgoing(
+                    partition=self._home[target],
+                    entity=self._name(target),
+                    uid=self._uids[sends],
+                    body=self._bodies[sends],
+                ),
             )
         return Finish(
-            self._home[entity],
-            self._name(entity),
-            self._claim(claim),
-            turn,
-            (Verdict(self._uids[message - 1], event.value),),
-            bytes((applied,)) if completes else None,
-            version,
-            outbox,
+            partition=self._home[entity],
+            entity=self._name(entity),
+            claim=self._claim(claim),
+            turn=turn,
+            verdicts=(Verdict(uid=self._uids[message - 1], event=event.value),),
+            state=bytes((applied,)) if completes else None,
+            expected_version=version,
+            outbox=outbox,
             policy=self._policy,
             run_limit=int(self._actions.configuration.takes_next),
         )

@@ -146,8 +146,10 @@ async def test_a_take_that_arrives_late_is_known_to_nobody() -> None:
                 await journal.execute([translation.step(step)])
             state = after
         assert translation.stored(journal) == translation.modelled(state)
-        sweep = Sweep(0, "claim-1")
-        assert (await journal.execute([sweep])).results[0] == Swept((), (), 0, ())
+        sweep = Sweep(partition=0, claim="claim-1")
+        assert (await journal.execute([sweep])).results[0] == Swept(
+            due=(), unsettled=(), next_due_ms=0, outbound=()
+        )
         (looked,) = (await journal.execute([replace(sweep, own_from="")])).results
         assert isinstance(looked, Swept)
         assert [(own.entity, own.turn) for own in looked.own] == [("thing/0", 2)]

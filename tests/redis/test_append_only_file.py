@@ -71,9 +71,22 @@ async def commit_a_turn(server: Server) -> tuple[dict[bytes, Any], int]:
         await own(journal)
         uid, turn = await take_one(journal)
         before, length = contents(server), len(log_of(server).read_bytes())
-        outbox = (Outgoing(0, "account/b", "a" * 32, body()), Outgoing(1, "account/c", "b" * 32, body()))
-        verdicts = (Verdict(uid, "fail", error=b"e"),)
-        step = Finish(0, ENTITY, CLAIM, turn, verdicts, b"state", 0, outbox, policy=POLICY)
+        outbox = (
+            Outgoing(partition=0, entity="account/b", uid="a" * 32, body=body()),
+            Outgoing(partition=1, entity="account/c", uid="b" * 32, body=body()),
+        )
+        verdicts = (Verdict(uid=uid, event="fail", error=b"e"),)
+        step = Finish(
+            partition=0,
+            entity=ENTITY,
+            claim=CLAIM,
+            turn=turn,
+            verdicts=verdicts,
+            state=b"state",
+            expected_version=0,
+            outbox=outbox,
+            policy=POLICY,
+        )
         assert isinstance(await send(journal, step), Finished)
     return before, length
 

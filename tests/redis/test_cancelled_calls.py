@@ -38,7 +38,9 @@ async def test_calls_of_the_journal(store_server: Server, namespace: str) -> Non
             results: list[object] = []
 
             async def append(uid: str) -> None:
-                results.append(await send(journal, Append(0, f"account/{uid}", uid, body())))  # noqa: B023
+                results.append(  # noqa: B023
+                    await send(journal, Append(partition=0, entity=f"account/{uid}", uid=uid, body=body()))
+                )
 
             async with anyio.create_task_group() as task_group:
                 task_group.start_soon(append, uid)
@@ -50,7 +52,7 @@ async def test_calls_of_the_journal(store_server: Server, namespace: str) -> Non
                 read = await send(journal, ReadOutcome(0, f"account/{other}", other))
                 assert isinstance(read, OutcomeRead)
                 assert read.state in ("unknown", "enqueued")
-            again = await send(journal, Append(0, f"account/{uid}", uid, body()))
+            again = await send(journal, Append(partition=0, entity=f"account/{uid}", uid=uid, body=body()))
             assert isinstance(again, Appended)
             assert again.uid == uid
             assert again.duplicate or not results

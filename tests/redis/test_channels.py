@@ -78,7 +78,9 @@ async def test_append_by_a_stranger_rings(store_server: Server, namespace: str) 
         assert await heard.next() == (0, "")
         now_ms = (await journal.execute([Resume(1, "account/x")])).now_ms
         body = pack_body(name="m", deadline_ms=0, waited_for=False, key="", envelope=b"")
-        await journal.execute([Append(0, "account/a", f"{now_ms:012x}" + "0" * 20, body)])
+        await journal.execute(
+            [Append(partition=0, entity="account/a", uid=f"{now_ms:012x}" + "0" * 20, body=body)]
+        )
         assert await heard.next() == (0, "account/a")
         task_group.cancel_scope.cancel()
     heard.close()

@@ -224,7 +224,9 @@ async def test_a_slot_moves_in_the_middle_of_everything(
     losses = Losses()
     journal.history.watch(losses)
     async with journal:
-        (claimed,) = (await journal.execute([ClaimPartition(partition, "c", b"node")])).results
+        (claimed,) = (
+            await journal.execute([ClaimPartition(partition=partition, claim="c", node=b"node")])
+        ).results
         assert isinstance(claimed, Claimed)
         await anyio.to_thread.run_sync(client.open)
 
@@ -399,7 +401,7 @@ async def test_a_user_with_few_rights(own_cluster: Cluster, namespace: str) -> N
 
 async def test_nobody_waits_for_lanes_that_were_left(own_cluster: Cluster, namespace: str) -> None:
     told: list[tuple[type[object], bool]] = []
-    commit = PartitionedCommit(journal_at(own_cluster, namespace))
+    commit = PartitionedCommit(inner=journal_at(own_cluster, namespace))
     with ExitStack() as pauses:
         async with commit:
             await commit.request(Audit(0))
@@ -420,8 +422,8 @@ async def test_a_lane_for_each_partition(own_cluster: Cluster, namespace: str) -
     listeners.add("store-lost", lambda _: seen.append(False))
     listeners.add("store-back", lambda _: seen.append(True))
     async with PartitionedCommit(
-        journal_at(own_cluster, namespace),
-        CommitLimits(retry_delay_max_s=0.1),
+        inner=journal_at(own_cluster, namespace),
+        limits=CommitLimits(retry_delay_max_s=0.1),
         events=StoreEvents(listeners),
     ) as commit:
         await commit.execute([Audit(partition) for partition in range(PARTITIONS)])

@@ -52,16 +52,16 @@ async def test_a_damaged_dispatch_leaves_the_sweeps_of_the_others(
         await own(journal)
         await take_one(journal)
         store_server.call("HSET", f"{{{namespace}:default:0}}:run", entity, dispatch)
-        plain = await send(journal, Sweep(0, CLAIM))
+        plain = await send(journal, Sweep(partition=0, claim=CLAIM))
         assert isinstance(plain, Swept)
-        paged = await send(journal, Sweep(0, CLAIM, own_from=""))
+        paged = await send(journal, Sweep(partition=0, claim=CLAIM, own_from=""))
         assert isinstance(paged, Swept)
         assert [found.entity for found in paged.own] == [ENTITY]
         assert not plain.own
         assert not plain.unsettled + paged.unsettled
         store_server.call("DEL", f"{{{namespace}:default:0}}:L")
-        await send(journal, ClaimPartition(0, "next", b"node"))
-        for step in (Sweep(0, "next"), Sweep(0, "next", own_from="")):
+        await send(journal, ClaimPartition(partition=0, claim="next", node=b"node"))
+        for step in (Sweep(partition=0, claim="next"), Sweep(partition=0, claim="next", own_from="")):
             swept = await send(journal, step)
             assert isinstance(swept, Swept)
             assert ENTITY in [found.entity for found in swept.unsettled]
@@ -75,8 +75,8 @@ async def test_a_body_that_is_gone_is_offered_as_an_empty_one(store_server: Serv
         at_ms = await now_ms(journal)
         uids = [uid_at(at_ms + number) for number in range(2)]
         for uid in uids:
-            await send(journal, Append(0, ENTITY, uid, body("t")))
-        take = Take(0, ENTITY, CLAIM, POLICY, run_limit=2)
+            await send(journal, Append(partition=0, entity=ENTITY, uid=uid, body=body("t")))
+        take = Take(partition=0, entity=ENTITY, claim=CLAIM, policy=POLICY, run_limit=2)
         assert isinstance(await send(journal, take), Taken)
         store_server.call("HDEL", f"{{{namespace}:default:0}}:e:{ENTITY}", f"m:{uids[1]}")
         again = await send(journal, take)
@@ -92,7 +92,12 @@ async def test_a_lease_of_another_type_leaves_the_other_partitions(
     async with open_journal(store_server, JournalSettings(namespace=namespace)) as journal:
         store_server.call("SET", f"{{{namespace}:default:0}}:L", "damaged")
         damaged, healthy = (
-            await journal.execute([Append(0, ENTITY, uid_at(1), body()), ClaimPartition(1, CLAIM, b"node")])
+            await journal.execute(
+                [
+                    Append(partition=0, entity=ENTITY, uid=uid_at(1), body=body()),
+                    ClaimPartition(partition=1, claim=CLAIM, node=b"node"),
+                ]
+            )
         ).results
         assert isinstance(damaged, Rejected)
         assert "WRONGTYPE" in damaged.text

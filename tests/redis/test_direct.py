@@ -208,10 +208,10 @@ async def test_whoever_waits_for_a_push_is_written_to_before_the_caller(
     def message(claim: str) -> Append:
         uid = f"{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
         body = pack_body(name="Work", deadline_ms=0, waited_for=True, key="", envelope=b"{}")
-        return Append(0, "box/a", uid, body, claim=claim, policy="*=edc3")
+        return Append(partition=0, entity="box/a", uid=uid, body=body, claim=claim, policy="*=edc3")
 
     async with RedisJournal.from_url(server.url, JournalSettings(namespace=namespace)) as journal:
-        await journal.execute([ClaimPartition(0, "claim-1", b"node")])
+        await journal.execute([ClaimPartition(partition=0, claim="claim-1", node=b"node")])
         before = pings()
         for count, steps in (
             (0, [Audit(0)]),
@@ -243,7 +243,7 @@ async def test_a_late_answer_costs_the_connection(server: Server, namespace: str
 
 async def test_group_commit_sends_again_what_had_no_answer(server: Server, namespace: str) -> None:
     inner = RedisJournal.from_url(server.url, JournalSettings(namespace=namespace), timeout_s=0.3)
-    async with GroupCommit(inner) as journal:
+    async with GroupCommit(inner=inner) as journal:
         replies = Replies(40)
         server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         for partition in range(20):
@@ -293,13 +293,15 @@ async def test_each_of_several_messages_is_told_what_is_wrong(
         def message(number: int) -> Append:
             uid = f"{int(time.time() * 1000):012x}{number:020x}"
             body = pack_body(name="Work", deadline_ms=0, waited_for=False, key="", envelope=b"{}")
-            return Append(partition, "box/a", uid, body, claim=claim, policy="*=edc3")
+            return Append(
+                partition=partition, entity="box/a", uid=uid, body=body, claim=claim, policy="*=edc3"
+            )
 
         if broken == "record":
             server.call("SET", f"{prefix}:e:box/a", "not a record")
         if broken == "head":
             claim = "claim-1"
-            await journal.execute([ClaimPartition(1, claim, b"node")])
+            await journal.execute([ClaimPartition(partition=1, claim=claim, node=b"node")])
             server.call("HSET", f"{prefix}:e:box/a", "m:1", "not a message", "d", "1")
             server.call("RPUSH", f"{prefix}:q:box/a", "1")
         results = (await journal.execute([message(number) for number in range(3)])).results

@@ -75,7 +75,7 @@ async def test_noticed_before_anything_is_sent(server: Server, commits: int, mer
         uid = uid_at(await now_ms(journal))
         await lose(server, journal, commits)
         # The same number of commits as were lost would hide the loss, if they came first.
-        step = Append(0, "account/new", uid, body(), claim=CLAIM, policy=POLICY)
+        step = Append(partition=0, entity="account/new", uid=uid, body=body(), claim=CLAIM, policy=POLICY)
         with pytest.raises(JournalUnavailable, match="lost history") as error:
             await journal.execute([step])
         assert error.value.sent is False
@@ -95,9 +95,9 @@ async def test_noticed_in_an_answer(server: Server) -> None:
         await own(journal)
         await take_one(journal)
         server.call("FLUSHALL")
-        await send(journal, Sweep(0, CLAIM))
+        await send(journal, Sweep(partition=0, claim=CLAIM))
         assert losses == [HistoryLoss(0, 1, 0)]
-        await send(journal, Sweep(0, CLAIM))
+        await send(journal, Sweep(partition=0, claim=CLAIM))
         assert len(losses) == 1
 
 

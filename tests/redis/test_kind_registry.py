@@ -31,7 +31,7 @@ def open_registry(request: pytest.FixtureRequest, namespace: str) -> Open:
             yield memory
             return
         server: Server = request.getfixturevalue(f"{request.param}_server")
-        settings = JournalSettings(namespace, service, partitions)
+        settings = JournalSettings(namespace=namespace, service=service, partitions=partitions)
         async with RedisJournal.from_url(server.url, settings, allow_no_persistence=True) as journal:
             yield RedisKindRegistry(journal, namespace)
 
@@ -98,7 +98,7 @@ def test_the_library_keeps_the_release_before_as_long() -> None:
 
 @pytest.mark.redis
 async def test_the_release_before_is_forgotten_in_a_store(store_server: Server, namespace: str) -> None:
-    settings = JournalSettings(namespace, "billing", 8)
+    settings = JournalSettings(namespace=namespace, service="billing", partitions=8)
     async with RedisJournal.from_url(store_server.url, settings, allow_no_persistence=True) as journal:
         registry = RedisKindRegistry(journal, namespace)
         await registry.register_kinds("billing", 8, {"invoice": b"1"})
@@ -109,7 +109,7 @@ async def test_the_release_before_is_forgotten_in_a_store(store_server: Server, 
 
 @pytest.mark.redis
 async def test_the_library_comes_back(store_server: Server, namespace: str) -> None:
-    settings = JournalSettings(namespace, "billing", 8)
+    settings = JournalSettings(namespace=namespace, service="billing", partitions=8)
     async with RedisJournal.from_url(store_server.url, settings, allow_no_persistence=True) as journal:
         registry = RedisKindRegistry(journal, namespace)
         await registry.register_kinds("billing", 8, {"invoice": b"1"})

@@ -93,7 +93,10 @@ async def test_what_was_accepted_while_the_memory_ran_out(server: Server, namesp
         server.call("CONFIG", "SET", "maxmemory", used + 2_000_000)
         now = await now_ms(journal)
         for number in range(100):
-            steps = [Append(0, f"account/{number}", uid_at(now), body() + bytes(20_000)) for _ in range(3)]
+            steps = [
+                Append(partition=0, entity=f"account/{number}", uid=uid_at(now), body=body() + bytes(20_000))
+                for _ in range(3)
+            ]
             try:
                 results = (await journal.execute(steps)).results
             except JournalUnavailable:
@@ -202,7 +205,14 @@ def busy(server: Server) -> Generator[None]:
 async def test_a_busy_server_refuses_and_nothing_happened(server: Server, namespace: str) -> None:
     async with open_journal(server, JournalSettings(namespace=namespace)) as journal:
         await own(journal)
-        step = Append(0, ENTITY, uid_at(await now_ms(journal)), body(), claim=CLAIM, policy=POLICY)
+        step = Append(
+            partition=0,
+            entity=ENTITY,
+            uid=uid_at(await now_ms(journal)),
+            body=body(),
+            claim=CLAIM,
+            policy=POLICY,
+        )
         with busy(server), pytest.raises(JournalUnavailable, match="BUSY") as error:
             await journal.execute([step])
         assert error.value.sent is False
@@ -235,10 +245,17 @@ async def test_no_call_holds_the_server_for_long(server: Server, namespace: str)
         server.call("CONFIG", "SET", "slowlog-log-slower-than", 500, "slowlog-max-len", 1_000)
         server.call("SLOWLOG", "RESET")
         calls = Calls(open_journal(server, JournalSettings(namespace=namespace)))
-        async with GroupCommit(calls, CommitLimits(max_batch_steps=default.max_batch_steps)) as group:
+        async with GroupCommit(
+            inner=calls, limits=CommitLimits(max_batch_steps=default.max_batch_steps)
+        ) as group:
             now = (await group.execute([Audit(0)])).now_ms
             steps: list[Step] = [
-                Append(number % 8, f"account/{number}", uid_at(now), body() + bytes(1000))
+                Append(
+                    partition=number % 8,
+                    entity=f"account/{number}",
+                    uid=uid_at(now),
+                    body=body() + bytes(1000),
+                )
                 for number in range(1_000)
             ]
             answer = await group.execute(steps)
@@ -269,7 +286,7 @@ async def test_a_primary_without_replicas_takes_nothing(tmp_path: Path, namespac
             replica.call("REPLICAOF", "NO", "ONE")
             wait_for(lambda: primary.call("INFO", "replication")["min_slaves_good_slaves"] == 0, "its end")
             before = contents(primary)
-            step = Append(0, ENTITY, uid_at(0), body(), claim=CLAIM, policy=POLICY)
+            step = Append(partition=0, entity=ENTITY, uid=uid_at(0), body=body(), claim=CLAIM, policy=POLICY)
             with pytest.raises(JournalUnavailable, match="NOREPLICAS") as error:
                 await journal.execute([step])
             assert error.value.sent is False

@@ -100,7 +100,7 @@ async def test_an_answer_counts_when_the_replica_has_it(
         await own(journal)
         commits = journal.commits[0]
         uid = uid_at(await now_ms(journal))
-        step = Append(0, ENTITY, uid, body(), claim=CLAIM, policy=POLICY)
+        step = Append(partition=0, entity=ENTITY, uid=uid, body=body(), claim=CLAIM, policy=POLICY)
         with out_of_reach(replica, journal):
             for _ in range(2):
                 with pytest.raises(JournalUnavailable, match="0 of 1 replicas have") as error:
@@ -127,7 +127,7 @@ async def test_a_new_connection_waits_for_what_others_wrote(
     ):
         await own(journal)
         uid = uid_at(await now_ms(journal))
-        step = Append(0, ENTITY, uid, body(), claim=CLAIM, policy=POLICY)
+        step = Append(partition=0, entity=ENTITY, uid=uid, body=body(), claim=CLAIM, policy=POLICY)
         with paused(replica):
             assert isinstance(await send(hasty, step), Appended)
             async with open_journal(primary, namespace) as other:
@@ -165,7 +165,7 @@ async def test_the_disks_are_waited_for(pair: Pair, namespace: str) -> None:
     try:
         async with hasty:
             with pytest.raises(JournalUnavailable, match="0 of 1 replicas have it on their disks"):
-                await send(hasty, ClaimPartition(1, CLAIM, b"node"))
+                await send(hasty, ClaimPartition(partition=1, claim=CLAIM, node=b"node"))
     finally:
         replica.call("CONFIG", "SET", "appendonly", "yes")
 

@@ -82,12 +82,16 @@ async def send(journal: RedisJournal, step: Step) -> Result:
 
 
 async def own(journal: RedisJournal, partition: int = 0) -> None:
-    assert isinstance(await send(journal, ClaimPartition(partition, CLAIM, b"node")), Claimed)
+    assert isinstance(
+        await send(journal, ClaimPartition(partition=partition, claim=CLAIM, node=b"node")), Claimed
+    )
 
 
 async def take_one(journal: RedisJournal, name: str = "m", entity: str = ENTITY) -> tuple[str, int]:
     uid = uid_at(await now_ms(journal))
-    answer = await send(journal, Append(0, entity, uid, body(name), claim=CLAIM, policy=POLICY))
+    answer = await send(
+        journal, Append(partition=0, entity=entity, uid=uid, body=body(name), claim=CLAIM, policy=POLICY)
+    )
     assert isinstance(answer, Appended)
     assert answer.offer.dispatch is not None
     return uid, answer.offer.dispatch.turn
@@ -104,7 +108,9 @@ async def test_flushed_library_comes_back_and_the_steps_happen_once(
         store_server.call("FUNCTION", "FLUSH")
         uid = uid_at(await now_ms(journal))
         store_server.call("FUNCTION", "FLUSH")
-        answer = await send(journal, Append(0, ENTITY, uid, body(), claim=CLAIM, policy=POLICY))
+        answer = await send(
+            journal, Append(partition=0, entity=ENTITY, uid=uid, body=body(), claim=CLAIM, policy=POLICY)
+        )
         assert isinstance(answer, Appended)
         assert not answer.duplicate
         audited = await send(journal, Audit(0))
@@ -116,7 +122,10 @@ async def test_flush_while_partitions_are_sent_apart(store_server: Server, names
     settings = JournalSettings(namespace=namespace)
     async with open_journal(store_server, settings, merge_partitions=False) as journal:
         store_server.call("FUNCTION", "FLUSH")
-        steps = [ClaimPartition(number % 8, f"claim-{number % 8}", b"node") for number in range(16)]
+        steps = [
+            ClaimPartition(partition=number % 8, claim=f"claim-{number % 8}", node=b"node")
+            for number in range(16)
+        ]
         results = (await journal.execute(steps)).results
         assert [type(result) for result in results] == [Claimed] * 16
 
@@ -196,35 +205,71 @@ async def test_renew_of_many_leases(store_server: Server, namespace: str) -> Non
 
 def all_steps(uid: str) -> list[Step]:
     """One step of each sort that touches keys of its own."""
-    verdicts = (Verdict(uid, "fail", error=b"e"),)
+    verdicts = (Verdict(uid=uid, event="fail", error=b"e"),)
     outbox = (
-        Outgoing(0, "account/b", "a" * 32, body()),
-        Outgoing(1, "account/c", "b" * 32, body()),
-        Outgoing(1, "bill/c", "c" * 32, body(), "billing"),
+        Outgoing(partition=0, entity="account/b", uid="a" * 32, body=body()),
+        Outgoing(partition=1, entity="account/c", uid="b" * 32, body=body()),
+        Outgoing(partition=1, entity="bill/c", uid="c" * 32, body=body(), service="billing"),
     )
     return [
-        ClaimPartition(0, CLAIM, b"node", new_incarnation=True),
-        Append(0, ENTITY, uid, body(key="k"), key="k", digest="d", claim=CLAIM, policy=POLICY),
-        Append(0, ENTITY, "0" + uid[1:], body()),
-        Finish(0, ENTITY, CLAIM, 1, verdicts, b"state", 0, outbox, policy=POLICY),
-        Take(0, "account/b", CLAIM, POLICY),
-        Interrupt(0, "account/b", CLAIM, 1, ("a" * 32,)),
-        SettleLost(0, ENTITY, CLAIM, "0" + uid[1:], POLICY, 1, 0),
+        ClaimPartition(partition=0, claim=CLAIM, node=b"node", new_incarnation=True),
+        Append(
+            partition=0,
+            entity=ENTITY,
+            uid=uid,
+            body=body(key="k"),
+            key="k",
+            digest="d",
+            claim=CLAIM,
+            policy=POLICY,
+        ),
+        Append(partition=0, entity=ENTITY, uid="0" + uid[1:], body=body()),
+        Finish(
+            partition=0,
+            entity=ENTITY,
+            claim=CLAIM,
+            turn=1,
+            verdicts=verdicts,
+            state=b"state",
+            expected_version=0,
+            outbox=outbox,
+            policy=POLICY,
+        ),
+        Take(partition=0, entity="account/b", claim=CLAIM, policy=POLICY),
+        Interrupt(partition=0, entity="account/b", claim=CLAIM, turn=1, uids=("a" * 32,)),
+        SettleLost(
+            partition=0,
+            entity=ENTITY,
+            claim=CLAIM,
+            uid="0" + uid[1:],
+            policy=POLICY,
+            attempt=1,
+            interruptions=0,
+        ),
         Withdraw(0, ENTITY, uid, "k"),
         Expire(0, ENTITY, uid, "k"),
         ReadOutcome(0, ENTITY, uid),
-        Replay(0, ENTITY, uid, "c" * 32, at_head=True),
-        Replay(0, ENTITY, uid, "c" * 32, at_head=True, claim=CLAIM, policy=POLICY),
-        ListDeadLetters(0),
-        Sweep(0, CLAIM),
-        Sweep(0, CLAIM, own_from=""),
+        Replay(partition=0, entity=ENTITY, uid=uid, new_uid="c" * 32, at_head=True),
+        Replay(
+            partition=0, entity=ENTITY, uid=uid, new_uid="c" * 32, at_head=True, claim=CLAIM, policy=POLICY
+        ),
+        ListDeadLetters(partition=0),
+        Sweep(partition=0, claim=CLAIM),
+        Sweep(partition=0, claim=CLAIM, own_from=""),
         Defer(0, ENTITY, CLAIM, 1000),
         RelayRead(0, CLAIM, 1),
         RelayRead(0, CLAIM, "billing/1"),
-        RelayAck(0, CLAIM, "billing/1", 1),
-        RelayIn(0, "billing/1", 5, (RelayEntry(1, "account/d", "e" * 32, body()),)),
-        RelayIn(0, 1, 5, (RelayEntry(1, "account/d", "d" * 32, body()),)),
-        RelayAck(0, CLAIM, 1, 1),
+        RelayAck(partition=0, claim=CLAIM, target="billing/1", last=1),
+        RelayIn(
+            partition=0,
+            source="billing/1",
+            incarnation=5,
+            entries=(RelayEntry(1, "account/d", "e" * 32, body()),),
+        ),
+        RelayIn(
+            partition=0, source=1, incarnation=5, entries=(RelayEntry(1, "account/d", "d" * 32, body()),)
+        ),
+        RelayAck(partition=0, claim=CLAIM, target=1, last=1),
         Audit(0),
     ]
 
@@ -263,13 +308,42 @@ async def test_large_numbers_do_no_harm(store_server: Server, namespace: str, la
         await own(journal)
         uid, turn = await take_one(journal)
         assert await send(
-            journal, Finish(0, ENTITY, CLAIM, large, (Verdict(uid, "complete"),), None, 0)
+            journal,
+            Finish(
+                partition=0,
+                entity=ENTITY,
+                claim=CLAIM,
+                turn=large,
+                verdicts=(Verdict(uid=uid, event="complete"),),
+                state=None,
+                expected_version=0,
+            ),
         ) == Stale("turn")
-        answer = await send(journal, Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "complete"),), b"s", large))
+        answer = await send(
+            journal,
+            Finish(
+                partition=0,
+                entity=ENTITY,
+                claim=CLAIM,
+                turn=turn,
+                verdicts=(Verdict(uid=uid, event="complete"),),
+                state=b"s",
+                expected_version=large,
+            ),
+        )
         assert isinstance(answer, Rejected)
         assert answer.code == "version_conflict"
         answer = await send(
-            journal, Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "retry", delay_ms=large),), None, 0)
+            journal,
+            Finish(
+                partition=0,
+                entity=ENTITY,
+                claim=CLAIM,
+                turn=turn,
+                verdicts=(Verdict(uid=uid, event="retry", delay_ms=large),),
+                state=None,
+                expected_version=0,
+            ),
         )
         assert isinstance(answer, Finished)
         assert answer.offer.not_before_ms == 2**53 - 1
@@ -286,8 +360,19 @@ async def test_time_does_not_go_back(store_server: Server, namespace: str) -> No
         store_server.call("HSET", f"{{{namespace}:default:0}}:C", "time", ahead_ms)
         uid, turn = await take_one(journal)
         assert int(uid[:12], 16) >= ahead_ms
-        verdicts = (Verdict(uid, "retry", delay_ms=1_000),)
-        answer = await send(journal, Finish(0, ENTITY, CLAIM, turn, verdicts, None, 0))
+        verdicts = (Verdict(uid=uid, event="retry", delay_ms=1_000),)
+        answer = await send(
+            journal,
+            Finish(
+                partition=0,
+                entity=ENTITY,
+                claim=CLAIM,
+                turn=turn,
+                verdicts=verdicts,
+                state=None,
+                expected_version=0,
+            ),
+        )
         assert isinstance(answer, Finished)
         assert answer.offer.not_before_ms == ahead_ms + 1_000
         assert await now_ms(journal) == ahead_ms
@@ -304,7 +389,15 @@ async def test_counts_above_fourteen_digits_stay_exact(store_server: Server, nam
         store_server.call("HSET", f"{prefix}:C", "accepted", start, "completed", start)
         uid, turn = await take_one(journal)
         assert turn == start + 1
-        step = Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "complete"),), b"new", start)
+        step = Finish(
+            partition=0,
+            entity=ENTITY,
+            claim=CLAIM,
+            turn=turn,
+            verdicts=(Verdict(uid=uid, event="complete"),),
+            state=b"new",
+            expected_version=start,
+        )
         assert await send(journal, step) == Finished(start + 1, (await send(journal, step)).offer)  # type: ignore[union-attr]
         assert store_server.call("HGET", f"{prefix}:e:{ENTITY}", "v") == str(start + 1)
         assert store_server.call("HGET", f"{prefix}:C", "accepted") == str(start + 1)
@@ -316,7 +409,7 @@ async def test_a_foreign_value_fails_its_own_step_only(store_server: Server, nam
         store_server.call("SET", f"{{{namespace}:default:0}}:e:account/broken", "no hash")
         now = await now_ms(journal)
         steps = [
-            Append(0, entity, uid_at(now), body(), claim=CLAIM, policy=POLICY)
+            Append(partition=0, entity=entity, uid=uid_at(now), body=body(), claim=CLAIM, policy=POLICY)
             for entity in ("account/a", "account/broken", "account/c")
         ]
         first, second, third = (await journal.execute(steps)).results
@@ -344,7 +437,9 @@ async def test_calls_in_flight_arrive_in_order(store_server: Server, namespace: 
         uids = [uid_at(now) for _ in range(40)]
 
         async def append(uid: str) -> None:
-            assert isinstance(await send(journal, Append(0, ENTITY, uid, body())), Appended)
+            assert isinstance(
+                await send(journal, Append(partition=0, entity=ENTITY, uid=uid, body=body())), Appended
+            )
 
         async with anyio.create_task_group() as task_group:
             for uid in uids:
@@ -353,7 +448,7 @@ async def test_calls_in_flight_arrive_in_order(store_server: Server, namespace: 
         log = store_server.call("LRANGE", f"{{{namespace}:default:0}}:q:{ENTITY}", 0, -1)
         assert sorted(log) == sorted(uids)
         await own(journal)
-        taken = await send(journal, Take(0, ENTITY, CLAIM, POLICY))
+        taken = await send(journal, Take(partition=0, entity=ENTITY, claim=CLAIM, policy=POLICY))
         assert taken.offer.dispatch.messages[0].uid == log[0]  # type: ignore[union-attr]
 
 
@@ -363,7 +458,7 @@ async def test_a_cancelled_call_does_not_shift_the_answers(store_server: Server,
         for _ in range(10):
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await journal.execute([ListDeadLetters(0)])
+                await journal.execute([ListDeadLetters(partition=0)])
             assert isinstance(await send(journal, Audit(0)), Audited)
 
 
@@ -381,7 +476,15 @@ async def test_server_lost_and_back(tmp_path: Path) -> None:
                 await journal.execute([Audit(0)])
             assert unreachable.value.sent is False
             server.restart()
-            step = Finish(0, ENTITY, CLAIM, turn, (Verdict(uid, "complete"),), b"s", 0)
+            step = Finish(
+                partition=0,
+                entity=ENTITY,
+                claim=CLAIM,
+                turn=turn,
+                verdicts=(Verdict(uid=uid, event="complete"),),
+                state=b"s",
+                expected_version=0,
+            )
             assert isinstance(await send(journal, step), Finished)
             assert journal.run_id not in ("", run_id)
             assert journal.commits[0] == 2
@@ -403,7 +506,7 @@ async def test_a_full_store_refuses_and_nothing_happened(tmp_path: Path) -> None
             await own(journal)
             server.call("CONFIG", "SET", "maxmemory", 1)
             with pytest.raises(JournalUnavailable, match="OOM") as error:
-                await journal.execute([Append(0, ENTITY, "0" * 32, body())])
+                await journal.execute([Append(partition=0, entity=ENTITY, uid="0" * 32, body=body())])
             assert error.value.sent is False
             server.call("CONFIG", "SET", "maxmemory", 0)
             audited = await send(journal, Audit(0))
@@ -416,7 +519,7 @@ async def test_a_replica_takes_no_writes(tmp_path: Path) -> None:
         async with open_journal(server, JournalSettings()) as journal:
             server.call("REPLICAOF", "127.0.0.1", 1)
             with pytest.raises(JournalUnavailable) as error:
-                await journal.execute([Append(0, ENTITY, "0" * 32, body())])
+                await journal.execute([Append(partition=0, entity=ENTITY, uid="0" * 32, body=body())])
             assert error.value.sent is False
 
 

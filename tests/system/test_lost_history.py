@@ -326,7 +326,7 @@ async def test_a_target_that_alone_lost_history_is_told_of_and_gets_what_comes_l
         await system.ask(desk(), Send(other.id, ["e"]))
         await until(lambda: has("a", "b", "c", "d", "e"))
         source = partition_of(str(desk()), QUICK["partitions"])
-        assert losses == [HistoryLost(target, 3, 0, source=source)]
+        assert losses == [HistoryLost(partition=target, acknowledged=3, found=0, source=source)]
         report = await system.audit()
         assert report.is_balanced, report.problems
         assert report.outbound == 0

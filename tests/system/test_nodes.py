@@ -236,7 +236,7 @@ async def test_a_drain_of_all_does_not_wait_for_the_dead(new_system: NewSystem, 
         identity = evolve(parts.membership.nodes.record.identity, node_id="dead", boot_id="elsewhere")
         directory, record = parts.store.directory, evolve(parts.membership.nodes.record, identity=identity)
         await directory.announce("dead", record.encode())
-        await parts.journal.execute([ClaimPartition(0, "claim", identity.encode())])
+        await parts.journal.execute([ClaimPartition(partition=0, claim="claim", node=identity.encode())])
         await sender.drain_all(timeout_s=SETTLE_S)
         assert {owner.node_id for owner in await sender.partitions()} == {"dead", ""}
 

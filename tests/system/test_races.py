@@ -24,7 +24,11 @@ from tests.system.support import PATIENCE_S
 pytestmark = pytest.mark.anyio
 
 UNIQUE = "0" * 31 + "1"
-TURN = Offer(Dispatch(1, (Dispatched(UNIQUE, b"", 1, 0),), False, 0, None))
+TURN = Offer(
+    dispatch=Dispatch(
+        turn=1, messages=(Dispatched(UNIQUE, b"", 1, 0),), recovering=False, version=0, state=None
+    )
+)
 
 
 @frozen

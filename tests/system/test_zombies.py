@@ -201,7 +201,13 @@ async def steal(config: Config) -> None:
         while True:
             (held,) = (await journal.execute([ReadLease(partition)])).results
             assert isinstance(held, LeaseState)
-            step = ClaimPartition(partition, "thief", b"thief", held.claim, held.renewals)
+            step = ClaimPartition(
+                partition=partition,
+                claim="thief",
+                node=b"thief",
+                expected_claim=held.claim,
+                expected_renewals=held.renewals,
+            )
             (answer,) = (await journal.execute([step])).results
             if isinstance(answer, Claimed):
                 return

@@ -269,7 +269,7 @@ def _declare(location: str, kind: str, options: Mapping[str, Any], base: Declare
         raise InvalidHandler(f"{location}: {error}") from None
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class HandlerOptions:
     """The options of a handler decorator."""
 
@@ -310,7 +310,13 @@ def _options(
         # A name that is defined further down in the module waits for `collect`.
         with suppress(NameError, AttributeError):
             annotation = resolve_annotation(annotation, globals_of(function), local_names)
-    return HandlerOptions(name, transactional, on_interrupted, max_attempts, annotation)
+    return HandlerOptions(
+        name=name,
+        transactional=transactional,
+        on_interrupted=on_interrupted,
+        max_attempts=max_attempts,
+        annotation=annotation,
+    )
 
 
 def check_async(function: Any, location: str, what: str) -> None:

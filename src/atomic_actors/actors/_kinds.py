@@ -26,7 +26,7 @@ class BoundHandler:
     reply_coder: Coder
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class BoundKind:
     """A kind, ready to run."""
 

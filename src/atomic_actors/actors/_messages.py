@@ -169,7 +169,7 @@ class RawMessage(Message[Any]):
         check_message_name(self.name, "RawMessage")
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class MessageSpec:
     """Everything there is to know about a message class."""
 

@@ -66,7 +66,7 @@ _POLICY_WORDS: Final = {
 }
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, kw_only=True)
 class HandlerSpec:
     """One handler, ready to be called."""
 
@@ -97,7 +97,7 @@ class HandlerSpec:
     location: str
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, kw_only=True)
 class ActorSpec:
     """One kind, ready to run."""
 
@@ -384,7 +384,7 @@ def _find_policy(
     return InterruptionPolicy.METHOD, cast("Recovery", origin.bind(method))
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Handled:
     name: str
     message_type: type[Any] | None
@@ -411,7 +411,9 @@ def _what_it_handles(function: Callable[..., Any], options: HandlerOptions, loca
                 f"{location}: it does not declare which message it handles; annotate `message` with a message class, "
                 'or name one: @handler("ReserveStock")'
             )
-        return _Handled(options.name, None, Any, raw=True, reply_type=Any, query=False)
+        return _Handled(
+            name=options.name, message_type=None, payload_type=Any, raw=True, reply_type=Any, query=False
+        )
     if is_message_class(origin):
         return _typed(annotation, origin, options.name, location)
     if options.name is None:
@@ -420,7 +422,14 @@ def _what_it_handles(function: Callable[..., Any], options: HandlerOptions, loca
             'or name the message: @handler("ReserveStock")'
         )
     message_type = origin if isinstance(origin, type) and origin is annotation else None
-    return _Handled(options.name, message_type, annotation, raw=False, reply_type=Any, query=False)
+    return _Handled(
+        name=options.name,
+        message_type=message_type,
+        payload_type=annotation,
+        raw=False,
+        reply_type=Any,
+        query=False,
+    )
 
 
 def _typed(annotation: Any, cls: type[Message[Any]], name: str | None, location: str) -> _Handled:
@@ -434,7 +443,14 @@ def _typed(annotation: Any, cls: type[Message[Any]], name: str | None, location:
             f"name out, or declare the class with name={name!r}"
         )
     reply_type = spec.reply_type if annotation is cls else reply_type_of(annotation)
-    return _Handled(spec.name, cls, annotation, raw=False, reply_type=reply_type, query=spec.query)
+    return _Handled(
+        name=spec.name,
+        message_type=cls,
+        payload_type=annotation,
+        raw=False,
+        reply_type=reply_type,
+        query=spec.query,
+    )
 
 
 def _text(annotation: Any) -> str:

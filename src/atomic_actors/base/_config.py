@@ -94,10 +94,10 @@ class Config:
     )
     host: str | None = _text(None, "The store's host, as an alternative to naming it in the URL.")
     port: int | None = _setting(
-        None, "The store's port.", _Rule("whole", minimum=1, maximum=65535, optional=True, unit="port")
+        None, "The store's port.", _Rule(kind="whole", minimum=1, maximum=65535, optional=True, unit="port")
     )
     db: int | None = _setting(
-        None, "The number of the database in the store.", _Rule("whole", maximum=65535, optional=True)
+        None, "The number of the database in the store.", _Rule(kind="whole", maximum=65535, optional=True)
     )
     username: str | None = _text(None, "The user name for the store.")
     password: str | None = _text(
@@ -113,14 +113,14 @@ class Config:
     actors: Sequence[Any] = _setting(
         (),
         "Actor classes, `EntityKind`s, or modules to scan.",
-        _Rule("actors"),
+        _Rule(kind="actors"),
         accept=_accept_actors,
         hash=False,
     )
     kinds: Mapping[str, KindConfig] = _setting(
         FrozenMapping({}),
         "Overrides per kind; they take precedence over the class's own options.",
-        _Rule("kinds"),
+        _Rule(kind="kinds"),
         accept=_accept_kinds,
         hash=False,
     )
@@ -128,7 +128,7 @@ class Config:
         64,
         "How many partitions a service's entities hash into. Fixed when the service first appears in a store; "
         "a different number later is rejected.",
-        _Rule("whole", minimum=1, maximum=16384, unit="partitions"),
+        _Rule(kind="whole", minimum=1, maximum=16384, unit="partitions"),
     )
 
     # Activations and depth.
@@ -176,7 +176,7 @@ class Config:
     backoff_jitter: float = _setting(
         0.1,
         "The part of each wait that is random, so that many retries do not come at the same moment.",
-        _Rule("number", maximum=1, unit="ratio"),
+        _Rule(kind="number", maximum=1, unit="ratio"),
     )
     max_interruptions: int = _count(
         3,
@@ -273,7 +273,7 @@ class Config:
     node_weight: float = _setting(
         1.0,
         "The share of the partitions that this node takes, relative to the other nodes of the service.",
-        _Rule("number", above=True, maximum=1_000, unit="ratio"),
+        _Rule(kind="number", above=True, maximum=1_000, unit="ratio"),
     )
     handle_signals: bool = _flag(
         False, "Whether the system stops in good order on SIGTERM and SIGINT by itself."

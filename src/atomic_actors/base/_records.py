@@ -157,7 +157,7 @@ class Receipt(Generic[ReplyT_co]):
     reply_type: Any = field(default=Any, repr=False, eq=False, kw_only=True)
 
 
-@frozen
+@frozen(kw_only=True)
 class DeadLetter:
     """A message that failed or was interrupted for good, kept until a person decides.
 

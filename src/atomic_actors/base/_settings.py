@@ -35,7 +35,7 @@ _FLAGS: Final = {
 }
 
 
-@frozen
+@frozen(kw_only=True)
 class Rule:
     """What a value must be."""
 
@@ -131,32 +131,32 @@ def setting(
 
 def seconds(default: float, doc: str, *, zero: str = "") -> Any:
     """A time in seconds; `zero` says what 0 means, where it means something."""
-    return setting(default, doc, Rule("number", above=not zero, unit="seconds", zero=zero))
+    return setting(default, doc, Rule(kind="number", above=not zero, unit="seconds", zero=zero))
 
 
 def count(default: int, unit: str, doc: str, *, zero: str = "") -> Any:
     """A whole number of `unit`; `zero` says what 0 means, where it means something."""
-    return setting(default, doc, Rule("whole", minimum=0 if zero else 1, unit=unit, zero=zero))
+    return setting(default, doc, Rule(kind="whole", minimum=0 if zero else 1, unit=unit, zero=zero))
 
 
 def flag(default: bool, doc: str) -> Any:
     """Yes or no."""
-    return setting(default, doc, Rule("flag"))
+    return setting(default, doc, Rule(kind="flag"))
 
 
 def text(default: str | None, doc: str, *, secret: bool = False, repr: Any = True) -> Any:
     """A text that is not empty; None where the default is."""
-    return setting(default, doc, Rule("text", optional=default is None, secret=secret), repr=repr)
+    return setting(default, doc, Rule(kind="text", optional=default is None, secret=secret), repr=repr)
 
 
 def name(doc: str) -> Any:
     """A name that goes into keys of the store."""
-    return setting("default", doc, Rule("name"))
+    return setting("default", doc, Rule(kind="name"))
 
 
 def choice(default: str, choices: tuple[str, ...], doc: str) -> Any:
     """One of a few words."""
-    return setting(default, doc, Rule("choice", choices=choices))
+    return setting(default, doc, Rule(kind="choice", choices=choices))
 
 
 V = TypeVar("V")

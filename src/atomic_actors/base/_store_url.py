@@ -50,7 +50,7 @@ class StoreScheme(StrEnum):
     CLUSTER = "redis+cluster"
 
 
-@frozen
+@frozen(kw_only=True)
 class StoreLocation:
     """A store URL, taken apart.
 
@@ -153,7 +153,7 @@ def parse_store_url(url: str) -> tuple[StoreLocation, frozenset[str]]:
             raise _bad_url(url, "does not name the service that the sentinels monitor")
     db, has_db = _parse_db(url, path.strip("/"), options.pop("db", ""), scheme)
     location = StoreLocation(
-        scheme,
+        scheme=scheme,
         hosts=hosts,
         db=db,
         path=socket,
@@ -172,7 +172,7 @@ def _parse_local(url: str, parts: SplitResult, scheme: StoreScheme) -> StoreLoca
         raise _bad_url(url, "must not have options")
     if scheme is StoreScheme.MEMORY and parts.path:
         raise _bad_url(url, "must not have a path")
-    return StoreLocation(scheme, path=unquote(parts.path))
+    return StoreLocation(scheme=scheme, path=unquote(parts.path))
 
 
 def _parse_db(url: str, in_path: str, in_options: str, scheme: StoreScheme) -> tuple[int, bool]:

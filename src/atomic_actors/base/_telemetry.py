@@ -43,7 +43,7 @@ EventName = Literal[
 EVENT_NAMES: Final[tuple[EventName, ...]] = get_args(EventName)
 
 
-@frozen
+@frozen(kw_only=True)
 class LifecycleEvent:
     """Something that happened to a message: every event but `history-lost`, `store-lost` and `store-back`.
 
@@ -61,7 +61,7 @@ class LifecycleEvent:
     error: str = ""
 
 
-@frozen
+@frozen(kw_only=True)
 class HistoryLost:
     """The store went back in time: it forgot commits of a partition that it had acknowledged."""
 

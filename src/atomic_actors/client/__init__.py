@@ -1,4 +1,4 @@
-"""The blocking client: sends to entities from programs without an event loop.
+"""The blocking client, for programs without an event loop. Imports `contracts` and what is below, no `node`.
 
 from atomic_actors.client import Client
 

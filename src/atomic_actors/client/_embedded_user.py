@@ -69,7 +69,7 @@ class EmbeddedUser:
         except BaseException:
             self.leave()
             raise
-        return StoreLocation(StoreScheme.UNIX, path=str(self._location.socket_path))
+        return StoreLocation(scheme=StoreScheme.UNIX, path=str(self._location.socket_path))
 
     def bring_back(self) -> None:
         """Start the server again if it has died.

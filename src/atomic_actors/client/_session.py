@@ -70,7 +70,7 @@ POLL_FIRST_S: Final = 0.05
 RANDOM_BYTES: Final = 10
 
 
-@define(eq=False, slots=True)
+@define(eq=False, slots=True, kw_only=True)
 class ClientCall:
     """A checked call: where it goes and what it carries."""
 

@@ -39,7 +39,7 @@ class _Generator(Converter):
 _GENERATOR: Final = _Generator(detailed_validation=False)
 
 
-@frozen
+@frozen(kw_only=True)
 class ClassField:
     """One field of a class, in the words of attrs, for attrs classes and dataclasses alike.
 

@@ -287,9 +287,11 @@ class _Builder:
         resolved = _annotations(cls, [(name, annotation) for name, annotation, *_ in found])
         variables = _variables_of(type_)
         fields: list[ClassField] = []
-        for name, _, alias, *rest in found:
+        for name, _, alias, default, init, kw_only in found:
             inner = self.form(_fill(resolved[name], variables), f"{cls.__name__}.{name}")
-            fields.append(ClassField(name, alias, inner, *rest))
+            fields.append(
+                ClassField(name=name, alias=alias, type=inner, default=default, init=init, kw_only=kw_only)
+            )
         form.build(cls, tuple(fields))
         return form
 

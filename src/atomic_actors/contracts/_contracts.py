@@ -35,7 +35,7 @@ class _MessageContract(Struct, frozen=True):
     reply: dict[str, Any] | UnsetType = UNSET
 
 
-class _Limits(Struct, frozen=True):
+class _Limits(Struct, frozen=True, kw_only=True):
     """What a sender's steps carry on behalf of the service."""
 
     result_ttl_ms: int
@@ -45,7 +45,7 @@ class _Limits(Struct, frozen=True):
     dead_letter_ttl_ms: int
 
 
-class _Contract(Struct, frozen=True):
+class _Contract(Struct, frozen=True, kw_only=True):
     """A kind, as its service describes it."""
 
     contract: int
@@ -61,7 +61,7 @@ _encoder: Final = msgspec.json.Encoder(order="sorted")
 _decoder: Final = msgspec.json.Decoder(_Contract)
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class RemoteKind:
     """A kind that this node has no handlers for, as its service describes it."""
 
@@ -82,7 +82,9 @@ class RemoteKind:
 
     def journal_settings(self, namespace: str) -> JournalSettings:
         """The settings that a journal of its service needs."""
-        return JournalSettings(namespace, self.service, self.partitions, **self.limits)
+        return JournalSettings(
+            namespace=namespace, service=self.service, partitions=self.partitions, **self.limits
+        )
 
 
 def contract_of(kind: BoundKind, codec: Codec, settings: JournalSettings) -> bytes:
@@ -95,11 +97,11 @@ def contract_of(kind: BoundKind, codec: Codec, settings: JournalSettings) -> byt
             fallback=kind.fallback is not None,
             messages={name: _message(handler.spec, codec) for name, handler in kind.by_name.items()},
             limits=_Limits(
-                settings.result_ttl_ms,
-                settings.dedupe_ttl_ms,
-                settings.partition_depth_limit,
-                settings.partition_dead_letter_limit,
-                settings.dead_letter_ttl_ms,
+                result_ttl_ms=settings.result_ttl_ms,
+                dedupe_ttl_ms=settings.dedupe_ttl_ms,
+                partition_depth_limit=settings.partition_depth_limit,
+                partition_dead_letter_limit=settings.partition_dead_letter_limit,
+                dead_letter_ttl_ms=settings.dead_letter_ttl_ms,
             ),
         )
     )

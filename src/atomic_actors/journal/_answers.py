@@ -73,7 +73,7 @@ class Dispatched(Struct, frozen=True, gc=False):
     interruptions: int
 
 
-class Dispatch(Struct, frozen=True, gc=False):
+class Dispatch(Struct, frozen=True, gc=False, kw_only=True):
     """Messages that are DISPATCHED to the owner now: one, or a run of transactional ones.
 
     Invariant: more than one only if every one of them is stamped transactional and none has been
@@ -98,7 +98,7 @@ class Unsettled(Struct, frozen=True, gc=False):
     uids: tuple[str, ...]
 
 
-class Offer(Struct, frozen=True, gc=False):
+class Offer(Struct, frozen=True, gc=False, kw_only=True):
     """What an entity has to do next, as far as the step could tell.
 
     At most one of the first five says something; all empty means that nothing waits.
@@ -164,7 +164,7 @@ class Purged(Struct, frozen=True, gc=False):
     count: int
 
 
-class StoredLetter(Struct, frozen=True, gc=False):
+class StoredLetter(Struct, frozen=True, gc=False, kw_only=True):
     """A dead letter as stored. `error` is opaque (what the owner's `Verdict.error` held, or b"")."""
 
     message_id: str
@@ -191,7 +191,7 @@ class Parked(Struct, frozen=True, gc=False):
     was_parked: bool
 
 
-class EntityStatus(Struct, frozen=True, gc=False):
+class EntityStatus(Struct, frozen=True, gc=False, kw_only=True):
     """One entity, as the store sees it."""
 
     waiting: int
@@ -210,7 +210,7 @@ class KindCount(Struct, frozen=True, gc=False):
     dead_letters: int
 
 
-class Audited(Struct, frozen=True, gc=False):
+class Audited(Struct, frozen=True, gc=False, kw_only=True):
     """One partition's books.
 
     `counts` has `accepted`, one number a `State` word, and `refused` (part of `completed`). They add
@@ -264,7 +264,7 @@ class Expired(Struct, frozen=True, gc=False):
     body: bytes | None = None
 
 
-class Swept(Struct, frozen=True, gc=False):
+class Swept(Struct, frozen=True, gc=False, kw_only=True):
     """What there is. `next_due_ms` is the earliest later not-before, 0 for none."""
 
     due: tuple[str, ...]

@@ -224,7 +224,7 @@ def pack_body(*, name: str, deadline_ms: int, waited_for: bool, key: str, envelo
     )
 
 
-class Body(Struct, frozen=True, gc=False):
+class Body(Struct, frozen=True, gc=False, kw_only=True):
     """An unpacked `pack_body`."""
 
     name: str
@@ -246,7 +246,13 @@ def unpack_body(body: bytes) -> Body:
     deadline, waited, name, key, envelope = parts
     if not deadline.isdigit() or len(deadline) > _DEADLINE_DIGITS_MAX:
         raise ValueError("not a stored message: its deadline is not a number")
-    return Body(name.decode(), int(deadline), waited == b"a", key.decode(), envelope)
+    return Body(
+        name=name.decode(),
+        deadline_ms=int(deadline),
+        waited_for=waited == b"a",
+        key=key.decode(),
+        envelope=envelope,
+    )
 
 
 def split_outcome(outcome: bytes) -> tuple[str, bytes]:
@@ -261,7 +267,7 @@ def split_outcome(outcome: bytes) -> tuple[str, bytes]:
     return word.decode(), rest
 
 
-class JournalSettings(Struct, frozen=True, gc=False):
+class JournalSettings(Struct, frozen=True, gc=False, kw_only=True):
     """The part of the configuration that a journal needs."""
 
     namespace: str = "default"

@@ -41,7 +41,7 @@ __all__ = (
 )
 
 
-class Append(Struct, frozen=True, gc=False):
+class Append(Struct, frozen=True, gc=False, kw_only=True):
     """Accept a message: push it to its entity's log; and take it at once where that is possible.
 
     Dedupes by `uid` (in the log, running, or with a kept outcome) and, where `key` is not empty,
@@ -90,7 +90,7 @@ class ReadOutcome(Struct, frozen=True, gc=False):
     uid: str
 
 
-class Replay(Struct, frozen=True, gc=False):
+class Replay(Struct, frozen=True, gc=False, kw_only=True):
     """Send a dead letter again, as a new message `new_uid`, and mark the letter.
 
     A letter that is marked already answers with the id of its first replay and changes nothing. At
@@ -119,7 +119,7 @@ class Purge(Struct, frozen=True, gc=False):
     message_ids: tuple[str, ...]
 
 
-class ListDeadLetters(Struct, frozen=True, gc=False):
+class ListDeadLetters(Struct, frozen=True, gc=False, kw_only=True):
     """Read dead letters, oldest death first.
 
     Args: `kind` "" for all; `after_ms` and `after_id` continue behind the last letter of the page
@@ -168,7 +168,7 @@ class Audit(Struct, frozen=True, gc=False):
     partition: int
 
 
-class Take(Struct, frozen=True, gc=False):
+class Take(Struct, frozen=True, gc=False, kw_only=True):
     """Move the due head, or a run of transactional messages from the head, to DISPATCHED.
 
     An entity that has a dispatch of this claim already answers with it again: same turn, no new
@@ -186,7 +186,7 @@ class Take(Struct, frozen=True, gc=False):
     run_limit: int = 1
 
 
-class Verdict(Struct, frozen=True, gc=False):
+class Verdict(Struct, frozen=True, gc=False, kw_only=True):
     """How one message of a turn ended. `event` is one of `_wal.Event`'s words."""
 
     uid: str
@@ -202,7 +202,7 @@ class Verdict(Struct, frozen=True, gc=False):
     delay_ms: int = 0
 
 
-class Outgoing(Struct, frozen=True, gc=False):
+class Outgoing(Struct, frozen=True, gc=False, kw_only=True):
     """A message of a turn's outbox."""
 
     partition: int
@@ -218,7 +218,7 @@ class Outgoing(Struct, frozen=True, gc=False):
         return f"{self.service}/{self.partition}" if self.service else self.partition
 
 
-class Finish(Struct, frozen=True, gc=False):
+class Finish(Struct, frozen=True, gc=False, kw_only=True):
     """Commit a turn: outcomes, state, outbox, dead letters, all or nothing; then take the next.
 
     `verdicts` covers every message of the dispatch, in order. Finals (complete, refuse, fail) come
@@ -257,7 +257,7 @@ class Finish(Struct, frozen=True, gc=False):
     pushes: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class Interrupt(Struct, frozen=True, gc=False):
+class Interrupt(Struct, frozen=True, gc=False, kw_only=True):
     """Settle a dispatch that was cut off, of this claim or of an earlier one.
 
     Every message's interruptions grow by one. A run of more than one goes back to the head, to be taken
@@ -275,7 +275,7 @@ class Interrupt(Struct, frozen=True, gc=False):
     began: bool = True
 
 
-class SettleLost(Struct, frozen=True, gc=False):
+class SettleLost(Struct, frozen=True, gc=False, kw_only=True):
     """Settle a message whose dispatch the store has lost: it waits again, though a handler began.
 
     Counts the attempt and an interruption, as far as they are not counted yet, and decides as `Interrupt`
@@ -319,7 +319,7 @@ class Expire(Struct, frozen=True, gc=False):
     key: str = ""
 
 
-class Sweep(Struct, frozen=True, gc=False):
+class Sweep(Struct, frozen=True, gc=False, kw_only=True):
     """Find work: entities that are due, and dispatches that earlier claims left behind.
 
     With `own_from`, also a page of the dispatches of this very claim. A copy of a `Take` that arrives late may
@@ -344,7 +344,7 @@ class RelayRead(Struct, frozen=True, gc=False):
     limit: int = 100
 
 
-class RelayIn(Struct, frozen=True, gc=False):
+class RelayIn(Struct, frozen=True, gc=False, kw_only=True):
     """Append a stream's next messages in the target's partition (`partition`).
 
     The target keeps the last number of every (source, incarnation) without end: entries at or below it
@@ -362,7 +362,7 @@ class RelayIn(Struct, frozen=True, gc=False):
     after_loss: bool = False
 
 
-class RelayAck(Struct, frozen=True, gc=False):
+class RelayAck(Struct, frozen=True, gc=False, kw_only=True):
     """Forget the stream's messages of an incarnation up to and including `last`."""
 
     partition: int
@@ -373,7 +373,7 @@ class RelayAck(Struct, frozen=True, gc=False):
     incarnation: int = 0
 
 
-class ClaimPartition(Struct, frozen=True, gc=False):
+class ClaimPartition(Struct, frozen=True, gc=False, kw_only=True):
     """Become the owner of a partition.
 
     Succeeds where the lease is free, or is exactly `(expected_claim, expected_renewals)`. The epoch

@@ -76,7 +76,7 @@ class _Tasks:
             self.body.crashed(error)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Parts:
     """The parts of a running system; a part without a use in its config is None."""
 
@@ -206,7 +206,13 @@ def assemble(
         parking=Parking(journal),
         deferred=DeferredEntities(journal, backend),
     )
-    supervisor = Supervisor(node, membership, kinds, destinations.service_journals, body)
+    supervisor = Supervisor(
+        node=node,
+        membership=membership,
+        kinds=kinds,
+        service_journals=destinations.service_journals,
+        body=body,
+    )
     volatile = VolatileKinds(config, backend, membership, body)
     host, routes = _volatile_ends(node, store, volatile, refusals, kinds=kinds)
     sender = Sender(
@@ -238,7 +244,11 @@ def _finish(
         drain_timeout_s=config.drain_timeout_s,
     )
     registration = KindRegistration(
-        config, sender.codec, supervisor.kinds, store.kinds, store.journal.settings
+        config=config,
+        codec=sender.codec,
+        kinds=supervisor.kinds,
+        registry=store.kinds,
+        settings=store.journal.settings,
     )
     partition_events = PartitionEvents(
         journal=journal,
@@ -342,7 +352,12 @@ def _destinations(
         crashes=body,
     )
     return CallChecker(
-        config, codec, kinds, journal, remote_kinds=service_journals.known, service_journals=service_journals
+        config=config,
+        codec=codec,
+        kinds=kinds,
+        journal=journal,
+        remote_kinds=service_journals.known,
+        service_journals=service_journals,
     )
 
 
@@ -359,17 +374,17 @@ def _volatile_ends(
     if messenger is None:
         return None, None
     host = VolatileHost(
-        volatile,
-        kinds,
-        messenger,
-        node.backend,
+        volatile=volatile,
+        kinds=kinds,
+        messenger=messenger,
+        backend=node.backend,
         codec=node.codec,
         max_payload_bytes=node.config.max_payload_bytes,
     )
     routes = VolatileRoutes(
-        messenger,
-        node.replies.node_id,
-        node.backend,
+        messenger=messenger,
+        node_id=node.replies.node_id,
+        backend=node.backend,
         refusals=refusals,
         accept_timeout_s=node.config.accept_timeout_s,
     )

@@ -25,7 +25,7 @@ __all__ = ("SETTLE_LIMIT_S", "Leaving")
 SETTLE_LIMIT_S: Final = 5.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Leaving:
     """The shutdown of a system.
 

@@ -17,7 +17,7 @@ from atomic_actors.node.volatile._activations import VolatileKinds
 __all__ = ("PartitionEvents",)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class PartitionEvents:
     """Has each part of the node do its share (`PartitionHost` of the membership).
 

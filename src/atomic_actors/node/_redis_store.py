@@ -47,7 +47,7 @@ async def open_redis_store(config: Config) -> AsyncGenerator[Store]:
     if location.scheme is StoreScheme.EMBEDDED:
         directory = embedded_directory(config.url)
         async with embedded_server(directory, binary=config.server_binary) as server:
-            socket = StoreLocation(StoreScheme.UNIX, path=str(server.socket_path))
+            socket = StoreLocation(scheme=StoreScheme.UNIX, path=str(server.socket_path))
             async with _redis_store(config, socket, embedded=server) as store:
                 yield store
     elif location.scheme in (StoreScheme.REDIS, StoreScheme.REDISS, StoreScheme.UNIX):

@@ -19,7 +19,7 @@ from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 __all__ = ("KindRegistration",)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class KindRegistration:
     """Registers kinds at the start, and again when the store has lost history, and with it perhaps the kinds.
 

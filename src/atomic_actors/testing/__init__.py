@@ -1,4 +1,6 @@
-"""Tools for those who test with, or write parts for, `atomic_actors`. Needs the extra `testing`.
+"""The testing kit: simulation, checkers, strategies, the suite of journals. Imports everything but `tools`.
+
+Needs the extra `testing`.
 
 `simulate` and `run_simulation` run your actors in a simulated cluster, in virtual time, with crashes and faults that
 one seed decides. `JournalSuite` is the conformance suite of journals: inherit from it and give it a `Subject`.
@@ -12,7 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 # Before the imports below, so that a failing check of the suite says what it compared.
-for _module in ("_probe", "_suite", "_lifecycle", "_owners", "_operators", "_queues", "_streams"):
+for _module in (
+    "_probe",
+    "_suite",
+    "_lifecycle",
+    "_losses",
+    "_nodes",
+    "_operators",
+    "_owners",
+    "_queues",
+    "_streams",
+    "_sweeps",
+):
     pytest.register_assert_rewrite(f"atomic_actors.testing.journal_suite.{_module}")
 
 from atomic_actors.base._public_names import set_public_module, set_public_modules  # noqa: E402

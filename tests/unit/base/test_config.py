@@ -30,7 +30,7 @@ def refused(**settings: Any) -> str:
 
 def test_defaults_stand() -> None:
     config = Config()
-    assert config.location == StoreLocation(StoreScheme.EMBEDDED)
+    assert config.location == StoreLocation(scheme=StoreScheme.EMBEDDED)
     assert (config.partitions, config.lease_ttl_s, config.max_attempts) == (64, 2.0, 1)
     assert config.kinds == {}
     assert config.actors == ()
@@ -246,27 +246,34 @@ def test_a_bad_override_is_refused() -> None:
 @pytest.mark.parametrize(
     ("url", "location"),
     [
-        ("embedded:", StoreLocation(StoreScheme.EMBEDDED)),
-        ("embedded:some/dir", StoreLocation(StoreScheme.EMBEDDED, path="some/dir")),
-        ("embedded:///abs/dir", StoreLocation(StoreScheme.EMBEDDED, path="/abs/dir")),
-        ("memory:", StoreLocation(StoreScheme.MEMORY)),
-        ("redis://h", StoreLocation(StoreScheme.REDIS, (("h", 6379),))),
+        ("embedded:", StoreLocation(scheme=StoreScheme.EMBEDDED)),
+        ("embedded:some/dir", StoreLocation(scheme=StoreScheme.EMBEDDED, path="some/dir")),
+        ("embedded:///abs/dir", StoreLocation(scheme=StoreScheme.EMBEDDED, path="/abs/dir")),
+        ("memory:", StoreLocation(scheme=StoreScheme.MEMORY)),
+        ("redis://h", StoreLocation(scheme=StoreScheme.REDIS, hosts=(("h", 6379),))),
         (
             "redis://u:p%40@h:1/2",
-            StoreLocation(StoreScheme.REDIS, (("h", 1),), 2, username="u", password="p@"),
+            StoreLocation(scheme=StoreScheme.REDIS, hosts=(("h", 1),), db=2, username="u", password="p@"),
         ),
-        ("redis://:p@h?db=2", StoreLocation(StoreScheme.REDIS, (("h", 6379),), 2, password="p")),
-        ("redis://[::1]:7/0", StoreLocation(StoreScheme.REDIS, (("::1", 7),))),
+        (
+            "redis://:p@h?db=2",
+            StoreLocation(scheme=StoreScheme.REDIS, hosts=(("h", 6379),), db=2, password="p"),
+        ),
+        ("redis://[::1]:7/0", StoreLocation(scheme=StoreScheme.REDIS, hosts=(("::1", 7),))),
         (
             "rediss://h/1?ssl_ca_certs=/ca",
-            StoreLocation(StoreScheme.REDISS, (("h", 6379),), 1, options=(("ssl_ca_certs", "/ca"),)),
+            StoreLocation(
+                scheme=StoreScheme.REDISS, hosts=(("h", 6379),), db=1, options=(("ssl_ca_certs", "/ca"),)
+            ),
         ),
-        ("unix:///tmp/a%20b.sock?db=1", StoreLocation(StoreScheme.UNIX, db=1, path="/tmp/a b.sock")),
+        ("unix:///tmp/a%20b.sock?db=1", StoreLocation(scheme=StoreScheme.UNIX, db=1, path="/tmp/a b.sock")),
         (
             "redis+sentinel://a,b:2/main/3",
-            StoreLocation(StoreScheme.SENTINEL, (("a", 26379), ("b", 2)), 3, service_name="main"),
+            StoreLocation(
+                scheme=StoreScheme.SENTINEL, hosts=(("a", 26379), ("b", 2)), db=3, service_name="main"
+            ),
         ),
-        ("redis+cluster://a:1,b:2", StoreLocation(StoreScheme.CLUSTER, (("a", 1), ("b", 2)))),
+        ("redis+cluster://a:1,b:2", StoreLocation(scheme=StoreScheme.CLUSTER, hosts=(("a", 1), ("b", 2)))),
     ],
 )
 def test_urls(url: str, location: StoreLocation) -> None:
@@ -302,13 +309,13 @@ def test_bad_urls_name_the_accepted_forms(url: str, why: str) -> None:
 
 
 def test_parts_beside_the_url() -> None:
-    assert Config(host="h").location == StoreLocation(StoreScheme.REDIS, (("h", 6379),))
+    assert Config(host="h").location == StoreLocation(scheme=StoreScheme.REDIS, hosts=(("h", 6379),))
     assert Config(host="::1", port=7, db=2, username="u", password="p").location == StoreLocation(
-        StoreScheme.REDIS, (("::1", 7),), 2, username="u", password="p"
+        scheme=StoreScheme.REDIS, hosts=(("::1", 7),), db=2, username="u", password="p"
     )
     assert Config(port=7).location.hosts == (("localhost", 7),)
     assert Config(url="rediss://h", port=7, password="p").location == StoreLocation(
-        StoreScheme.REDISS, (("h", 7),), password="p"
+        scheme=StoreScheme.REDISS, hosts=(("h", 7),), password="p"
     )
     assert Config(url="unix:///s", db=3).location.db == 3
 

@@ -21,7 +21,16 @@ from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
 
 pytestmark = pytest.mark.anyio
 
-SETTINGS = JournalSettings("ns", "billing", 7, 1_000, 2_000, 3, 4, 5)
+SETTINGS = JournalSettings(
+    namespace="ns",
+    service="billing",
+    partitions=7,
+    result_ttl_ms=1_000,
+    dedupe_ttl_ms=2_000,
+    partition_depth_limit=3,
+    partition_dead_letter_limit=4,
+    dead_letter_ttl_ms=5,
+)
 
 
 @frozen

@@ -34,7 +34,9 @@ lines = st.text(st.characters(exclude_characters="\n", exclude_categories=("Cs",
 )
 def test_body_round_trip(name: str, deadline_ms: int, waited_for: bool, key: str, envelope: bytes) -> None:
     packed = pack_body(name=name, deadline_ms=deadline_ms, waited_for=waited_for, key=key, envelope=envelope)
-    assert unpack_body(packed) == Body(name, deadline_ms, waited_for, key, envelope)
+    assert unpack_body(packed) == Body(
+        name=name, deadline_ms=deadline_ms, waited_for=waited_for, key=key, envelope=envelope
+    )
 
 
 def test_body_bytes() -> None:
@@ -100,7 +102,7 @@ def test_public_names_exist_and_say_what_they_are() -> None:
 
 
 def test_defaults_of_an_append() -> None:
-    step = Append(0, "account/a", "0" * 32, b"")
+    step = Append(partition=0, entity="account/a", uid="0" * 32, body=b"")
     assert (step.key, step.digest, step.claim, step.policy) == ("", "", "", "")
     assert (step.depth_limit, step.held_version) == (0, -1)
 

@@ -117,7 +117,7 @@ def belongs_to_owner(step: Step, partition: Target) -> bool:
     return step.partition == partition and bool(getattr(step, "claim", ""))
 
 
-class Entry(Struct, eq=False, gc=False):
+class Entry(Struct, eq=False, gc=False, kw_only=True):
     """A step that waits, or is on its way."""
 
     step: Step
@@ -132,7 +132,7 @@ class Entry(Struct, eq=False, gc=False):
     fenced: bool = False
 
 
-@define(eq=False, slots=True)
+@define(eq=False, slots=True, kw_only=True)
 class Batch:
     """Steps that are sent in one call."""
 
@@ -150,7 +150,7 @@ class Batch:
     answer: BatchResult | None = None
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Queue:
     """What waits, what is on its way, and what else it depends on when the next batch leaves."""
 
@@ -273,7 +273,7 @@ def cut_batch(queue: Queue, *, steps_max: int, bytes_max: int) -> Batch | None:
         return None
     if len(pending) == 1 and not in_flight:
         step = pending[0].step
-        return Batch([pending.popleft()], {step.entity} if type(step) is Append else set())
+        return Batch(entries=[pending.popleft()], appends={step.entity} if type(step) is Append else set())
     # Batches of equal size keep the store and this process busy at the same time; a large one beside
     # a small one makes them wait for each other.
     steps_out = sum(len(batch.entries) for batch in in_flight) if in_flight else 0
@@ -301,7 +301,7 @@ def cut_batch(queue: Queue, *, steps_max: int, bytes_max: int) -> Batch | None:
         # Messages of one entity side by side become one operation of the store. No order is promised between
         # entities, and the sort keeps that of each.
         entries.sort(key=_entity_of)
-    return Batch(entries, appends) if entries else None
+    return Batch(entries=entries, appends=appends) if entries else None
 
 
 def _entity_of(entry: Entry) -> str:

@@ -36,6 +36,12 @@ class CommitQueues:
         events = events or StoreEvents()
         if isinstance(journal, FailsByPartition):
             return PartitionedCommit(
-                journal, self.limits, store_clock=self.store_clock, events=events, crashes=crashes
+                inner=journal,
+                limits=self.limits,
+                store_clock=self.store_clock,
+                events=events,
+                crashes=crashes,
             )
-        return GroupCommit(journal, self.limits, store_clock=self.store_clock, watch=events, crashes=crashes)
+        return GroupCommit(
+            inner=journal, limits=self.limits, store_clock=self.store_clock, watch=events, crashes=crashes
+        )

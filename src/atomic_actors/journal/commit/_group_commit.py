@@ -81,7 +81,7 @@ class _Counts:
     failures: int = 0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class GroupCommit:
     """Gathers steps into batches for `inner`. A `CommitQueue`, which says what its methods do.
 
@@ -112,7 +112,7 @@ class GroupCommit:
 
     def __attrs_post_init__(self) -> None:
         self._direct = self.inner if isinstance(self.inner, DirectJournal) else None
-        self._queue = Queue(self.limits.max_batches_in_flight, self._direct is not None)
+        self._queue = Queue(places=self.limits.max_batches_in_flight, is_direct=self._direct is not None)
 
     @property
     def settings(self) -> JournalSettings:
@@ -151,14 +151,14 @@ class GroupCommit:
             raise JournalUnavailable(f"{waiting} steps are already waiting (max_pending_steps)", sent=False)
         if self._counts.failures >= limits.failure_threshold:
             raise JournalUnavailable("the store does not answer", sent=False)
-        self._add(Entry(step, on_result, True))
+        self._add(Entry(step=step, on_result=on_result, refusable=True))
 
     def enqueue(self, step: Step, on_result: OnResult, *, overtakes: bool = False) -> None:
         """See `CommitQueue`."""
         if self.is_left:
             on_result(self._closed())
         else:
-            self._add(Entry(step, on_result, False, overtakes))
+            self._add(Entry(step=step, on_result=on_result, refusable=False, overtakes=overtakes))
 
     def _closed(self) -> JournalUnavailable:
         return JournalUnavailable("the connection to the store was closed", sent=False)
@@ -173,7 +173,7 @@ class GroupCommit:
             self._send_ready()
         elif decision is OVERTAKE:
             queue.overtaken += 1
-            self._send(Batch([queue.pending.pop()], set()))
+            self._send(Batch(entries=[queue.pending.pop()], appends=set()))
         else:
             self._flushers.wake()
 
@@ -340,7 +340,7 @@ class GroupCommit:
 
     def _new_probe(self) -> Entry:
         """A step that finds out whether the store is back."""
-        return Entry(Audit(self.probe_partition), _ignore, False)
+        return Entry(step=Audit(self.probe_partition), on_result=_ignore, refusable=False)
 
     # What comes back.
 

@@ -94,7 +94,7 @@ class _Lanes:
             self.events.emit("store-back" if available else "store-lost", reason)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class PartitionedCommit:
     """Gathers the steps of each partition into batches of their own for `inner`. A `CommitQueue`.
 
@@ -169,8 +169,8 @@ class PartitionedCommit:
             if self._task_group is None:
                 raise JournalUnavailable("the group commit is not running", sent=False)
             lane = self._lanes.by_partition[partition] = GroupCommit(
-                self.inner,
-                self.limits,
+                inner=self.inner,
+                limits=self.limits,
                 store_clock=self._leading_clock,
                 watch=self._lanes,
                 crashes=self.crashes,

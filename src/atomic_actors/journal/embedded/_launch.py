@@ -124,7 +124,9 @@ def spawn(files: Files, binary: str | None) -> int:
         _clear_socket(files, socket_path)
         log_size_bytes = files.log.stat().st_size if files.log.exists() else 0
         files.config.write_text(_configuration(files, socket_path))
-        new = Record(os.fspath(socket_path), program, server=record.server if record else "")
+        new = Record(
+            socket_path=os.fspath(socket_path), binary=program, server=record.server if record else ""
+        )
         write_record(files, new)
         # Locked before it has its name: it is never seen unlocked while the server lives.
         temporary = files.alive.with_suffix(".alive.new")

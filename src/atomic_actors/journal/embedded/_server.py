@@ -53,7 +53,7 @@ _HARMLESS_NAMES: Final = frozenset({"lost+found", ".gitignore", ".gitkeep", ".DS
 _logger = logging.getLogger("atomic_actors.embedded")
 
 
-@frozen
+@frozen(kw_only=True)
 class Record:
     """What `server.json` holds. `pid` is 0 while a start is under way."""
 
@@ -66,7 +66,7 @@ class Record:
     server: str = ""
 
 
-@frozen
+@frozen(kw_only=True)
 class Answer:
     """The answer of the server on the socket."""
 
@@ -412,7 +412,7 @@ def inspect_server(files: Files) -> tuple[bool, Answer | None]:
 
 def note(files: Files, answer: Answer) -> None:
     """Record who answers; needs `server.lock`, so that a late writer cannot name a server of before."""
-    record = read_record(files) or Record(answer.socket_path)
+    record = read_record(files) or Record(socket_path=answer.socket_path)
     write_record(files, evolve(record, pid=answer.pid, stamp=_stamp(answer.pid), server=answer.server))
 
 

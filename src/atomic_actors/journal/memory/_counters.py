@@ -46,7 +46,7 @@ NEVER_MS: Final = 1 << 62
 PURGED_PER_CALL: Final = 1_000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Message:
     """One accepted message that is not finished yet."""
 
@@ -65,7 +65,7 @@ class Message:
         return self.attempts == 0 and 0 < self.head.deadline_ms <= now_ms
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Running:
     """A dispatch: the messages of one turn, and the claim under which they were taken."""
 
@@ -99,7 +99,7 @@ class SettledTurn:
     settlement: Settlement
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Entity:
     """One entity's record."""
 
@@ -140,7 +140,7 @@ class Lease:
         return LeaseState(self.node, self.epoch, self.claim, self.renewals)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Partition:
     """The books of one partition."""
 
@@ -199,7 +199,7 @@ class Partition:
         """The entity's record, made where there is none."""
         record = self.entities.get(name)
         if record is None:
-            record = self.entities[name] = Entity(name)
+            record = self.entities[name] = Entity(name=name)
         return record
 
     # Moving messages.
@@ -214,7 +214,7 @@ class Partition:
 
     def accept(self, entity: Entity, uid: str, body: bytes, *, at_head: bool = False) -> Message:
         """Push a new message to the entity's log."""
-        message = Message(uid, body, unpack_body(body))
+        message = Message(uid=uid, body=body, head=unpack_body(body))
         self._move(message, Event.APPEND)
         self.counts["accepted"] += 1
         entity.messages[uid] = message
@@ -236,7 +236,9 @@ class Partition:
             message.attempts += 1
         self._fewer_waiting(entity, len(messages))
         entity.turn += 1
-        running = Running(entity.turn, claim, messages, stamp, messages[0].recovering)
+        running = Running(
+            turn=entity.turn, claim=claim, messages=messages, stamp=stamp, recovering=messages[0].recovering
+        )
         entity.running = running
         self.running[entity.name] = entity
         self.ready.pop(entity.name, None)

@@ -219,7 +219,7 @@ class MemoryJournal:
             return bad_step(f"partition: there is no {number}")
         partition = self._partitions.get(number)
         if partition is None:
-            partition = self._partitions[number] = Partition(self._settings)
+            partition = self._partitions[number] = Partition(settings=self._settings)
         return self._steps[type(step)](partition, step, now_ms)
 
     # A sender's steps.
@@ -414,7 +414,7 @@ class MemoryJournal:
     # Looking.
 
     def _inspect(self, partition: Partition, step: Inspect, now_ms: int) -> EntityStatus:
-        entity = partition.entities.get(step.entity, Entity(step.entity))
+        entity = partition.entities.get(step.entity, Entity(name=step.entity))
         head = entity.head()
         not_before_ms = head.not_before_ms if head is not None else 0
         return EntityStatus(

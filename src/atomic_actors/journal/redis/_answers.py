@@ -160,7 +160,11 @@ def _read_offer(reply: Reply, at: int, body: bytes = b"") -> Offer:
                 Dispatched(reply[j].decode(), reply[j + 1] or b"", reply[j + 2], reply[j + 3])
                 for j in range(at + 5, len(reply), 4)
             )
-        return Offer(Dispatch(turn, messages, recovering == 1, version, state))
+        return Offer(
+            dispatch=Dispatch(
+                turn=turn, messages=messages, recovering=recovering == 1, version=version, state=state
+            )
+        )
     if kind == _NOT_BEFORE:
         return Offer(not_before_ms=reply[at + 1])
     if kind == _PARKED:

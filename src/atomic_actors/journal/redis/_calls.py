@@ -47,7 +47,7 @@ class PartitionKeys:
         self.entities: dict[str, EntityKeys] = {}
 
 
-class Call(Struct, eq=False):
+class Call(Struct, eq=False, kw_only=True):
     """One `aa1_commit` while it is put together."""
 
     keys: list[bytes]

@@ -84,7 +84,7 @@ class Wire(KeyNames):
         keys: list[bytes] = []
         arguments: list[bytes] = []
         partitions = {number: number_bytes(index) for index, number in enumerate(others, 1)}
-        call = Call(keys, arguments, partitions, {}, list(steps))
+        call = Call(keys=keys, arguments=arguments, partitions=partitions, policies={}, steps=list(steps))
         position, count = 0, len(steps)
         while position < count:
             step = steps[position]

@@ -101,7 +101,7 @@ class Host(Protocol):
         ...
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Activation:
     """An entity in memory. `status` goes only forward: reserved, active, closing, ended."""
 
@@ -273,7 +273,12 @@ class Activation:
         uids = tuple(item.uid for item in turn.dispatch.messages)
         partition = self.partition
         step = Interrupt(
-            partition.number, self.entity, partition.claim, turn.dispatch.turn, uids=uids, began=began
+            partition=partition.number,
+            entity=self.entity,
+            claim=partition.claim,
+            turn=turn.dispatch.turn,
+            uids=uids,
+            began=began,
         )
         self.node.settlements.settle(step)
 
@@ -330,7 +335,7 @@ class Activation:
         if dispatch is None:
             self.host.follow_up(self, offer)
             return None
-        turn = Turn(dispatch)
+        turn = Turn(dispatch=dispatch)
         self._turn = turn
         self.mailbox.last_turn = dispatch.turn
         self.used_at_s = self.node.backend.clock()
@@ -426,15 +431,15 @@ class Activation:
         messages = turn.dispatch.messages
         verdicts = (
             *turn.verdicts,
-            *(Verdict(item.uid, Event.REQUEUE.value) for item in messages[turn.position :]),
+            *(Verdict(uid=item.uid, event=Event.REQUEUE.value) for item in messages[turn.position :]),
         )
         state = self.state
         step = Finish(
-            self.partition.number,
-            self.entity,
-            self.partition.claim,
-            turn.dispatch.turn,
-            verdicts,
+            partition=self.partition.number,
+            entity=self.entity,
+            claim=self.partition.claim,
+            turn=turn.dispatch.turn,
+            verdicts=verdicts,
             state=state.staged if state.staged != state.committed else None,
             expected_version=turn.dispatch.version,
             outbox=tuple(turn.outbox),

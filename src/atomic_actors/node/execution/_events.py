@@ -31,7 +31,7 @@ _EVENT_NAMES: Final[dict[str, tuple[EventName, ...]]] = {
 }
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Statistics:
     """Counters of this node since it started."""
 
@@ -59,7 +59,13 @@ class Events:
         if self.listeners.wants("dispatched"):
             message_id = f"{entity}/{member.item.uid}"
             self.listeners.emit(
-                LifecycleEvent("dispatched", message_id, entity, member.body.name, member.item.attempt)
+                LifecycleEvent(
+                    event="dispatched",
+                    message_id=message_id,
+                    entity=entity,
+                    name=member.body.name,
+                    attempt=member.item.attempt,
+                )
             )
 
     def ended(self, entity: EntityRef, member: Member | None, verdict: Verdict) -> None:
@@ -72,9 +78,9 @@ class Events:
             if self.listeners.wants(name):
                 self.listeners.emit(
                     LifecycleEvent(
-                        name,
-                        f"{entity}/{verdict.uid}",
-                        entity,
+                        event=name,
+                        message_id=f"{entity}/{verdict.uid}",
+                        entity=entity,
                         name=member.body.name if member is not None else "",
                         attempt=member.item.attempt if member is not None else 0,
                         error=error,
@@ -130,7 +136,9 @@ class Events:
             return
         for name in names:
             if self.listeners.wants(name):
-                self.listeners.emit(LifecycleEvent(name, f"{entity}/{uid}", ref, wire_name))
+                self.listeners.emit(
+                    LifecycleEvent(event=name, message_id=f"{entity}/{uid}", entity=ref, name=wire_name)
+                )
 
     # The store.
 
@@ -145,7 +153,9 @@ class Events:
         )
         self.counts.histories_lost += 1
         if self.listeners.wants("history-lost"):
-            self.listeners.emit(HistoryLost(loss.partition, loss.acknowledged, loss.found))
+            self.listeners.emit(
+                HistoryLost(partition=loss.partition, acknowledged=loss.acknowledged, found=loss.found)
+            )
 
     def stream_lost(self, loss: HistoryLoss, source: int) -> None:
         """A partition has lost outbox messages of another one, which that one has no more (`GapObserver`)."""
@@ -159,4 +169,8 @@ class Events:
         )
         self.counts.histories_lost += 1
         if self.listeners.wants("history-lost"):
-            self.listeners.emit(HistoryLost(loss.partition, loss.acknowledged, loss.found, source=source))
+            self.listeners.emit(
+                HistoryLost(
+                    partition=loss.partition, acknowledged=loss.acknowledged, found=loss.found, source=source
+                )
+            )

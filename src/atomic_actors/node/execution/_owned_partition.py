@@ -21,7 +21,7 @@ LOOKS_AHEAD: Final = 100
 OWN_INTERVAL_S: Final = 10.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SweepPlan:
     """When a partition is swept, and what each sweep asks for. Pure."""
 
@@ -37,7 +37,7 @@ class SweepPlan:
         """The step that finds work; now and then it asks for a page of this claim's own dispatches, too."""
         own_from = self.own_from if self.own_from or self.next_own_s <= now_s else None
         ahead_ms = LOOK_AHEAD_MS if self.looks_ahead else 0
-        return Sweep(number, claim, limit, ahead_ms, own_from)
+        return Sweep(partition=number, claim=claim, limit=limit, ahead_ms=ahead_ms, own_from=own_from)
 
     def answered(self, step: Sweep, swept: Swept, now_s: float) -> None:
         """A sweep is answered: the next one goes on where its page ends."""
@@ -52,7 +52,7 @@ class SweepPlan:
             self.own_from, self.next_own_s = "", now_s + OWN_INTERVAL_S
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class OwnedPartition:
     """One claim of a partition. `task_group` is there once its task has begun.
 

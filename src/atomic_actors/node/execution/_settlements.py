@@ -97,9 +97,9 @@ class Settlements:
         """The steps that settle what was cut off, should the store not know of it."""
         return [
             SettleLost(
-                partition,
-                entity,
-                claim,
+                partition=partition,
+                entity=entity,
+                claim=claim,
                 uid=message.uid,
                 policy=policy,
                 attempt=message.attempt,

@@ -57,7 +57,7 @@ SWEEP_LIMIT: Final = 100
 SWEEP_INTERVAL_S: Final = 1.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Supervisor:
     """Opens and ends the scopes of partitions, and brings entities and their work together.
 
@@ -97,7 +97,13 @@ class Supervisor:
         self.catalog = Catalog(
             self.kinds, node.config.max_activations, self.membership.partitions, node.backend
         )
-        self.relay = Relay(node.commits, self.membership.claims, self.service_journals, self, node.events)
+        self.relay = Relay(
+            journal=node.commits,
+            claims=self.membership.claims,
+            service_journals=self.service_journals,
+            waker=self,
+            observer=node.events,
+        )
 
     # Partitions.
 
@@ -112,7 +118,11 @@ class Supervisor:
         before = self._partitions.get(number)
         membership = self.membership
         partition = OwnedPartition(
-            number, membership.claims[number], membership.epochs[number], membership, self.draining
+            number=number,
+            claim=membership.claims[number],
+            epoch=membership.epochs[number],
+            membership=membership,
+            is_leaving=self.draining,
         )
         self._partitions[number] = partition
         self.node.settlements.claimed(number)
@@ -213,7 +223,14 @@ class Supervisor:
         claim, settlements = self.membership.claims[number], self.node.settlements
         if not claim or settlements.is_settling(unsettled.entity, unsettled.turn):
             return
-        step = Interrupt(number, unsettled.entity, claim, unsettled.turn, uids=unsettled.uids, began=began)
+        step = Interrupt(
+            partition=number,
+            entity=unsettled.entity,
+            claim=claim,
+            turn=unsettled.turn,
+            uids=unsettled.uids,
+            began=began,
+        )
         settlements.settle(step, self)
 
     def settle_swept(self, number: int, swept: Swept) -> None:
@@ -260,7 +277,9 @@ class Supervisor:
     ) -> Activation | None:
         if not self.catalog.has_room():
             return None
-        activation = Activation(self, self.node, kind, ref, entity=entity, partition=partition)
+        activation = Activation(
+            host=self, node=self.node, kind=kind, ref=ref, entity=entity, partition=partition
+        )
         self.catalog.add(activation)
         return activation
 
@@ -365,7 +384,12 @@ class Supervisor:
         assert dispatch is not None
         uids = tuple(item.uid for item in dispatch.messages)
         step = Interrupt(
-            partition.number, activation.entity, partition.claim, dispatch.turn, uids=uids, began=False
+            partition=partition.number,
+            entity=activation.entity,
+            claim=partition.claim,
+            turn=dispatch.turn,
+            uids=uids,
+            began=False,
         )
         self.node.settlements.settle(step)
 
@@ -421,11 +445,11 @@ class Supervisor:
         activation.mailbox.admitted += 1
         activation.mailbox.recheck_due = False
         step = Take(
-            activation.partition.number,
-            activation.entity,
-            activation.partition.claim,
-            activation.kind.policy,
-            activation.state.version,
+            partition=activation.partition.number,
+            entity=activation.entity,
+            claim=activation.partition.claim,
+            policy=activation.kind.policy,
+            held_version=activation.state.version,
             run_limit=activation.kind.settings.max_run_length,
         )
         self.node.commits.enqueue(step, lambda result: self._taken(activation, result))

@@ -96,7 +96,7 @@ MAX_TRACEBACK_CHARACTERS: Final = 16_000
 MAX_ERROR_CHARACTERS: Final = 2_000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Member:
     """One message of a turn, decoded as far as it could be."""
 
@@ -112,7 +112,7 @@ class Member:
         return self.envelope.headers.sender if self.body.waited_for else ""
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Turn:
     """A dispatch while it is worked on.
 
@@ -222,9 +222,11 @@ def failure_verdict(kind: BoundKind, item: Dispatched, failure: Failure, max_att
     """RETRY with its back-off, or FAIL with a dead letter."""
     event = decide_failure(item.attempt, item.interruptions, max_attempts)
     if event is Event.RETRY:
-        return Verdict(item.uid, event.value, delay_ms=backoff_ms(kind, item.attempt - item.interruptions))
+        return Verdict(
+            uid=item.uid, event=event.value, delay_ms=backoff_ms(kind, item.attempt - item.interruptions)
+        )
     told = encode_plain({"error_type": failure.error_type, "text": failure.text})
-    return Verdict(item.uid, event.value, told, encode_plain(failure))
+    return Verdict(uid=item.uid, event=event.value, reply=told, error=encode_plain(failure))
 
 
 def backoff_ms(kind: BoundKind, failures: int) -> int:
@@ -252,4 +254,4 @@ def refusal_verdict(codec: Codec, item: Dispatched, refusal: Refused) -> Verdict
     name, details = encode_refusal(codec, refusal)
     text = str(refusal) if type(refusal) is Refused else ""
     told = encode_plain(Refusal(name, details, text, home_of(type(refusal))))
-    return Verdict(item.uid, Event.REFUSE.value, told)
+    return Verdict(uid=item.uid, event=Event.REFUSE.value, reply=told)

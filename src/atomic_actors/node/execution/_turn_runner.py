@@ -70,7 +70,7 @@ class Stateless(Exception):
     """A dispatch came without the state that is needed: it was taken for granted, and is gone."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class NodeParts:
     """The parts of the node that its activations work with; the same for all of them.
 
@@ -95,7 +95,7 @@ class NodeParts:
     deferred: DeferredEntities
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class TurnRunner:
     """The actor of one entity, while it is in memory.
 
@@ -190,7 +190,7 @@ class TurnRunner:
         """
         spec, item = member.handler.spec, member.item
         if turn.dispatch.recovering and spec.recover is not None:
-            return Verdict(item.uid, Event.INTERRUPT.value, b"", encode_plain(failure))
+            return Verdict(uid=item.uid, event=Event.INTERRUPT.value, reply=b"", error=encode_plain(failure))
         return failure_verdict(self.kind, item, failure, spec.max_attempts)
 
     def _read(self, item: Dispatched) -> Member:
@@ -201,7 +201,7 @@ class TurnRunner:
         envelope = decode_envelope(body.envelope)
         payload = handler.payload_coder.decode(bytes(envelope.payload))
         message = RawMessage(body.name, payload) if handler.spec.raw else payload
-        return Member(item, body, envelope, handler, message)
+        return Member(item=item, body=body, envelope=envelope, handler=handler, message=message)
 
     def _prepare(self, member: Member) -> None:
         node, body, spec = self.node, member.body, member.handler.spec
@@ -272,7 +272,7 @@ class TurnRunner:
             ]
             self.outbox.clear()
         self.state.staged = after
-        return Verdict(member.item.uid, COMPLETE, encoded_reply)
+        return Verdict(uid=member.item.uid, event=COMPLETE, reply=encoded_reply)
 
     def _outgoing(self, ordinal: int, entity: EntityRef, message: Message[Any]) -> Outgoing:
         """An outbox entry: its id derives from the turn's message, attempt and the entry's ordinal."""
@@ -280,16 +280,18 @@ class TurnRunner:
         sent = node.call_checker.encode(entity, message)
         uid = derive_uid(node.store_clock.now_ms(), context.message_id, context.attempt, "outbox", ordinal)
         body = pack_body(name=sent.name, deadline_ms=0, waited_for=False, key="", envelope=sent.envelope)
-        return Outgoing(sent.partition, sent.entity, uid, body, sent.service)
+        return Outgoing(
+            partition=sent.partition, entity=sent.entity, uid=uid, body=body, service=sent.service
+        )
 
     def _recovered(self, turn: Turn, member: Member, answer: object) -> Verdict:
         uid = member.item.uid
         if isinstance(answer, Retry):
-            return Verdict(uid, Event.RETRY.value)
+            return Verdict(uid=uid, event=Event.RETRY.value)
         if isinstance(answer, Park):
             turn.park = True
             failure = Failure("Park", "the on_interrupted method parked it")
-            return Verdict(uid, Event.INTERRUPT.value, b"", encode_plain(failure))
+            return Verdict(uid=uid, event=Event.INTERRUPT.value, reply=b"", error=encode_plain(failure))
         raise InvalidReply(
             f"{member.handler.spec.location}: on_interrupted returned {answer!r}; it must return "
             "Completed(reply), Retry() or Park()"

@@ -100,7 +100,13 @@ class DeadLetters:
         found: dict[str, StoredLetter] = {}
         after_ms, after_id = 0, ""
         while len(found) < limit:
-            step = ListDeadLetters(partition, kind, after_ms, after_id, min(PAGE, limit - len(found)))
+            step = ListDeadLetters(
+                partition=partition,
+                kind=kind,
+                after_ms=after_ms,
+                after_id=after_id,
+                limit=min(PAGE, limit - len(found)),
+            )
             page = await self._request(step)
             if isinstance(page, Rejected):
                 # Those of the other partitions are there all the same.
@@ -126,7 +132,7 @@ class DeadLetters:
             StoreUnavailable: the store gave no answer.
         """
         entity, _, partition = self._locate(message_id)
-        page = await self._request(ListDeadLetters(partition, message_id=message_id))
+        page = await self._request(ListDeadLetters(partition=partition, message_id=message_id))
         if isinstance(page, Rejected):
             raise error_from_code(page.code, page.text, message_id=message_id)
         if not isinstance(page, DeadLetterPage) or not page.letters:
@@ -151,7 +157,7 @@ class DeadLetters:
             raise ValueError(f"at: expected 'head' or 'tail', got {at!r}")
         entity, uid, partition = self._locate(message_id)
         new_uid = derive_uid(self._store_clock.now_ms(), message_id, "replay", 1)
-        step = Replay(partition, str(entity), uid, new_uid, at == "head")
+        step = Replay(partition=partition, entity=str(entity), uid=uid, new_uid=new_uid, at_head=at == "head")
         answer = await self._replay(step, entity)
         if isinstance(answer, Replayed):
             return Receipt(f"{entity}/{answer.uid}", entity)

@@ -216,11 +216,13 @@ class Membership:
         return table[partition] == self.nodes.node_id or (loss is not None and loss.was_owned)
 
     def _claim_step(self, partition: int, claim: str, node: bytes) -> ClaimPartition:
+        expected_claim, expected_renewals = self._seen.takeable(partition)
         return ClaimPartition(
-            partition,
-            claim,
-            node,
-            *self._seen.takeable(partition),
+            partition=partition,
+            claim=claim,
+            node=node,
+            expected_claim=expected_claim,
+            expected_renewals=expected_renewals,
             new_incarnation=partition in self._losses,
             epoch_above=self.epochs[partition],
         )
@@ -397,7 +399,7 @@ class Membership:
                 if self.claims[partition] == claim:  # it may have been lost, and claimed anew, meanwhile
                     self.leases.forget(partition)
                 return isinstance(result, Released)
-            left = await self.journal.request(Sweep(partition, claim, own_from=own_from))
+            left = await self.journal.request(Sweep(partition=partition, claim=claim, own_from=own_from))
             if isinstance(left, Swept):
                 self.host.settle_swept(partition, left)
                 own_from = left.own_next

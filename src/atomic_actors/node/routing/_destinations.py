@@ -33,7 +33,7 @@ __all__ = ("CallChecker", "CheckedCall", "Encoded")
 LOOK_UP_AGAIN_S: Final = 0.2
 
 
-@define(eq=False, slots=True)
+@define(eq=False, slots=True, kw_only=True)
 class CheckedCall:
     """A checked call: where it goes and what it carries."""
 
@@ -54,7 +54,7 @@ class CheckedCall:
     is_volatile: bool = False
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Encoded:
     """A message of an outbox: where it goes, and what it carries."""
 
@@ -66,7 +66,7 @@ class Encoded:
     envelope: bytes
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class CallChecker:
     """Checks calls, and finds out where they go.
 
@@ -104,7 +104,11 @@ class CallChecker:
         if call.is_volatile:
             raise NotSupported(f"outbox: kind {call.ref.kind!r} is volatile; an outbox is for durable kinds")
         return Encoded(
-            call.service, call.partition, call.entity, call.name, encode_envelope(NO_HEADERS, call.payload)
+            service=call.service,
+            partition=call.partition,
+            entity=call.entity,
+            name=call.name,
+            envelope=encode_envelope(NO_HEADERS, call.payload),
         )
 
     def look_up_outbox(

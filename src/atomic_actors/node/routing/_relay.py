@@ -56,7 +56,7 @@ class GapObserver(Protocol):
         ...
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Relay:
     """Moves the streams of the partitions that this node owns.
 
@@ -120,9 +120,21 @@ class Relay:
         source, target = stream
         entries = () if empty else page.entries
         if isinstance(target, int):
-            return RelayIn(target, source, page.incarnation, entries, after_loss)
+            return RelayIn(
+                partition=target,
+                source=source,
+                incarnation=page.incarnation,
+                entries=entries,
+                after_loss=after_loss,
+            )
         origin = f"{self.journal.settings.service}/{source}"
-        return RelayIn(int(target.rpartition("/")[2]), origin, page.incarnation, entries, after_loss)
+        return RelayIn(
+            partition=int(target.rpartition("/")[2]),
+            source=origin,
+            incarnation=page.incarnation,
+            entries=entries,
+            after_loss=after_loss,
+        )
 
     def _send(
         self,
@@ -146,7 +158,16 @@ class Relay:
                 self._stop(stream, result)
                 return
             self.moved += len(page.entries)
-            self.journal.enqueue(RelayAck(source, claim, target, result.last, page.incarnation), on_acked)
+            self.journal.enqueue(
+                RelayAck(
+                    partition=source,
+                    claim=claim,
+                    target=target,
+                    last=result.last,
+                    incarnation=page.incarnation,
+                ),
+                on_acked,
+            )
             if isinstance(target, int):
                 # The owner in another service is notified by its doorbell.
                 for entity in result.entities:

@@ -373,7 +373,11 @@ class Router:
         """Report that a message was accepted."""
         call = pending.call
         assert isinstance(call, CheckedCall)
-        self.listeners.emit(LifecycleEvent("accepted", pending.full_message_id, call.ref, call.name))
+        self.listeners.emit(
+            LifecycleEvent(
+                event="accepted", message_id=pending.full_message_id, entity=call.ref, name=call.name
+            )
+        )
 
     async def result(self, sent: SentMessage, uid: str, timeout_s: float) -> Any:
         """Wait for the outcome of a message that was sent before; looks it up at once.

@@ -121,7 +121,7 @@ class _Mailbox(deque[Waiting]):
             waiter.set(None)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _VolatileActivation:
     owner: VolatileKinds
     kind: BoundKind
@@ -468,7 +468,7 @@ class VolatileKinds:
     def _make(self, kind: BoundKind, ref: EntityRef, partition: int) -> _VolatileActivation:
         assert self._task_group is not None
         status: Literal["active", "closing"] = "closing" if self.is_draining(partition) else "active"
-        activation = _VolatileActivation(self, kind, ref, partition, status)
+        activation = _VolatileActivation(owner=self, kind=kind, ref=ref, partition=partition, status=status)
         self._by_ref[ref] = activation
         self._task_group.start_soon(activation.run)
         return activation

@@ -96,7 +96,7 @@ class _RemoteAnswer:
             host.report(self.frame_id, "completed", data)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class VolatileHost:
     """Takes volatile messages that other nodes send, where this node owns their partition.
 

@@ -116,7 +116,7 @@ class _Outgoing:
         return self.stream, self.number
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Route:
     """The way to the owner of one partition."""
 
@@ -143,7 +143,7 @@ class _Route:
     trouble: str = "its owner was not found in time"
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class VolatileRoutes:
     """Sends volatile messages to the owners of their partitions.
 
@@ -262,7 +262,7 @@ class VolatileRoutes:
         key = (journal.settings.service, partition)
         route = self._routes.get(key)
         if route is None:
-            route = self._routes[key] = _Route(journal, partition)
+            route = self._routes[key] = _Route(journal=journal, partition=partition)
         elif route.journal is not journal:
             # The way to another service was closed, and nodes asked there do not answer any more.
             route.journal, route.is_polling = journal, False

@@ -35,7 +35,7 @@ __all__ = (
 Word = Literal["reply", "accepted", "refused", "failed", "interrupted", "never", "unknown"]
 
 
-class Accepted(Struct, frozen=True, gc=False):
+class Accepted(Struct, frozen=True, gc=False, kw_only=True):
     """The store has accepted a message."""
 
     at_s: float
@@ -48,7 +48,7 @@ class Accepted(Struct, frozen=True, gc=False):
     at_head: bool = False
 
 
-class Taken(Struct, frozen=True, gc=False):
+class Taken(Struct, frozen=True, gc=False, kw_only=True):
     """A dispatch: these messages are the entity's next turn. Each counts one attempt more."""
 
     at_s: float
@@ -62,7 +62,7 @@ class Taken(Struct, frozen=True, gc=False):
     attempts: tuple[int, ...]
 
 
-class Began(Struct, frozen=True, gc=False):
+class Began(Struct, frozen=True, gc=False, kw_only=True):
     """A handler, or an `on_interrupted` method, begins at a node."""
 
     at_s: float
@@ -75,7 +75,7 @@ class Began(Struct, frozen=True, gc=False):
     recovering: bool = False
 
 
-class Stopped(Struct, frozen=True, gc=False):
+class Stopped(Struct, frozen=True, gc=False, kw_only=True):
     """It has ended; one that runs when its node crashes never does."""
 
     at_s: float
@@ -96,7 +96,7 @@ class PutBack(Struct, frozen=True, gc=False):
     event: str
 
 
-class Sent(Struct, frozen=True, gc=False):
+class Sent(Struct, frozen=True, gc=False, kw_only=True):
     """A commit put a message into the outbox. It has to be accepted once, in the order of its stream."""
 
     at_s: float
@@ -108,7 +108,7 @@ class Sent(Struct, frozen=True, gc=False):
     uid: str
 
 
-class Committed(Struct, frozen=True, gc=False):
+class Committed(Struct, frozen=True, gc=False, kw_only=True):
     """A turn was committed (`Finish`), or settled without a handler's answer (then the version stays)."""
 
     at_s: float
@@ -124,7 +124,7 @@ class Committed(Struct, frozen=True, gc=False):
     state_after: str
 
 
-class Ended(Struct, frozen=True, gc=False):
+class Ended(Struct, frozen=True, gc=False, kw_only=True):
     """A message is final: complete, refuse, fail, interrupt, withdraw or expire."""
 
     at_s: float
@@ -135,7 +135,7 @@ class Ended(Struct, frozen=True, gc=False):
     reply: bytes = b""
 
 
-class Claimed(Struct, frozen=True, gc=False):
+class Claimed(Struct, frozen=True, gc=False, kw_only=True):
     """A node became the owner of a partition."""
 
     at_s: float
@@ -154,7 +154,7 @@ class Freed(Struct, frozen=True, gc=False):
     epoch: int
 
 
-class Called(Struct, frozen=True, gc=False):
+class Called(Struct, frozen=True, gc=False, kw_only=True):
     """A caller sends a message, or asks for a result."""
 
     at_s: float
@@ -168,7 +168,7 @@ class Called(Struct, frozen=True, gc=False):
     uid: str = ""
 
 
-class Answered(Struct, frozen=True, gc=False):
+class Answered(Struct, frozen=True, gc=False, kw_only=True):
     """What the caller learned. A call whose node crashed has no such record: it is like `unknown`.
 
     `reply`: it completed, with this value. `accepted`: a receipt, no more. `refused`, `failed` and `interrupted`:

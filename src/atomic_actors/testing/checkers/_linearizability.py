@@ -51,7 +51,7 @@ class RefusedWith:
     value: Any = None
 
 
-@frozen
+@frozen(kw_only=True)
 class Operation:
     """What one caller did, and what came of it.
 
@@ -83,7 +83,7 @@ class SequentialModel(Protocol[S]):
         ...
 
 
-@frozen
+@frozen(kw_only=True)
 class NotLinearizable:
     """No order explains what was seen."""
 
@@ -124,7 +124,7 @@ _PREFIX_SHOWN: Final = 8
 _IN_ROW_BOUNDS: Final = (0, 1, 2, 4)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Entry:
     """A call or a return, in a list in which operations that are taken are left out."""
 
@@ -166,14 +166,14 @@ def _make_entries(operations: Sequence[Operation]) -> _Entry:
     """The list's head, which stands for nothing. A call comes before a return of the same time."""
     events: list[tuple[float, int, int, _Entry]] = []
     for number, operation in enumerate(operations):
-        call = _Entry(number)
+        call = _Entry(number=number)
         events.append((operation.called_at, 0, number, call))
         if operation.returned_at is not None:
             if operation.returned_at < operation.called_at:
                 raise ValueError(f"{operation} returns before it is called")
-            call.match = _Entry(number, is_call=False)
+            call.match = _Entry(number=number, is_call=False)
             events.append((operation.returned_at, 1, number, call.match))
-    head = last = _Entry(-1)
+    head = last = _Entry(number=-1)
     for *_, entry in sorted(events, key=lambda event: event[:3]):
         entry.before, last.after = last, entry
         last = entry
@@ -348,7 +348,7 @@ def check_linearizable(
 _SENDING: Final = frozenset({"ask", "tell", "tell_many"})
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Sending:
     """What is known of one message's effect."""
 
@@ -416,7 +416,9 @@ def operations_of(history: History, entity: str, *, bounded_by_ends: bool = Fals
                 known.sent += record.verb in _SENDING
                 sendings[record.call] = known
             elif known is None and record.verb in _SENDING:
-                sending = _Sending(record.caller, record.message, position, record.uid)
+                sending = _Sending(
+                    caller=record.caller, input=record.message, called_at=position, uid=record.uid
+                )
                 sendings[record.call] = sending
                 if record.uid:
                     by_uid[record.uid] = sending
@@ -438,7 +440,11 @@ def operations_of(history: History, entity: str, *, bounded_by_ends: bool = Fals
         if not sending.has_no_effect:
             found.append(
                 Operation(
-                    sending.caller, sending.input, sending.called_at, sending.returned_at, sending.output
+                    caller=sending.caller,
+                    input=sending.input,
+                    called_at=sending.called_at,
+                    returned_at=sending.returned_at,
+                    output=sending.output,
                 )
             )
     return found

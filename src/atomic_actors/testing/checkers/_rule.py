@@ -21,7 +21,7 @@ __all__ = ("HISTORY_LOST", "Rule", "Violation", "is_crash", "lost_partitions")
 HISTORY_LOST: Final = "history lost"
 
 
-@frozen
+@frozen(kw_only=True)
 class Violation:
     """A promise that was broken, and where."""
 
@@ -119,10 +119,10 @@ class Rule:
         """
         self.violations.append(
             Violation(
-                self.name,
-                self.at_s if at_s is None else at_s,
-                entity,
-                text,
-                self.position if position is None else position,
+                rule=self.name,
+                at_s=self.at_s if at_s is None else at_s,
+                entity=entity,
+                text=text,
+                position=self.position if position is None else position,
             )
         )

@@ -158,7 +158,7 @@ class VersionChain(Rule):
             self.report(entity, f"the state changes and stays version {record.version_before}")
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Post:
     """One message of an outbox."""
 
@@ -220,7 +220,13 @@ class OutboxOnce(Rule):
         if before is not None and not before.is_relaxed:
             self.report(record.source, f"{record.uid} is sent to {record.target} twice")
             return
-        post = _Post(record.source, record.target, record.uid, record.at_s, self.position)
+        post = _Post(
+            source=record.source,
+            target=record.target,
+            uid=record.uid,
+            at_s=record.at_s,
+            position=self.position,
+        )
         post.is_relaxed = before is not None
         self._posts[key] = post
         self._check_parent(record, post)

@@ -153,7 +153,7 @@ class Fifo(Rule):
         run.begun = max(run.begun, place + 1)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Dispatched:
     """The dispatch that the store has, or had last."""
 
@@ -242,7 +242,7 @@ class OneTurn(Rule):
             self.report(entity, f"turn {record.turn} is taken after turn {self._turns[entity]}")
         self._turns[entity] = record.turn
         self._uncertain.discard(entity)
-        self._dispatches[entity] = _Dispatched(record.turn, record.epoch, set(record.uids))
+        self._dispatches[entity] = _Dispatched(turn=record.turn, epoch=record.epoch, left=set(record.uids))
         for uid, attempt in zip(record.uids, record.attempts, strict=True):
             self._dispatch_positions[entity, record.epoch, uid, attempt] = self.position
 

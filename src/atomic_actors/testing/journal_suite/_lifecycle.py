@@ -69,14 +69,14 @@ async def cause(probe: Probe, event: Event, step: Append) -> None:
         case Event.APPEND:
             await probe.send(step)
         case Event.TAKE:
-            await probe.send(Take(0, entity, "claim-1", POLICY))
+            await probe.send(Take(partition=0, entity=entity, claim="claim-1", policy=POLICY))
         case Event.WITHDRAW:
             await probe.send(Withdraw(0, entity, uid))
         case Event.EXPIRE:
             await probe.send(Expire(0, entity, uid))
         case _:
             turn = (await probe.inspect(entity)).turn
-            verdicts = (Verdict(uid, event.value),)
+            verdicts = (Verdict(uid=uid, event=event.value),)
             # `run_limit` 0: what the event puts back must not be taken again at once.
             await probe.send(
                 Finish(
@@ -144,7 +144,7 @@ class Lives:
             else:
                 assert read.outcome == ENDINGS[event].encode() + b"\nreply\n\x00"
                 assert finished.offer == NOTHING
-            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
+            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(partition=0)))
             died = event in ("fail", "interrupt")
             assert (await probe.audit()).counts["refused"] == (event == "refuse")
             assert [letter.message_id for letter in page.letters] == [f"account/a/{step.uid}"] * died
@@ -214,7 +214,7 @@ class Lives:
             run = await probe.dispatch(run_limit=2)
             first, second, other = steps[0].uid, steps[1].uid, probe.new_uid()
             for names in ((second, first), (first, other), (first, first)):
-                verdicts = tuple(Verdict(uid, "complete") for uid in names)
+                verdicts = tuple(Verdict(uid=uid, event="complete") for uid in names)
                 refused = await probe.send(probe.finish_step(run, "complete", verdicts=verdicts))
                 assert expect(Rejected, refused).code == "bad_step"
             assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 2
@@ -297,7 +297,7 @@ class Lives:
             second = await probe.once(Expire(0, step.entity, step.uid, "k"))
             assert second == Expired(True, None)
             assert await probe.state_of(step) == "expired"
-            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
+            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(partition=0)))
             assert [letter.reason for letter in page.letters] == ([] if waited_for else ["expired"])
             assert await probe.take() == NOTHING
             # It never ran, so its key is free again.
@@ -386,7 +386,7 @@ class Lives:
             last = steps[-1]
             await probe.batch(*(Withdraw(0, step.entity, step.uid) for step in steps[:-1]))
             assert (await probe.inspect()).waiting == 1
-            take = Take(0, "account/a", "claim-1", POLICY, run_limit=run_limit)
+            take = Take(partition=0, entity="account/a", claim="claim-1", policy=POLICY, run_limit=run_limit)
             offers = [expect(Taken, await probe.once(take)).offer for _ in range(5)]
             more = [offer.more for offer in offers]
             assert more == sorted(more, reverse=True)
@@ -419,7 +419,12 @@ class Lives:
             for cut, word in enumerate(words, start=1):
                 uids = (step.uid,)
                 settled = expect(
-                    Settled, await probe.send(Interrupt(0, step.entity, "claim-1", dispatch.turn, uids))
+                    Settled,
+                    await probe.send(
+                        Interrupt(
+                            partition=0, entity=step.entity, claim="claim-1", turn=dispatch.turn, uids=uids
+                        )
+                    ),
                 )
                 assert settled.settlement == word
                 if word == "interrupt":
@@ -435,7 +440,7 @@ class Lives:
             assert await probe.state_of(step) == "interrupted"
             counts = (await probe.audit()).counts
             assert (counts["dispatched"], counts["interrupted"]) == (0, 1)
-            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
+            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(partition=0)))
             (letter,) = page.letters
             assert (letter.reason, letter.attempts, letter.interruptions) == (
                 "interrupted",
@@ -454,7 +459,14 @@ class Lives:
                 (message,) = dispatch.messages
                 assert (message.attempt, message.interruptions) == (1, 0)
                 settled = await probe.send(
-                    Interrupt(0, step.entity, "claim-1", turn, (step.uid,), began=False)
+                    Interrupt(
+                        partition=0,
+                        entity=step.entity,
+                        claim="claim-1",
+                        turn=turn,
+                        uids=(step.uid,),
+                        began=False,
+                    )
                 )
                 assert settled == Settled("requeue")
                 dispatch = await probe.dispatch()
@@ -464,11 +476,15 @@ class Lives:
             await probe.own()
             step = probe.message(name="emc3")
             dispatch = await probe.taken(step)
-            await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.uid,)))
+            await probe.send(
+                Interrupt(partition=0, entity=step.entity, claim="claim-1", turn=1, uids=(step.uid,))
+            )
             dispatch = await probe.dispatch()
             assert dispatch.recovering
             # It did not begin: the next take still recovers.
-            not_begun = Interrupt(0, step.entity, "claim-1", 2, (step.uid,), began=False)
+            not_begun = Interrupt(
+                partition=0, entity=step.entity, claim="claim-1", turn=2, uids=(step.uid,), began=False
+            )
             assert await probe.send(not_begun) == Settled("requeue")
             dispatch = await probe.dispatch()
             assert dispatch.recovering
@@ -477,7 +493,9 @@ class Lives:
             dispatch = expect(Dispatch, finished.offer.dispatch)
             assert not dispatch.recovering
             assert (dispatch.messages[0].attempt, dispatch.messages[0].interruptions) == (3, 1)
-            settled = await probe.send(Interrupt(0, step.entity, "claim-1", 4, (step.uid,)))
+            settled = await probe.send(
+                Interrupt(partition=0, entity=step.entity, claim="claim-1", turn=4, uids=(step.uid,))
+            )
             assert settled == Settled("recover")
             dispatch = await probe.dispatch()
             await probe.finish(dispatch, "complete")
@@ -487,21 +505,29 @@ class Lives:
         async with open_probe() as probe:
             await probe.own()
             step = probe.message()
-            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.uid,)))
+            gone = await probe.send(
+                Interrupt(partition=0, entity=step.entity, claim="claim-1", turn=1, uids=(step.uid,))
+            )
             assert gone == Settled("gone")
             dispatch = await probe.taken(step)
-            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 2, (step.uid,)))
+            gone = await probe.send(
+                Interrupt(partition=0, entity=step.entity, claim="claim-1", turn=2, uids=(step.uid,))
+            )
             assert gone == Settled("gone")
             await probe.finish(dispatch, "complete", run_limit=0)
-            gone = await probe.send(Interrupt(0, step.entity, "claim-1", 1, (step.uid,)))
+            gone = await probe.send(
+                Interrupt(partition=0, entity=step.entity, claim="claim-1", turn=1, uids=(step.uid,))
+            )
             assert gone == Settled("gone")
             assert await probe.state_of(step) == "completed"
             other = probe.message()
             await probe.taken(other)
-            cut = Interrupt(0, other.entity, "claim-1", 2, (other.uid,))
+            cut = Interrupt(partition=0, entity=other.entity, claim="claim-1", turn=2, uids=(other.uid,))
             assert expect(Settled, await probe.send(cut)).settlement == "interrupt"
             for turn in (1, 3):
-                gone = await probe.send(Interrupt(0, other.entity, "claim-1", turn, (other.uid,)))
+                gone = await probe.send(
+                    Interrupt(partition=0, entity=other.entity, claim="claim-1", turn=turn, uids=(other.uid,))
+                )
                 assert gone == Settled("gone")
 
     async def test_interrupted_turn_cannot_finish(self, open_probe: OpenProbe) -> None:
@@ -509,7 +535,11 @@ class Lives:
             await probe.own()
             step = probe.message(name="erc3")
             dispatch = await probe.taken(step)
-            await probe.send(Interrupt(0, step.entity, "claim-1", dispatch.turn, (step.uid,)))
+            await probe.send(
+                Interrupt(
+                    partition=0, entity=step.entity, claim="claim-1", turn=dispatch.turn, uids=(step.uid,)
+                )
+            )
             late = await probe.send(probe.finish_step(dispatch, "complete", state=b"too late"))
             assert late == Stale("turn")
             again = await probe.dispatch()

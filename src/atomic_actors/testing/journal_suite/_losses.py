@@ -34,7 +34,15 @@ async def claim_anew(
     probe: Probe, claim: str = "claim-2", was: str = "claim-1", epoch_above: int = 0
 ) -> Claimed:
     """Claim partition 0 with a new incarnation, in the place of another claim that was never renewed."""
-    step = ClaimPartition(0, claim, b"node", was, 0, new_incarnation=True, epoch_above=epoch_above)
+    step = ClaimPartition(
+        partition=0,
+        claim=claim,
+        node=b"node",
+        expected_claim=was,
+        expected_renewals=0,
+        new_incarnation=True,
+        epoch_above=epoch_above,
+    )
     return expect(Claimed, await probe.send(step))
 
 
@@ -42,7 +50,10 @@ async def send_out(probe: Probe, number: int, claim: str = "claim-1") -> list[st
     """Commit a turn of a new entity that sends messages to partition 1; returns their unique ids."""
     entity = f"account/{probe.new_uid()}"
     dispatch = await probe.taken(probe.message(entity), claim)
-    outbox = tuple(Outgoing(1, "account/t", probe.new_uid(), probe.body()) for _ in range(number))
+    outbox = tuple(
+        Outgoing(partition=1, entity="account/t", uid=probe.new_uid(), body=probe.body())
+        for _ in range(number)
+    )
     await probe.finish(dispatch, "complete", entity=entity, claim=claim, outbox=outbox)
     return [message.uid for message in outbox]
 
@@ -82,9 +93,16 @@ class Losses:
     async def test_two_incarnations_within_a_millisecond(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             # In one call, at one time.
-            claims = [ClaimPartition(0, "claim-1", b"node", new_incarnation=True)]
+            claims = [ClaimPartition(partition=0, claim="claim-1", node=b"node", new_incarnation=True)]
             claims += [
-                ClaimPartition(0, f"claim-{number}", b"node", f"claim-{number - 1}", 0, new_incarnation=True)
+                ClaimPartition(
+                    partition=0,
+                    claim=f"claim-{number}",
+                    node=b"node",
+                    expected_claim=f"claim-{number - 1}",
+                    expected_renewals=0,
+                    new_incarnation=True,
+                )
                 for number in (2, 3)
             ]
             answers = [expect(Claimed, answer).incarnation for answer in await probe.batch(*claims)]
@@ -100,7 +118,14 @@ class Losses:
     async def test_a_held_lease_is_not_taken_by_a_new_incarnation(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             first = await probe.own()
-            step = ClaimPartition(0, "claim-2", b"node", "claim-0", 0, new_incarnation=True)
+            step = ClaimPartition(
+                partition=0,
+                claim="claim-2",
+                node=b"node",
+                expected_claim="claim-0",
+                expected_renewals=0,
+                new_incarnation=True,
+            )
             assert await probe.send(step) == LeaseHeld(b"node", first.epoch, "claim-1", 0)
             assert (await probe.own()).incarnation == first.incarnation
 
@@ -108,7 +133,9 @@ class Losses:
         async with open_probe() as probe:
             incarnation = (await probe.own()).incarnation
             before = await send_out(probe, 3)
-            await probe.send(RelayAck(0, "claim-1", 1, 1, incarnation))
+            await probe.send(
+                RelayAck(partition=0, claim="claim-1", target=1, last=1, incarnation=incarnation)
+            )
             anew = await claim_anew(probe)
             after = await send_out(probe, 2, "claim-2")
             page = await read(probe)
@@ -117,19 +144,27 @@ class Losses:
                 (2, before[1]), (3, before[2])
             ]  # fmt: skip
             assert [entry.number for entry in (await read(probe, limit=1)).entries] == [2]
-            assert await probe.send(RelayAck(0, "claim-2", 1, 2, incarnation)) == RelayAcked(3)
+            assert await probe.send(
+                RelayAck(partition=0, claim="claim-2", target=1, last=2, incarnation=incarnation)
+            ) == RelayAcked(3)
             assert [entry.number for entry in (await read(probe)).entries] == [3]
             # An answer to a page of this incarnation cannot be there yet: it says nothing of the old one.
-            assert await probe.once(RelayAck(0, "claim-2", 1, 9, anew.incarnation)) == RelayAcked(3)
-            assert await probe.send(RelayAck(0, "claim-2", 1, 3, incarnation)) == RelayAcked(2)
+            assert await probe.once(
+                RelayAck(partition=0, claim="claim-2", target=1, last=9, incarnation=anew.incarnation)
+            ) == RelayAcked(3)
+            assert await probe.send(
+                RelayAck(partition=0, claim="claim-2", target=1, last=3, incarnation=incarnation)
+            ) == RelayAcked(2)
             page = await read(probe)
             assert page.incarnation == anew.incarnation
             assert [(entry.number, entry.uid) for entry in page.entries] == [(1, after[0]), (2, after[1])]
-            assert expect(Swept, await probe.send(Sweep(0, "claim-2"))).outbound == (1,)
+            assert expect(Swept, await probe.send(Sweep(partition=0, claim="claim-2"))).outbound == (1,)
             assert (await probe.audit()).outbound == 2
-            assert await probe.send(RelayAck(0, "claim-2", 1, 2, anew.incarnation)) == RelayAcked(0)
+            assert await probe.send(
+                RelayAck(partition=0, claim="claim-2", target=1, last=2, incarnation=anew.incarnation)
+            ) == RelayAcked(0)
             assert (await read(probe)) == RelayPage(anew.incarnation, ())
-            assert expect(Swept, await probe.send(Sweep(0, "claim-2"))).outbound == ()
+            assert expect(Swept, await probe.send(Sweep(partition=0, claim="claim-2"))).outbound == ()
 
     async def test_two_losses_before_a_stream_was_read(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -144,8 +179,15 @@ class Losses:
             while (page := await read(probe, "claim-3", limit=2)).entries:
                 assert page.incarnation == incarnations[0]
                 arrived += [entry.uid for entry in page.entries]
-                relayed = expect(Relayed, await probe.send(RelayIn(1, 0, page.incarnation, page.entries)))
-                step = RelayAck(0, "claim-3", 1, relayed.last, page.incarnation)
+                relayed = expect(
+                    Relayed,
+                    await probe.send(
+                        RelayIn(partition=1, source=0, incarnation=page.incarnation, entries=page.entries)
+                    ),
+                )
+                step = RelayAck(
+                    partition=0, claim="claim-3", target=1, last=relayed.last, incarnation=page.incarnation
+                )
                 if expect(RelayAcked, await probe.send(step)).left in (5, 3):
                     incarnations.pop(0)
             assert arrived == sent
@@ -156,22 +198,41 @@ class Losses:
         async with open_probe() as probe:
             await probe.own("claim-t", 1)
             entries = [RelayEntry(n, "account/t", probe.new_uid(), probe.body()) for n in range(1, 10)]
-            assert await probe.send(RelayIn(1, 0, 77, (), after_loss=True)) == Relayed(0, ())
+            assert await probe.send(
+                RelayIn(partition=1, source=0, incarnation=77, entries=(), after_loss=True)
+            ) == Relayed(0, ())
             # Of what it had taken, the first two are all it knows; the source has forgotten up to the fifth.
-            await probe.send(RelayIn(1, 0, 77, tuple(entries[:2])))
+            await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=tuple(entries[:2])))
             rest = tuple(entries[5:8])
-            assert expect(Rejected, await probe.send(RelayIn(1, 0, 77, rest))).code == "stream_gap"
-            assert await probe.send(RelayIn(1, 0, 77, ())) == Relayed(2, ())
-            step = RelayIn(1, 0, 77, rest, after_loss=True)
+            assert (
+                expect(
+                    Rejected, await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=rest))
+                ).code
+                == "stream_gap"
+            )
+            assert await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=())) == Relayed(
+                2, ()
+            )
+            step = RelayIn(partition=1, source=0, incarnation=77, entries=rest, after_loss=True)
             assert await probe.once(step) == Relayed(8, ("account/t",))
             assert await probe.once(step) == Relayed(8, ())
             # Only what is before the first: a gap behind it is one still, and the past stays away.
             holes = (entries[0], entries[2])
-            assert await probe.send(RelayIn(1, 0, 77, holes, after_loss=True)) == Relayed(8, ())
+            assert await probe.send(
+                RelayIn(partition=1, source=0, incarnation=77, entries=holes, after_loss=True)
+            ) == Relayed(8, ())
             later = RelayEntry(11, "account/t", probe.new_uid(), probe.body())
-            wrong = RelayIn(1, 0, 77, (entries[8], later), after_loss=True)
+            wrong = RelayIn(
+                partition=1, source=0, incarnation=77, entries=(entries[8], later), after_loss=True
+            )
             assert expect(Rejected, await probe.send(wrong)).code == "stream_gap"
-            assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, (entries[8],)))).last == 9
+            assert (
+                expect(
+                    Relayed,
+                    await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=(entries[8],))),
+                ).last
+                == 9
+            )
             assert (await probe.audit(1)).counts["accepted"] == 6
 
     # Messages whose dispatch was lost.
@@ -187,7 +248,7 @@ class Losses:
             assert await probe.state_of(step) == "interrupted"
             counts = (await probe.audit()).counts
             assert (counts["enqueued"], counts["dispatched"], counts["interrupted"]) == (1, 0, 1)
-            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(0)))
+            page = expect(DeadLetterPage, await probe.send(ListDeadLetters(partition=0)))
             (letter,) = page.letters
             assert (letter.reason, letter.attempts, letter.interruptions) == ("interrupted", 1, 1)
             assert letter.body == step.body
@@ -223,10 +284,14 @@ class Losses:
             step = probe.message(name="erc0")
             dispatch = await probe.taken(step)
             for _ in range(2):
-                cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.uid,))
+                cut = Interrupt(
+                    partition=0, entity="account/a", claim="claim-1", turn=dispatch.turn, uids=(step.uid,)
+                )
                 assert await probe.send(cut) == Settled("requeue")
                 dispatch = await probe.dispatch()
-            cut = Interrupt(0, "account/a", "claim-1", dispatch.turn, (step.uid,))
+            cut = Interrupt(
+                partition=0, entity="account/a", claim="claim-1", turn=dispatch.turn, uids=(step.uid,)
+            )
             assert await probe.send(cut) == Settled("requeue")
             assert await probe.send(lost(step.uid)) == Settled("requeue")
             (message,) = (await probe.dispatch()).messages

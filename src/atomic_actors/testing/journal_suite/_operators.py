@@ -35,12 +35,20 @@ from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, Probe,
 
 async def letters(probe: Probe, **fields: Any) -> DeadLetterPage:
     """A page of partition 0's dead letters."""
-    return expect(DeadLetterPage, await probe.send(ListDeadLetters(0, **fields)))
+    return expect(DeadLetterPage, await probe.send(ListDeadLetters(partition=0, **fields)))
 
 
 def owners_replay(dead: Append, uid: str, *, claim: str = "claim-1", at_head: bool = False) -> Replay:
     """The replay of a letter that the partition's owner sends."""
-    return Replay(0, dead.entity, dead.uid, uid, at_head=at_head, claim=claim, policy=POLICY)
+    return Replay(
+        partition=0,
+        entity=dead.entity,
+        uid=dead.uid,
+        new_uid=uid,
+        at_head=at_head,
+        claim=claim,
+        policy=POLICY,
+    )
 
 
 async def bury(probe: Probe, entity: str = "account/a", **fields: Any) -> Append:
@@ -79,7 +87,7 @@ class People:
             (one,) = (await letters(probe, message_id=names[3])).letters
             assert one.message_id == names[3]
             assert (await letters(probe, message_id="a/0/nobody")).letters == ()
-            refused = await probe.send(ListDeadLetters(0, limit=0))
+            refused = await probe.send(ListDeadLetters(partition=0, limit=0))
             assert expect(Rejected, refused).code == "bad_step"
 
     async def test_purge(self, open_probe: OpenProbe) -> None:
@@ -100,7 +108,9 @@ class People:
             first = await bury(probe)
             await probe.pass_ms(101)
             assert (await letters(probe)).letters == ()
-            gone = await probe.send(Replay(0, "account/a", first.uid, probe.new_uid(), at_head=False))
+            gone = await probe.send(
+                Replay(partition=0, entity="account/a", uid=first.uid, new_uid=probe.new_uid(), at_head=False)
+            )
             assert expect(Rejected, gone).code == "unknown_message"
             # Its place is free.
             second = await bury(probe)
@@ -171,7 +181,9 @@ class People:
             step = probe.message()
             await probe.taken(step)
             await probe.accept(probe.message())
-            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 2, (step.uid,)))
+            settled = await probe.send(
+                Interrupt(partition=0, entity="account/a", claim="claim-1", turn=2, uids=(step.uid,))
+            )
             # It may have run: it must not run again, room or no room; the entity waits for a person.
             assert expect(Settled, settled).settlement == "interrupt"
             assert await probe.state_of(step) == "interrupted"
@@ -184,7 +196,9 @@ class People:
             await bury(probe)
             step = probe.message(name="emc3")
             cut = await probe.taken(step)
-            await probe.send(Interrupt(0, "account/a", "claim-1", cut.turn, (step.uid,)))
+            await probe.send(
+                Interrupt(partition=0, entity="account/a", claim="claim-1", turn=cut.turn, uids=(step.uid,))
+            )
             recovery = await probe.dispatch()
             assert recovery.recovering
             finished = await probe.finish(recovery, "fail")
@@ -202,10 +216,10 @@ class People:
             waiting = probe.message()
             await probe.accept(waiting)
             uid, other = probe.new_uid(), probe.new_uid()
-            replay = Replay(0, "account/a", dead.uid, uid, at_head=at_head)
+            replay = Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=uid, at_head=at_head)
             assert await probe.once(replay) == Replayed(uid, again=False)
             assert await probe.once(replay) == Replayed(uid, again=True)
-            again = Replay(0, "account/a", dead.uid, other, at_head=at_head)
+            again = Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=other, at_head=at_head)
             assert await probe.once(again) == Replayed(uid, again=True)
             order = [uid, waiting.uid] if at_head else [waiting.uid, uid]
             offer = await probe.take()
@@ -300,7 +314,9 @@ class People:
             await probe.taken(running)
             await probe.accept(waiting)
             for taken in (done, running, waiting):
-                refused = await probe.send(Replay(0, "account/a", dead.uid, taken.uid, at_head=False))
+                refused = await probe.send(
+                    Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=taken.uid, at_head=False)
+                )
                 assert expect(Rejected, refused).code == "bad_step"
             assert (await probe.audit()).counts["accepted"] == 4
             (letter,) = (await letters(probe)).letters
@@ -313,7 +329,9 @@ class People:
             await probe.accept(dead)
             await probe.send(Expire(0, "account/a", dead.uid))
             uid = probe.new_uid()
-            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=False))
+            await probe.send(
+                Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=uid, at_head=False)
+            )
             assert (await probe.dispatch()).messages[0].uid == uid
 
     async def test_replay_at_the_head_of_a_busy_entity(self, open_probe: OpenProbe) -> None:
@@ -324,7 +342,7 @@ class People:
             dispatch = await probe.taken(running)
             await probe.accept(waiting)
             uid = probe.new_uid()
-            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=True))
+            await probe.send(Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=uid, at_head=True))
             assert await probe.dispatch() == dispatch
             # What ran goes back before the replay: the turn began first.
             finished = await probe.finish(dispatch, "retry")
@@ -343,7 +361,7 @@ class People:
             finished = await probe.finish(await probe.taken(tried), "retry", delay_ms=3_600_000)
             due_ms = finished.offer.not_before_ms
             uid = probe.new_uid()
-            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=True))
+            await probe.send(Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=uid, at_head=True))
             # The back-off is the tried message's, and so are its attempts.
             dispatch = await probe.dispatch()
             assert (dispatch.messages[0].uid, dispatch.messages[0].attempt) == (uid, 1)
@@ -363,9 +381,11 @@ class People:
                 await probe.finish(run, "retry", "requeue", run_limit=0)
             else:
                 uids = tuple(step.uid for step in steps)
-                await probe.send(Interrupt(0, "account/a", "claim-1", run.turn, uids))
+                await probe.send(
+                    Interrupt(partition=0, entity="account/a", claim="claim-1", turn=run.turn, uids=uids)
+                )
             uid = probe.new_uid()
-            await probe.send(Replay(0, "account/a", dead.uid, uid, at_head=True))
+            await probe.send(Replay(partition=0, entity="account/a", uid=dead.uid, new_uid=uid, at_head=True))
             alone = await probe.dispatch(run_limit=3)
             assert [message.uid for message in alone.messages] == [uid]
             finished = await probe.finish(alone, "complete", run_limit=3)
@@ -378,7 +398,9 @@ class People:
             done = probe.message()
             await probe.finish(await probe.taken(done), "complete")
             for uid in (done.uid, probe.new_uid()):
-                refused = await probe.send(Replay(0, "account/a", uid, probe.new_uid(), at_head=False))
+                refused = await probe.send(
+                    Replay(partition=0, entity="account/a", uid=uid, new_uid=probe.new_uid(), at_head=False)
+                )
                 assert expect(Rejected, refused).code == "unknown_message"
             assert (await probe.audit()).counts["accepted"] == 1
 
@@ -386,16 +408,16 @@ class People:
 
     async def test_inspect(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
-            nothing = EntityStatus(0, 0, parked=False, version=0, turn=0, not_before_ms=0)
+            nothing = EntityStatus(waiting=0, dispatched=0, parked=False, version=0, turn=0, not_before_ms=0)
             assert await probe.inspect() == nothing
             assert (await probe.audit()).counts["accepted"] == 0
             await probe.own()
             dispatch = await probe.taken(probe.message())
             await probe.accept(probe.message())
-            expected = EntityStatus(1, 1, parked=False, version=0, turn=1, not_before_ms=0)
+            expected = EntityStatus(waiting=1, dispatched=1, parked=False, version=0, turn=1, not_before_ms=0)
             assert await probe.inspect() == expected
             await probe.finish(dispatch, "complete", state=b"s", run_limit=0)
-            expected = EntityStatus(1, 0, parked=False, version=1, turn=1, not_before_ms=0)
+            expected = EntityStatus(waiting=1, dispatched=0, parked=False, version=1, turn=1, not_before_ms=0)
             assert await probe.inspect() == expected
 
     async def test_count_kind(self, open_probe: OpenProbe) -> None:

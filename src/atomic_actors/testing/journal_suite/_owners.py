@@ -34,24 +34,11 @@ from atomic_actors.journal._protocol import (
     Sweep,
     Swept,
     Take,
-    Taken,
     Unsettled,
     Verdict,
     Withdraw,
 )
-from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, Probe, expect
-
-
-async def sweep(
-    probe: Probe,
-    claim: str = "claim-1",
-    *,
-    limit: int = 100,
-    ahead_ms: int = 0,
-    own_from: str | None = None,
-) -> Swept:
-    """What there is to do in partition 0."""
-    return expect(Swept, await probe.send(Sweep(0, claim, limit, ahead_ms, own_from)))
+from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, expect, sweep
 
 
 class Owners:
@@ -80,13 +67,41 @@ class Owners:
                 ("claim-1", 2),
                 ("claim-0", 1),
             ]:
-                step = ClaimPartition(0, "claim-2", b"other", expected_claim, expected_renewals)
+                step = ClaimPartition(
+                    partition=0,
+                    claim="claim-2",
+                    node=b"other",
+                    expected_claim=expected_claim,
+                    expected_renewals=expected_renewals,
+                )
                 assert await probe.send(step) == held
-            second = expect(Claimed, await probe.send(ClaimPartition(0, "claim-2", b"other", "claim-1", 1)))
+            second = expect(
+                Claimed,
+                await probe.send(
+                    ClaimPartition(
+                        partition=0,
+                        claim="claim-2",
+                        node=b"other",
+                        expected_claim="claim-1",
+                        expected_renewals=1,
+                    )
+                ),
+            )
             assert second.epoch == first.epoch + 1
             assert second.incarnation == first.incarnation != 0
             held = LeaseHeld(b"other", second.epoch, "claim-2", 0)
-            assert await probe.send(ClaimPartition(0, "claim-1", b"node", "claim-1", 1)) == held
+            assert (
+                await probe.send(
+                    ClaimPartition(
+                        partition=0,
+                        claim="claim-1",
+                        node=b"node",
+                        expected_claim="claim-1",
+                        expected_renewals=1,
+                    )
+                )
+                == held
+            )
             assert await probe.send(Renew(0, "claim-1")) == Stale("claim")
 
     async def test_own_claim_again(self, open_probe: OpenProbe) -> None:
@@ -98,17 +113,21 @@ class Owners:
 
     async def test_an_empty_claim_is_nobodys(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
-            refused = await probe.send(ClaimPartition(0, "", b"node"))
+            refused = await probe.send(ClaimPartition(partition=0, claim="", node=b"node"))
             assert expect(Rejected, refused).code == "bad_step"
             assert await probe.accept(probe.message()) == NOTHING
-            assert await probe.send(Take(0, "account/a", "", POLICY)) == Stale("claim")
+            assert await probe.send(Take(partition=0, entity="account/a", claim="", policy=POLICY)) == Stale(
+                "claim"
+            )
             assert await probe.send(Renew(0, "")) == Stale("claim")
 
     async def test_partitions_are_apart(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own("claim-1", 0)
             await probe.own("claim-2", 1)
-            assert await probe.send(Take(1, "account/a", "claim-1", POLICY)) == Stale("claim")
+            assert await probe.send(
+                Take(partition=1, entity="account/a", claim="claim-1", policy=POLICY)
+            ) == Stale("claim")
             await probe.accept(probe.message("account/a", partition=0))
             assert await probe.take("account/a", "claim-2", partition=1) == NOTHING
             assert (await probe.audit(1)).counts["accepted"] == 0
@@ -135,10 +154,10 @@ class Owners:
             await probe.take_over("claim-2")
             before = await probe.audit()
             uid = dispatch.messages[0].uid
-            verdicts = (Verdict(uid, "complete"),)
+            verdicts = (Verdict(uid=uid, event="complete"),)
             steps: list[Step] = [
-                Take(0, "account/a", claim, POLICY),
-                Take(0, "account/b", claim, POLICY),
+                Take(partition=0, entity="account/a", claim=claim, policy=POLICY),
+                Take(partition=0, entity="account/b", claim=claim, policy=POLICY),
                 Finish(
                     partition=0,
                     entity="account/a",
@@ -149,10 +168,10 @@ class Owners:
                     expected_version=0,
                     policy=POLICY,
                 ),
-                Interrupt(0, "account/a", claim, 1, (uid,)),
-                Sweep(0, claim),
+                Interrupt(partition=0, entity="account/a", claim=claim, turn=1, uids=(uid,)),
+                Sweep(partition=0, claim=claim),
                 RelayRead(0, claim, 1),
-                RelayAck(0, claim, 1, 5),
+                RelayAck(partition=0, claim=claim, target=1, last=5),
                 Release(0, claim),
                 Renew(0, claim),
             ]
@@ -244,7 +263,11 @@ class Owners:
             for entity, unsettled in left.items():
                 offer = await probe.take(entity, "claim-2")
                 assert offer.unsettled == unsettled
-                settled = await probe.send(Interrupt(0, entity, "claim-2", unsettled.turn, unsettled.uids))
+                settled = await probe.send(
+                    Interrupt(
+                        partition=0, entity=entity, claim="claim-2", turn=unsettled.turn, uids=unsettled.uids
+                    )
+                )
                 words[entity] = expect(Settled, settled).settlement
             assert words == {
                 "account/d": "interrupt", "account/r": "requeue", "account/m": "recover",
@@ -285,9 +308,13 @@ class Owners:
             offer = await probe.take(claim="claim-2", run_limit=3)
             names = tuple(step.uid for step in steps)
             assert offer.unsettled == Unsettled("account/a", 1, names)
-            refused = await probe.send(Interrupt(0, "account/a", "claim-2", 1, names[:2]))
+            refused = await probe.send(
+                Interrupt(partition=0, entity="account/a", claim="claim-2", turn=1, uids=names[:2])
+            )
             assert expect(Rejected, refused).code == "bad_step"
-            assert await probe.send(Interrupt(0, "account/a", "claim-2", 1, names)) == Settled("requeue")
+            assert await probe.send(
+                Interrupt(partition=0, entity="account/a", claim="claim-2", turn=1, uids=names)
+            ) == Settled("requeue")
             dispatch = await probe.dispatch(claim="claim-2", run_limit=3)
             assert [message.uid for message in dispatch.messages] == [steps[0].uid]
 
@@ -298,7 +325,9 @@ class Owners:
             step = probe.message(name=stamp)
             await probe.taken(step)
             await probe.accept(probe.message())
-            await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.uid,)))
+            await probe.send(
+                Interrupt(partition=0, entity="account/a", claim="claim-1", turn=1, uids=(step.uid,))
+            )
             assert (await probe.inspect()).parked is parks
             assert (await probe.take()).parked is parks
 
@@ -333,12 +362,14 @@ class Owners:
             await probe.send(Withdraw(0, "account/a", steps[0].uid))
             assert (await sweep(probe)).due == ()
             uid = dead.messages[0].uid
-            await probe.send(Replay(0, "account/a", uid, probe.new_uid(), at_head=True))
+            await probe.send(
+                Replay(partition=0, entity="account/a", uid=uid, new_uid=probe.new_uid(), at_head=True)
+            )
             assert (await sweep(probe)).due == ()
             assert await probe.send(Defer(0, "account/a", "claim-1", 0)) == Deferred(False)
             # What comes to an entity that had nothing.
             dispatch = await probe.taken(probe.message("account/d"))
-            outbox = (Outgoing(0, "account/b", probe.new_uid(), probe.body()),)
+            outbox = (Outgoing(partition=0, entity="account/b", uid=probe.new_uid(), body=probe.body()),)
             await probe.finish(dispatch, "complete", entity="account/d", outbox=outbox)
             await probe.accept(probe.message("account/c"))
             assert (await sweep(probe)).due == ()
@@ -354,12 +385,12 @@ class Owners:
             running = await probe.taken(probe.message())
             # What comes while nothing waits.
             dispatch = await probe.taken(probe.message("account/b"))
-            sent = Outgoing(0, "account/a", probe.new_uid(), probe.body())
+            sent = Outgoing(partition=0, entity="account/a", uid=probe.new_uid(), body=probe.body())
             await probe.finish(dispatch, "complete", entity="account/b", outbox=(sent,))
             assert (await sweep(probe)).due == ()
             # What comes to the head, and what leaves it.
             uid, replayed = dead.messages[0].uid, probe.new_uid()
-            await probe.send(Replay(0, "account/a", uid, replayed, at_head=True))
+            await probe.send(Replay(partition=0, entity="account/a", uid=uid, new_uid=replayed, at_head=True))
             assert (await sweep(probe)).due == ()
             await probe.send(Withdraw(0, "account/a", replayed))
             assert (await sweep(probe)).due == ()
@@ -378,7 +409,7 @@ class Owners:
             await probe.once(Park(0, "account/a"))
             assert (await sweep(probe)).next_due_ms == 0
             await probe.once(Resume(0, "account/a"))
-            assert await sweep(probe) == Swept((), (), due_ms, ())
+            assert await sweep(probe) == Swept(due=(), unsettled=(), next_due_ms=due_ms, outbound=())
 
     # Leaving what cannot be run.
 
@@ -410,7 +441,11 @@ class Owners:
             await probe.own()
             step = probe.message()
             await probe.taken(step)
-            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, (step.uid,), began=False))
+            settled = await probe.send(
+                Interrupt(
+                    partition=0, entity="account/a", claim="claim-1", turn=1, uids=(step.uid,), began=False
+                )
+            )
             assert settled == Settled("requeue")
             assert await probe.send(Defer(0, "account/a", "claim-1", 3_600_000)) == Deferred(True)
             assert (await sweep(probe)).due == ()
@@ -423,7 +458,7 @@ class Owners:
             finished = await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=3_600_000)
             due_ms = finished.offer.not_before_ms
             assert await probe.send(Defer(0, "account/a", "claim-1", 0)) == Deferred(True)
-            assert await sweep(probe) == Swept((), (), due_ms, ())
+            assert await sweep(probe) == Swept(due=(), unsettled=(), next_due_ms=due_ms, outbound=())
 
     async def test_park_an_entity_without_messages(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
@@ -453,135 +488,3 @@ class Owners:
             assert (await sweep(probe)).due == ()
 
     # Sweeping.
-
-    async def test_sweep(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            assert await sweep(probe) == Swept((), (), 0, ())
-            for name in "abc":
-                await probe.accept(probe.message(f"account/{name}"))
-            running = await probe.taken(probe.message("account/r"))
-            waiting = await probe.taken(probe.message("account/w"))
-            await probe.accept(probe.message("account/r"))
-            finished = await probe.finish(waiting, "retry", entity="account/w", delay_ms=3_600_000)
-            swept = await sweep(probe)
-            assert set(swept.due) == {"account/a", "account/b", "account/c"}
-            assert (swept.unsettled, swept.outbound) == ((), ())
-            assert swept.next_due_ms == finished.offer.not_before_ms > probe.now_ms
-            assert len((await sweep(probe, limit=2)).due) == 2
-            await probe.finish(running, "complete", entity="account/r", run_limit=0)
-            assert "account/r" in (await sweep(probe)).due
-            audited = await probe.audit()
-            assert (audited.indexed_ready, audited.indexed_dispatched) == (5, 0)
-
-    async def test_an_owner_does_not_find_its_own_turns(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            dispatch = await probe.taken(probe.message())
-            assert await sweep(probe) == Swept((), (), 0, ())
-            assert await probe.dispatch() == dispatch
-
-    async def test_sweep_finds_a_retry_when_it_is_due(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=20)
-            await probe.pass_ms(20)
-            swept = await sweep(probe)
-            assert (swept.due, swept.next_due_ms) == (("account/a",), 0)
-
-    async def test_what_is_behind_a_message_that_left_is_found(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            steps = [probe.message() for _ in range(2)]
-            await probe.batch(*steps)
-            await probe.send(Withdraw(0, "account/a", steps[0].uid))
-            assert (await sweep(probe)).due == ("account/a",)
-            dispatch = await probe.dispatch()
-            assert dispatch.messages[0].uid == steps[1].uid
-            await probe.finish(dispatch, "complete")
-            assert await sweep(probe) == Swept((), (), 0, ())
-
-    @pytest.mark.parametrize("first", ["the head", "behind the head"])
-    async def test_a_back_off_behind_what_left_is_waited_for(self, open_probe: OpenProbe, first: str) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            replays: list[str] = []
-            dead: list[str] = []
-            for _ in range(2):
-                dispatch = await probe.taken(probe.message())
-                await probe.finish(dispatch, "fail")
-                dead.append(dispatch.messages[0].uid)
-            finished = await probe.finish(await probe.taken(probe.message()), "retry", delay_ms=3_600_000)
-            due_ms = finished.offer.not_before_ms
-            for uid in dead:
-                replays.insert(0, probe.new_uid())
-                await probe.send(Replay(0, "account/a", uid, replays[0], at_head=True))
-            assert (await sweep(probe)).due == ("account/a",)
-            for uid in replays if first == "the head" else reversed(replays):
-                await probe.send(Withdraw(0, "account/a", uid))
-            if first == "behind the head":
-                assert await sweep(probe) == Swept((), (), due_ms, ())
-            # Else it is a hint: a sweep may find the entity too early, but not again once it was taken in vain.
-            assert (await probe.take()).not_before_ms == due_ms
-            assert await sweep(probe) == Swept((), (), due_ms, ())
-
-    async def test_sweep_is_bounded(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            for number in range(6):
-                await probe.taken(probe.message(f"account/{number}"))
-            await probe.take_over("claim-2")
-            assert len((await sweep(probe, "claim-2", limit=4)).unsettled) == 4
-            refused = await probe.send(Sweep(0, "claim-2", limit=0))
-            assert expect(Rejected, refused).code == "bad_step"
-
-    async def test_sweep_names_dispatches_of_its_own_claim(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            left = await probe.taken(probe.message("account/left"))
-            await probe.take_over("claim-2")
-            first = probe.message("account/a")
-            await probe.accept(first)
-            late = Take(0, "account/a", "claim-2", POLICY)
-            dispatch = expect(Taken, await probe.send(late)).offer.dispatch
-            assert dispatch is not None
-            await probe.finish(dispatch, "complete", claim="claim-2", run_limit=0)
-            second = probe.message("account/a")
-            await probe.accept(second)
-            # A copy of the take that was answered long ago: its answer is discarded.
-            await probe.send(late)
-            unheard = Unsettled("account/a", 2, (second.uid,))
-            left_behind = Unsettled("account/left", left.turn, (left.messages[0].uid,))
-            for _ in range(2):
-                assert await sweep(probe, "claim-2") == Swept((), (left_behind,), 0, ())
-                looked = await sweep(probe, "claim-2", own_from="")
-                assert looked == Swept(
-                    due=(), unsettled=(left_behind,), next_due_ms=0, outbound=(), own=(unheard,), own_next=""
-                )
-            assert await probe.send(Sweep(0, "claim-1", own_from="")) == Stale("claim")
-            # It can be taken, or given back; then it is not named any more.
-            again = await probe.dispatch("account/a", "claim-2")
-            assert (again.turn, again.messages[0].uid, again.messages[0].attempt) == (2, second.uid, 1)
-            give_back = Interrupt(0, "account/a", "claim-2", 2, unheard.uids, began=False)
-            assert await probe.send(give_back) == Settled("requeue")
-            looked = await sweep(probe, "claim-2", own_from="")
-            assert (looked.due, looked.own) == (("account/a",), ())
-
-    async def test_own_dispatches_come_in_pages(self, open_probe: OpenProbe) -> None:
-        async with open_probe() as probe:
-            await probe.own()
-            # So many that no store holds them in its form for a few.
-            names = [f"account/{number}" for number in range(700)]
-            for first in range(0, len(names), 100):
-                batch = [probe.message(name, claim="claim-1") for name in names[first : first + 100]]
-                await probe.batch(*batch)
-            found: set[str] = set()
-            pages, begin = 0, ""
-            while pages == 0 or begin:
-                looked = await sweep(probe, limit=50, own_from=begin)
-                assert len(looked.own) <= 200
-                found.update(one.entity for one in looked.own)
-                pages, begin = pages + 1, looked.own_next
-                assert pages <= 100
-            assert found == set(names)
-            assert pages > 3

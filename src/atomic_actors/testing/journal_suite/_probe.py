@@ -52,6 +52,8 @@ from atomic_actors.journal._protocol import (
     Settled,
     Stale,
     Step,
+    Sweep,
+    Swept,
     Take,
     Taken,
     Verdict,
@@ -61,7 +63,7 @@ from atomic_actors.journal._protocol import (
     split_outcome,
 )
 
-__all__ = ("MODES", "OpenProbe", "Probe", "Subject", "check_counters", "expect", "same_answer")
+__all__ = ("MODES", "OpenProbe", "Probe", "Subject", "check_counters", "expect", "same_answer", "sweep")
 
 #: How every step of a scenario is sent. `once`: plainly. `twice`: two times in one call. `lost`: two
 #: times, and the first answer is dropped. `late`: once, and steps that were answered before come again
@@ -148,7 +150,7 @@ def same_answer(first: Result, second: Result) -> bool:
     return first == second
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Probe:
     """Sends steps to one journal.
 
@@ -267,11 +269,14 @@ class Probe:
 
     async def own(self, claim: str = "claim-1", partition: int = 0, **expected: Any) -> Claimed:
         """Become the partition's owner."""
-        return expect(Claimed, await self.send(ClaimPartition(partition, claim, b"node", **expected)))
+        return expect(
+            Claimed,
+            await self.send(ClaimPartition(partition=partition, claim=claim, node=b"node", **expected)),
+        )
 
     async def take_over(self, claim: str, partition: int = 0) -> Claimed:
         """Become the owner in the place of the present one."""
-        held = await self.once(ClaimPartition(partition, claim, b"node"))
+        held = await self.once(ClaimPartition(partition=partition, claim=claim, node=b"node"))
         if isinstance(held, Claimed):
             return held
         expected: Any = held
@@ -301,8 +306,8 @@ class Probe:
         delay_ms = fields.pop("delay_ms", 0)
         verdicts = tuple(
             Verdict(
-                message.uid,
-                events[min(position, len(events) - 1)],
+                uid=message.uid,
+                event=events[min(position, len(events) - 1)],
                 reply=b"reply\n\x00",
                 error=b"error\n\xff",
                 delay_ms=delay_ms,
@@ -353,8 +358,23 @@ def probe_opener(subject: Subject, mode: str) -> OpenProbe:
     async def open_probe(**settings: Any) -> AsyncGenerator[Probe]:
         settings = {"namespace": f"conformance-{secrets.token_hex(8)}", "partitions": 4, **settings}
         async with subject.open_journal(JournalSettings(**settings)) as journal:
-            probe = Probe(journal, mode, subject)
+            probe = Probe(journal=journal, mode=mode, subject=subject)
             await probe.audit()
             yield probe
 
     return open_probe
+
+
+async def sweep(
+    probe: Probe,
+    claim: str = "claim-1",
+    *,
+    limit: int = 100,
+    ahead_ms: int = 0,
+    own_from: str | None = None,
+) -> Swept:
+    """What there is to do in partition 0."""
+    return expect(
+        Swept,
+        await probe.send(Sweep(partition=0, claim=claim, limit=limit, ahead_ms=ahead_ms, own_from=own_from)),
+    )

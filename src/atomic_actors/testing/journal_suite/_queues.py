@@ -286,7 +286,9 @@ class Queues:
             steps = await fill(probe, *["tdc1"] * 3)
             await probe.own()
             run = await probe.dispatch(run_limit=3)
-            settled = await probe.send(Interrupt(0, "account/a", "claim-1", 1, tuple(uids(run))))
+            settled = await probe.send(
+                Interrupt(partition=0, entity="account/a", claim="claim-1", turn=1, uids=tuple(uids(run)))
+            )
             assert settled == Settled("requeue")
             withdrawn = await probe.send(Withdraw(0, "account/a", steps[1].uid))
             assert withdrawn == WithdrawAnswer("enqueued")
@@ -306,7 +308,9 @@ class Queues:
             steps = await fill(probe, *[TRANSACTIONAL] * 3)
             await probe.own()
             run = await probe.dispatch(run_limit=3)
-            cut = Interrupt(0, "account/a", "claim-1", 1, tuple(uids(run)), began=False)
+            cut = Interrupt(
+                partition=0, entity="account/a", claim="claim-1", turn=1, uids=tuple(uids(run)), began=False
+            )
             assert await probe.send(cut) == Settled("requeue")
             again = await probe.dispatch(run_limit=3)
             assert uids(again) == [step.uid for step in steps]
@@ -331,7 +335,7 @@ class Queues:
             await probe.own()
             run = await probe.dispatch(run_limit=3)
             names = [*uids(run), probe.new_uid()]
-            verdicts = tuple(Verdict(uid, event) for uid, event in zip(names, events, strict=False))
+            verdicts = tuple(Verdict(uid=uid, event=event) for uid, event in zip(names, events, strict=False))
             refused = await probe.send(probe.finish_step(run, "", verdicts=verdicts, state=b"no"))
             assert expect(Rejected, refused).code == "bad_step"
             assert [await probe.state_of(step) for step in steps] == ["dispatched"] * 3

@@ -36,7 +36,7 @@ from atomic_actors.testing.journal_suite._probe import POLICY, OpenProbe, Probe,
 
 def outgoing(probe: Probe, partition: int, entity: str) -> Outgoing:
     """A message for an outbox."""
-    return Outgoing(partition, entity, probe.new_uid(), probe.body())
+    return Outgoing(partition=partition, entity=entity, uid=probe.new_uid(), body=probe.body())
 
 
 async def send_out(probe: Probe, *outbox: Outgoing, **fields: Any) -> Finished:
@@ -79,7 +79,10 @@ class Streams:
             finished = await send_out(probe, *sent, to_itself, state=b"s", run_limit=0)
             # No depth limit binds a turn, and its commit carries everything.
             assert (finished.version, finished.offer.more) == (1, True)
-            assert set(expect(Swept, await probe.send(Sweep(0, "claim-1"))).due) == {"account/a", "account/b"}
+            assert set(expect(Swept, await probe.send(Sweep(partition=0, claim="claim-1"))).due) == {
+                "account/a",
+                "account/b",
+            }
             assert await order_of(probe, "account/b", 0, "claim-1") == [message.uid for message in sent]
             assert await order_of(probe, "account/a", 0, "claim-1") == [to_itself.uid]
             assert (await probe.audit()).counts["accepted"] == 5
@@ -102,7 +105,7 @@ class Streams:
             claimed = await probe.own()
             sent = [outgoing(probe, target, "account/t") for target in (1, 2, 1, 1)]
             await send_out(probe, *sent)
-            swept = expect(Swept, await probe.send(Sweep(0, "claim-1")))
+            swept = expect(Swept, await probe.send(Sweep(partition=0, claim="claim-1")))
             assert swept.outbound == (1, 2)
             page = await read_stream(probe, 1)
             assert page.incarnation == claimed.incarnation
@@ -121,12 +124,18 @@ class Streams:
             claimed = await probe.own()
             # The other service may have more partitions, and its name anything but braces.
             sent = [
-                Outgoing(partition, "bill/t", probe.new_uid(), probe.body(), service)
+                Outgoing(
+                    partition=partition,
+                    entity="bill/t",
+                    uid=probe.new_uid(),
+                    body=probe.body(),
+                    service=service,
+                )
                 for service, partition in (("b/1: x", 0), ("b/1: x", 900), ("z", 1), ("b/1: x", 0))
             ]
             own = outgoing(probe, 1, "account/t")
             await send_out(probe, *sent, own)
-            swept = expect(Swept, await probe.send(Sweep(0, "claim-1")))
+            swept = expect(Swept, await probe.send(Sweep(partition=0, claim="claim-1")))
             assert swept.outbound == (1, "b/1: x/0", "b/1: x/900", "z/1")
             page = expect(RelayPage, await probe.send(RelayRead(0, "claim-1", "b/1: x/0")))
             assert page.incarnation == claimed.incarnation
@@ -136,38 +145,64 @@ class Streams:
             assert [entry.uid for entry in (await read_stream(probe, 1)).entries] == [own.uid]
             assert (await probe.audit()).outbound == 5
             # In a new incarnation, what waits keeps its numbers.
-            await probe.send(ClaimPartition(0, "claim-2", b"node", "claim-1", 0, new_incarnation=True))
+            await probe.send(
+                ClaimPartition(
+                    partition=0,
+                    claim="claim-2",
+                    node=b"node",
+                    expected_claim="claim-1",
+                    expected_renewals=0,
+                    new_incarnation=True,
+                )
+            )
             assert expect(RelayPage, await probe.send(RelayRead(0, "claim-2", "b/1: x/0"))) == page
-            assert await probe.send(RelayAck(0, "claim-2", "b/1: x/0", 2, page.incarnation)) == RelayAcked(0)
+            assert await probe.send(
+                RelayAck(
+                    partition=0, claim="claim-2", target="b/1: x/0", last=2, incarnation=page.incarnation
+                )
+            ) == RelayAcked(0)
             assert (await probe.audit()).outbound == 3
 
     async def test_outbox_of_another_service_from_its_own_number(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
             # Partition 0 of the other service is another one than partition 0 of this.
-            await send_out(probe, Outgoing(0, "bill/t", probe.new_uid(), probe.body(), "other"))
+            await send_out(
+                probe,
+                Outgoing(
+                    partition=0, entity="bill/t", uid=probe.new_uid(), body=probe.body(), service="other"
+                ),
+            )
             assert (await probe.audit()).counts["accepted"] == 1
-            assert expect(Swept, await probe.send(Sweep(0, "claim-1"))).outbound == ("other/0",)
+            assert expect(Swept, await probe.send(Sweep(partition=0, claim="claim-1"))).outbound == (
+                "other/0",
+            )
 
     async def test_relay_in_from_another_service(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own("claim-t", 1)
             entries = stream_of(probe, 1, 2)
-            assert await probe.once(RelayIn(1, "other/0", 7, entries)) == Relayed(2, ("account/t",))
-            assert await probe.once(RelayIn(1, "other/0", 7, entries)) == Relayed(2, ())
+            assert await probe.once(
+                RelayIn(partition=1, source="other/0", incarnation=7, entries=entries)
+            ) == Relayed(2, ("account/t",))
+            assert await probe.once(
+                RelayIn(partition=1, source="other/0", incarnation=7, entries=entries)
+            ) == Relayed(2, ())
             # The same numbers of another stream are other messages.
-            assert await probe.once(RelayIn(1, 0, 7, stream_of(probe, 1))) == Relayed(1, ("account/t",))
+            assert await probe.once(
+                RelayIn(partition=1, source=0, incarnation=7, entries=stream_of(probe, 1))
+            ) == Relayed(1, ("account/t",))
             assert len(await order_of(probe, "account/t")) == 3
 
     async def test_acknowledged_numbers_are_not_used_again(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()
             await send_out(probe, *(outgoing(probe, 1, "account/t") for _ in range(3)))
-            assert await probe.send(RelayAck(0, "claim-1", 1, 2)) == RelayAcked(1)
-            assert await probe.send(RelayAck(0, "claim-1", 1, 1)) == RelayAcked(1)
+            assert await probe.send(RelayAck(partition=0, claim="claim-1", target=1, last=2)) == RelayAcked(1)
+            assert await probe.send(RelayAck(partition=0, claim="claim-1", target=1, last=1)) == RelayAcked(1)
             assert [entry.number for entry in (await read_stream(probe)).entries] == [3]
-            assert await probe.send(RelayAck(0, "claim-1", 1, 3)) == RelayAcked(0)
-            assert expect(Swept, await probe.send(Sweep(0, "claim-1"))).outbound == ()
+            assert await probe.send(RelayAck(partition=0, claim="claim-1", target=1, last=3)) == RelayAcked(0)
+            assert expect(Swept, await probe.send(Sweep(partition=0, claim="claim-1"))).outbound == ()
             await probe.take_over("claim-2")
             assert await probe.send(RelayRead(0, "claim-1", 1)) == Stale("claim")
             dispatch = await probe.taken(probe.message("account/c"), "claim-2")
@@ -202,7 +237,7 @@ class Streams:
             waiting = probe.message("account/b")
             await probe.accept(waiting)
             here, there = outgoing(probe, 0, "account/b"), outgoing(probe, 1, "account/t")
-            known = Outgoing(0, "account/b", waiting.uid, probe.body())
+            known = Outgoing(partition=0, entity="account/b", uid=waiting.uid, body=probe.body())
             for outbox in ((here, here), (there, there), (known,)):
                 refused = await probe.send(probe.finish_step(dispatch, "complete", outbox=outbox))
                 assert expect(Rejected, refused).code == "bad_step"
@@ -215,7 +250,9 @@ class Streams:
             await probe.own()
             await send_out(probe, *(outgoing(probe, 1, "account/t") for _ in range(2)))
             # Not late as well: behind the next message it would be the answer to that.
-            assert await probe.once(RelayAck(0, "claim-1", 1, 99)) == RelayAcked(0)
+            assert await probe.once(RelayAck(partition=0, claim="claim-1", target=1, last=99)) == RelayAcked(
+                0
+            )
             await send_out(probe, outgoing(probe, 1, "account/t"))
             assert [entry.number for entry in (await read_stream(probe)).entries] == [3]
             assert (await probe.audit()).outbound == 1
@@ -226,7 +263,7 @@ class Streams:
         async with open_probe(partition_depth_limit=1) as probe:
             await probe.own("claim-t", 1)
             first, others = stream_of(probe, 1, 2), stream_of(probe, 3, entity="account/u")
-            step = RelayIn(1, 0, 77, (*first, *others))
+            step = RelayIn(partition=1, source=0, incarnation=77, entries=(*first, *others))
             relayed = expect(Relayed, await probe.once(step))
             assert (relayed.last, set(relayed.entities)) == (3, {"account/t", "account/u"})
             assert await probe.once(step) == Relayed(3, ())
@@ -239,24 +276,40 @@ class Streams:
             await probe.own("claim-t", 1)
             entries = stream_of(probe, *range(1, 9))
             for gap in ((entries[1],), (entries[0], entries[2]), (entries[2], entries[3])):
-                refused = await probe.send(RelayIn(1, 0, 77, gap))
+                refused = await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=gap))
                 assert expect(Rejected, refused).code == "stream_gap"
             assert (await probe.audit(1)).counts["accepted"] == 0
-            assert await probe.send(RelayIn(1, 0, 77, ())) == Relayed(0, ())
+            assert await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=())) == Relayed(
+                0, ()
+            )
             for last, part in [(3, entries[:3]), (3, entries[:2]), (5, entries[1:5]), (5, entries[4:5])]:
-                assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, part))).last == last
-            refused = await probe.send(RelayIn(1, 0, 77, (entries[4], entries[6])))
+                assert (
+                    expect(
+                        Relayed,
+                        await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=part)),
+                    ).last
+                    == last
+                )
+            refused = await probe.send(
+                RelayIn(partition=1, source=0, incarnation=77, entries=(entries[4], entries[6]))
+            )
             assert expect(Rejected, refused).code == "stream_gap"
-            assert expect(Relayed, await probe.send(RelayIn(1, 0, 77, entries[5:]))).last == 8
+            assert (
+                expect(
+                    Relayed,
+                    await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=entries[5:])),
+                ).last
+                == 8
+            )
             assert await order_of(probe, "account/t") == [entry.uid for entry in entries]
 
     async def test_a_message_of_a_stream_that_waits_already(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own("claim-t", 1)
             (entry,) = entries = stream_of(probe, 1)
-            await probe.send(RelayIn(1, 0, 77, entries))
+            await probe.send(RelayIn(partition=1, source=0, incarnation=77, entries=entries))
             # Its source has lost the number that it had, and sends it under another one.
-            again = await probe.send(RelayIn(1, 0, 78, entries))
+            again = await probe.send(RelayIn(partition=1, source=0, incarnation=78, entries=entries))
             assert expect(Relayed, again).last == 1
             assert (await probe.audit(1)).counts["accepted"] == 1
             assert await order_of(probe, "account/t") == [entry.uid]
@@ -265,7 +318,11 @@ class Streams:
         async with open_probe() as probe:
             await probe.own("claim-t", 1)
             for source, incarnation in [(0, 77), (0, 78), (2, 77)]:
-                relayed = await probe.send(RelayIn(1, source, incarnation, stream_of(probe, 1, 2)))
+                relayed = await probe.send(
+                    RelayIn(
+                        partition=1, source=source, incarnation=incarnation, entries=stream_of(probe, 1, 2)
+                    )
+                )
                 assert expect(Relayed, relayed).last == 2
             assert (await probe.audit(1)).counts["accepted"] == 6
 
@@ -279,8 +336,13 @@ class Streams:
                 sent += [message.uid for message in outbox]
                 await send_out(probe, *outbox)
             while (page := await read_stream(probe, limit=3)).entries:
-                relayed = expect(Relayed, await probe.send(RelayIn(1, 0, page.incarnation, page.entries)))
-                await probe.send(RelayAck(0, "claim-1", 1, relayed.last))
+                relayed = expect(
+                    Relayed,
+                    await probe.send(
+                        RelayIn(partition=1, source=0, incarnation=page.incarnation, entries=page.entries)
+                    ),
+                )
+                await probe.send(RelayAck(partition=0, claim="claim-1", target=1, last=relayed.last))
             assert await order_of(probe, "account/t") == sent
             assert (await probe.audit()).outbound == 0
 
@@ -292,19 +354,19 @@ class Streams:
             await probe.own()
             uid = probe.new_uid()
             bad: list[Step] = [
-                Append(0, "account/x", uid, b"not a stored message"),
-                Append(0, "account/x", "no birth", probe.body()),
+                Append(partition=0, entity="account/x", uid=uid, body=b"not a stored message"),
+                Append(partition=0, entity="account/x", uid="no birth", body=probe.body()),
                 replace(probe.message("account/x"), partition=99),
-                Take(0, "account/0", "claim-9", POLICY),
-                Sweep(0, "claim-1", limit=0),
-                RelayIn(0, 1, 7, stream_of(probe, 5)),
+                Take(partition=0, entity="account/0", claim="claim-9", policy=POLICY),
+                Sweep(partition=0, claim="claim-1", limit=0),
+                RelayIn(partition=0, source=1, incarnation=7, entries=stream_of(probe, 5)),
             ]
             for number, wrong in enumerate(bad):
                 steps: list[Step] = [
                     probe.message(f"account/{number}-{n}", claim="claim-1") for n in range(3)
                 ]
                 steps.insert(position, wrong)
-                results = await probe.batch(*steps, Sweep(0, "claim-1"))
+                results = await probe.batch(*steps, Sweep(partition=0, claim="claim-1"))
                 assert isinstance(results.pop(position), Rejected | Stale), wrong
                 assert expect(Swept, results.pop()).due == ()
                 for result in results:
@@ -321,8 +383,8 @@ class Streams:
                 Withdraw(0, "account/a", first.uid),
                 second,
                 first,
-                Take(0, "account/a", "claim-1", POLICY),
-                Take(0, "account/a", "claim-1", POLICY),
+                Take(partition=0, entity="account/a", claim="claim-1", policy=POLICY),
+                Take(partition=0, entity="account/a", claim="claim-1", policy=POLICY),
             ]
             answers = await probe.batch(*steps)
             assert expect(Appended, answers[3]).outcome == b"withdrawn\n"

@@ -21,11 +21,12 @@ from atomic_actors.testing.journal_suite._owners import Owners
 from atomic_actors.testing.journal_suite._probe import MODES, OpenProbe, Subject, probe_opener
 from atomic_actors.testing.journal_suite._queues import Queues
 from atomic_actors.testing.journal_suite._streams import Streams
+from atomic_actors.testing.journal_suite._sweeps import Sweeps
 
 __all__ = ("JournalSuite",)
 
 
-class JournalSuite(Lives, Queues, Owners, Losses, Nodes, People, Streams):
+class JournalSuite(Lives, Queues, Owners, Losses, Nodes, People, Streams, Sweeps):
     """Every promise of `journal._protocol`, as tests.
 
     Inherit from it in a class whose name begins with `Test`, and give it a fixture `subject`. The tests

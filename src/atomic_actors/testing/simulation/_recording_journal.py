@@ -114,7 +114,9 @@ class _RecordingPartition(Partition):
 
     def finalise(self, entity: Entity, message: Message, event: Event, reply: bytes, now_ms: int) -> None:
         super().finalise(entity, message, event, reply, now_ms)
-        self._add(Ended(self._at_s(), entity.name, message.uid, event.value, reply))
+        self._add(
+            Ended(at_s=self._at_s(), entity=entity.name, uid=message.uid, event=event.value, reply=reply)
+        )
 
     def end_turn(self, entity: Entity, last: Any) -> None:
         turn = entity.running.turn if entity.running is not None else 0
@@ -138,7 +140,11 @@ class _RecordingPartition(Partition):
         if isinstance(step, Finish) and step.outbox:
             parent = next((each.uid for each in step.verdicts if each.event == Event.COMPLETE.value), "")
             for sent in step.outbox:
-                self._add(Sent(self._at_s(), entity.name, parent, sent.entity, sent.uid))
+                self._add(
+                    Sent(
+                        at_s=self._at_s(), source=entity.name, parent=parent, target=sent.entity, uid=sent.uid
+                    )
+                )
 
     def _at_s(self) -> float:
         return self.journal.world.at_s()
@@ -162,7 +168,7 @@ class RecordingJournal(MemoryJournal):
         self.node_numbers: dict[str, int] = {}
         self._numbers_by_record: dict[bytes, int] = {}
         for number in range(settings.partitions):
-            partition = _RecordingPartition(settings)
+            partition = _RecordingPartition(settings=settings)
             partition.journal, partition.number, partition.taken_from = self, number, {}
             self._partitions[number] = partition
 
@@ -197,7 +203,15 @@ class RecordingJournal(MemoryJournal):
             now = partition.lease
             at_s, number = self.world.at_s(), step.partition
             if isinstance(step, ClaimPartition):
-                self.world.record(Claimed(at_s, number, self.node_of(now.node), now.epoch, now.claim))
+                self.world.record(
+                    Claimed(
+                        at_s=at_s,
+                        partition=number,
+                        node=self.node_of(now.node),
+                        epoch=now.epoch,
+                        claim=now.claim,
+                    )
+                )
             elif isinstance(step, Release):
                 self.world.record(Freed(at_s, number, self.node_of(lease.node), lease.epoch))
         return result

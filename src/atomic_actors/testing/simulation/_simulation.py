@@ -69,7 +69,7 @@ class SimulationFailed(AssertionError):
     """A promise was broken in a simulation; the text says which, and shows what happened."""
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Simulation:
     """A simulated cluster. Made by `simulate` and `run_simulation`.
 
@@ -406,14 +406,16 @@ class Simulation:
         except AtomicActorsError as error:
             uid = (error.message_id or "").rpartition("/")[2]
             value = shown_refusal(error) if isinstance(error, Refused) else error
-            self.record(Answered(self.at_s(), number_of_call, self._word(error), value, uid))
+            self.record(
+                Answered(at_s=self.at_s(), call=number_of_call, word=self._word(error), value=value, uid=uid)
+            )
             raise
         receipt: object = answer
         if isinstance(receipt, Receipt):
             uid = receipt.message_id.rpartition("/")[2]
-            self.record(Answered(self.at_s(), number_of_call, "accepted", None, uid))
+            self.record(Answered(at_s=self.at_s(), call=number_of_call, word="accepted", value=None, uid=uid))
         else:
-            self.record(Answered(self.at_s(), number_of_call, "reply", answer))
+            self.record(Answered(at_s=self.at_s(), call=number_of_call, word="reply", value=answer))
         return answer
 
     def _sent(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[EntityRef, Any] | None:

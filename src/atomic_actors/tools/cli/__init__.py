@@ -1,4 +1,4 @@
-"""The command `atomic-actors`: worker processes, the demo, and what people on call need.
+"""The command `atomic-actors`: workers, the demo, what operators need. Imports `workers`, `demo` and what is below.
 
 `_commands` has the commands, `_operation` opens the store for them, `_screen` prints; `_workers` runs processes.
 """

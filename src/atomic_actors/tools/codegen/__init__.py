@@ -1,4 +1,7 @@
-"""Writes the files that must say what the code says: run it as `python -m atomic_actors.tools.codegen`."""
+"""Writes files that follow from the code. Imports `base`, and the forms of steps in `journal`.
+
+Run it as `python -m atomic_actors.tools.codegen`.
+"""
 
 from __future__ import annotations
 

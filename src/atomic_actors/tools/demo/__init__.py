@@ -1,4 +1,4 @@
-"""`atomic-actors demo`: a month of flights, a `kill -9` in the middle, and every total right at the end."""
+"""`atomic-actors demo`: a month of flights, survived with every total right. Imports `_system` and what is below."""
 
 from __future__ import annotations
 

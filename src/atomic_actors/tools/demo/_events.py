@@ -29,7 +29,7 @@ __all__ = (
 )
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to do.
 
     The first `accepted` flights are known to be accepted; the worker sends the rest. `restarted` says
@@ -52,7 +52,7 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     seconds: float
 
 
-class InterruptedFlight(msgspec.Struct, frozen=True):
+class InterruptedFlight(msgspec.Struct, frozen=True, kw_only=True):
     """A dead letter, as the table shows it."""
 
     message_id: str

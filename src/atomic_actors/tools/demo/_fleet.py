@@ -45,7 +45,7 @@ class _Host:
     in_turn: int = 0
 
 
-@define
+@define(kw_only=True)
 class Tally:
     """What came out of a demo's work."""
 
@@ -58,7 +58,7 @@ class Tally:
     found: dict[str, Logbook] = field(factory=dict[str, Logbook])
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Fleet:
     """Runs the workers and the sender, kills as planned, gathers what came out.
 

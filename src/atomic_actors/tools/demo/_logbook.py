@@ -12,7 +12,7 @@ from atomic_actors.tools.demo._data import NO_TAIL_NUMBER
 __all__ = ("Difference", "Logbook", "compare", "compute_logbooks")
 
 
-@define
+@define(kw_only=True)
 class Logbook:
     """The totals of one aircraft, and a digest of its flights that depends on their order.
 

@@ -185,7 +185,14 @@ class _Demo:
         return self._child is not None and self._child.killed
 
     def _run_fleet(self) -> None:
-        job = Job(self._url, self._namespace, self._limit, 0, restarted=False, role="sender")
+        job = Job(
+            url=self._url,
+            namespace=self._namespace,
+            limit=self._limit,
+            accepted=0,
+            restarted=False,
+            role="sender",
+        )
         self._fleet = fleet = Fleet(
             screen=self._screen,
             job=job,
@@ -199,7 +206,13 @@ class _Demo:
 
     def _run_child(self) -> bool:
         """Run one worker until it is killed (True) or finished (False)."""
-        job = Job(self._url, self._namespace, self._limit, self._accepted, self._tally.kills > 0)
+        job = Job(
+            url=self._url,
+            namespace=self._namespace,
+            limit=self._limit,
+            accepted=self._accepted,
+            restarted=self._tally.kills > 0,
+        )
         self._child = child = Child(job, self._place / "worker.log")
         sending_since = 0.0
         finished = False

@@ -24,7 +24,7 @@ BUSIEST_SHOWN: Final = 5
 PLAIN_LINES: Final = 5
 
 
-@frozen
+@frozen(kw_only=True)
 class Summary:
     """The figures of the last table. Times are in seconds."""
 

@@ -241,7 +241,11 @@ class Worker:
     def _row(self, letter: DeadLetter) -> InterruptedFlight:
         flight = self._flights[int(letter.message["number"])]
         return InterruptedFlight(
-            letter.message_id, letter.entity.id, flight.title, letter.reason, letter.attempts
+            message_id=letter.message_id,
+            aircraft=letter.entity.id,
+            flight=flight.title,
+            reason=letter.reason,
+            attempts=letter.attempts,
         )
 
     async def _finish(self, system: ActorSystem) -> None:

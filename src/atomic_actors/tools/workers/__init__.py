@@ -1,4 +1,4 @@
-"""Many worker processes of one system on one machine: started, watched, restarted, reloaded, stopped.
+"""Worker processes of one system: started, watched, restarted, reloaded. Imports `_system` and what is below.
 
     Manager         the parent: slots, back-off, reload, stop         (_manager)
     └─ Child        one worker process as its parent sees it          (_child)

@@ -49,7 +49,7 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-@frozen
+@frozen(kw_only=True)
 class WorkerStatus:
     """One line about one worker."""
 
@@ -87,7 +87,7 @@ class Observer(Protocol):
         ...
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Slot:
     """The place of one worker."""
 
@@ -161,7 +161,7 @@ class Manager:
             had to be killed on the way out.
         """
         self._patience = anyio.CancelScope()
-        self._slots = [_Slot(number + 1, Backoff()) for number in range(self.settings.workers)]
+        self._slots = [_Slot(number=number + 1, backoff=Backoff()) for number in range(self.settings.workers)]
         async with anyio.create_task_group() as group:
             self._group = group
             await group.start(self._watch_signals)

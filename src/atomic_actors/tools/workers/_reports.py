@@ -28,7 +28,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     drain_timeout_s: float
 
 
-class Numbers(msgspec.Struct, frozen=True, tag="numbers"):
+class Numbers(msgspec.Struct, frozen=True, tag="numbers", kw_only=True):
     """What the worker does; once a second. `at_s` is a time of its own clock."""
 
     at_s: float

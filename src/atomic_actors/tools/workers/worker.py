@@ -78,7 +78,7 @@ def _print_nowhere() -> None:
     os.close(null)
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Worker:
     """One run of the process."""
 
@@ -147,17 +147,17 @@ class _Worker:
             numbers = system.statistics()
             self.reporter.report(
                 Numbers(
-                    time.monotonic(),
-                    numbers.turns,
-                    numbers.owned_partitions,
-                    config.partitions,
-                    numbers.activations + numbers.volatile_activations,
+                    at_s=time.monotonic(),
+                    turns=numbers.turns,
+                    owned=numbers.owned_partitions,
+                    partitions=config.partitions,
+                    activations=numbers.activations + numbers.volatile_activations,
                 )
             )
             await anyio.sleep(NUMBERS_INTERVAL_S)
 
 
-@define
+@define(kw_only=True)
 class _Arguments:
     target: str
     channel: int
@@ -203,7 +203,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except CannotServe as error:
         return reporter.fail(str(error), error.code, error.traceback)
     _log_to_standard_error(arguments.number)
-    worker = _Worker(arguments.target, found, arguments.workers, reporter, guard)
+    worker = _Worker(
+        target=arguments.target, found=found, workers=arguments.workers, reporter=reporter, guard=guard
+    )
     options: dict[str, Any] = {"use_uvloop": True} if arguments.uvloop else {}
     return anyio.run(worker.run, backend=arguments.backend, backend_options=options)
 

@@ -44,15 +44,23 @@ def ignore(_: object) -> None:
 
 
 def entry(step: Step, *, overtakes: bool = False) -> Entry:
-    return Entry(step, ignore, False, overtakes)
+    return Entry(step=step, on_result=ignore, refusable=False, overtakes=overtakes)
 
 
 def append(entity: str = "account/a", size: int = 10) -> Append:
-    return Append(1, entity, "0" * 32, b"x" * size)
+    return Append(partition=1, entity=entity, uid="0" * 32, body=b"x" * size)
 
 
 def commit(messages: int = 1, entity: str = "account/a") -> Finish:
-    return Finish(1, entity, "claim", 1, (Verdict("0" * 32, "complete"),) * messages, None, 0)
+    return Finish(
+        partition=1,
+        entity=entity,
+        claim="claim",
+        turn=1,
+        verdicts=(Verdict(uid="0" * 32, event="complete"),) * messages,
+        state=None,
+        expected_version=0,
+    )
 
 
 def queue_with(
@@ -77,7 +85,7 @@ def queue_with(
     )
     queue.pace.contended = contended
     queue.pending.extend(entry(step) for step in before)
-    queue.in_flight.extend(Batch([entry(Audit(0))], set()) for _ in range(in_flight))
+    queue.in_flight.extend(Batch(entries=[entry(Audit(0))], appends=set()) for _ in range(in_flight))
     return queue
 
 
@@ -181,7 +189,7 @@ def test_two_batches_share_what_waits() -> None:
 
 def test_two_batches_do_not_append_to_one_entity() -> None:
     queue = queue_with(append("account/b"), append("account/a"), append("account/c"))
-    queue.in_flight.append(Batch([entry(append("account/a"))], {"account/a"}))
+    queue.in_flight.append(Batch(entries=[entry(append("account/a"))], appends={"account/a"}))
     assert cut(queue) == [append("account/b")]
     assert cut(queue) is None
 
@@ -192,7 +200,7 @@ def test_only_appends_are_sorted() -> None:
     assert cut(queue_with(*steps, Audit(0))) == [*steps, Audit(0)]
 
 
-TURN = Offer(Dispatch(1, (), False, 0, None))
+TURN = Offer(dispatch=Dispatch(turn=1, messages=(), recovering=False, version=0, state=None))
 
 
 @pytest.mark.parametrize(
@@ -211,5 +219,5 @@ def test_an_answer_says_what_comes_next(
     steps: list[Step], results: list[Result], last_size: int, commit_due: bool
 ) -> None:
     queue = queue_with(commit_due=not commit_due)
-    learn(queue, Batch([entry(step) for step in steps], set()), results, 0.0)
+    learn(queue, Batch(entries=[entry(step) for step in steps], appends=set()), results, 0.0)
     assert (queue.last_size, queue.commit_due) == (last_size, commit_due)

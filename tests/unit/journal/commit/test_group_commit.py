@@ -80,32 +80,39 @@ class Held:
 
 
 def append(partition: int, claim: str, entity: str = "account/a") -> Append:
-    return Append(partition, entity, "0" * 32, b"0\na\nname\n\n", claim=claim)
+    return Append(partition=partition, entity=entity, uid="0" * 32, body=b"0\na\nname\n\n", claim=claim)
 
 
 OWNERS: list[Step] = [
-    Take(1, "account/a", "claim", ""),
-    Finish(1, "account/a", "claim", 1, (), None, 0),
-    Interrupt(1, "account/a", "claim", 1, ()),
-    Sweep(1, "claim"),
-    RelayIn(2, 1, 7, ()),
+    Take(partition=1, entity="account/a", claim="claim", policy=""),
+    Finish(
+        partition=1, entity="account/a", claim="claim", turn=1, verdicts=(), state=None, expected_version=0
+    ),
+    Interrupt(partition=1, entity="account/a", claim="claim", turn=1, uids=()),
+    Sweep(partition=1, claim="claim"),
+    RelayIn(partition=2, source=1, incarnation=7, entries=()),
 ]
 OTHERS: list[Step] = [
-    Take(2, "account/a", "claim", ""),
-    RelayIn(1, 2, 7, ()),
-    ClaimPartition(1, "claim-2", b"node"),
+    Take(partition=2, entity="account/a", claim="claim", policy=""),
+    RelayIn(partition=1, source=2, incarnation=7, entries=()),
+    ClaimPartition(partition=1, claim="claim-2", node=b"node"),
     Park(1, "account/a"),
     Audit(1),
 ]
 
 
 #: Stays, as an append does, but takes nothing for a claim that is gone.
-REPLAY = Replay(1, "account/a", "0" * 32, "1" * 32, at_head=False, claim="claim")
+REPLAY = Replay(partition=1, entity="account/a", uid="0" * 32, new_uid="1" * 32, at_head=False, claim="claim")
 
 
 async def test_what_was_relayed_to_another_service_belongs_to_its_source() -> None:
-    assert belongs_to_owner(RelayIn(2, "shop/1", 7, ()), "shop/1")
-    others = [*OWNERS, *OTHERS, RelayIn(1, "shop/2", 7, ()), RelayIn(1, "shop/1", 7, ())]
+    assert belongs_to_owner(RelayIn(partition=2, source="shop/1", incarnation=7, entries=()), "shop/1")
+    others = [
+        *OWNERS,
+        *OTHERS,
+        RelayIn(partition=1, source="shop/2", incarnation=7, entries=()),
+        RelayIn(partition=1, source="shop/1", incarnation=7, entries=()),
+    ]
     assert [step for step in others if belongs_to_owner(step, "shop/1")] == others[-1:]
     assert [step for step in others if belongs_to_owner(step, 1)] == OWNERS
     assert not belongs_to_owner(REPLAY, 1)
@@ -115,7 +122,7 @@ async def test_what_was_relayed_to_another_service_belongs_to_its_source() -> No
 async def test_steps_of_a_lost_history_are_not_sent_again(in_flight: bool) -> None:
     store, answers = Held(), dict[int, Result | JournalUnavailable]()
     steps: list[Step] = [*OWNERS, *OTHERS, append(1, "claim"), append(2, "claim", "account/b")]
-    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
+    async with GroupCommit(inner=store, limits=CommitLimits(max_batches_in_flight=1)) as journal:
         if not in_flight:
             journal.enqueue(Audit(3), lambda _: None)
             await store.asked()
@@ -146,7 +153,7 @@ async def test_steps_of_a_lost_history_are_not_sent_again(in_flight: bool) -> No
 
 async def test_a_replay_stays_where_a_history_is_lost() -> None:
     store, answers = Held(is_away=False), list[Result | JournalUnavailable]()
-    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
+    async with GroupCommit(inner=store, limits=CommitLimits(max_batches_in_flight=1)) as journal:
         journal.enqueue(Audit(3), lambda _: None)
         await store.asked()
         journal.enqueue(REPLAY, answers.append)
@@ -159,7 +166,7 @@ async def test_a_replay_stays_where_a_history_is_lost() -> None:
 
 async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
     store, answers = Held(is_away=False), list[Result | JournalUnavailable]()
-    async with GroupCommit(store) as journal:
+    async with GroupCommit(inner=store) as journal:
         journal.enqueue(OWNERS[0], answers.append)
         await store.asked()
         journal.fence_off(1)
@@ -170,7 +177,7 @@ async def test_an_answer_counts_though_its_partition_was_forsaken() -> None:
 
 async def test_a_store_is_found_again_when_nothing_is_left_to_send() -> None:
     store, answers = Held(), list[Result | JournalUnavailable]()
-    async with GroupCommit(store, CommitLimits(failure_threshold=1)) as journal:
+    async with GroupCommit(inner=store, limits=CommitLimits(failure_threshold=1)) as journal:
         for step in OWNERS:
             journal.enqueue(step, answers.append)
         await store.asked()
@@ -222,7 +229,7 @@ async def test_a_callback_that_raises_ends_the_node_and_not_in_silence() -> None
     def raises(_: object) -> None:
         raise ValueError("by a listener")
 
-    async with GroupCommit(store, crashes=crashes) as journal:
+    async with GroupCommit(inner=store, crashes=crashes) as journal:
         journal.submit(Renew(0, "claim"), raises)
         ((_, on_answer),) = store.calls
         on_answer(renewed(1))
@@ -231,7 +238,7 @@ async def test_a_callback_that_raises_ends_the_node_and_not_in_silence() -> None
 
 async def test_answers_are_handed_out_in_the_order_of_the_batches() -> None:
     store, got = Direct(), list[tuple[int, object]]()
-    async with GroupCommit(store) as journal:
+    async with GroupCommit(inner=store) as journal:
         journal.submit(Renew(0, "claim"), lambda result: got.append((0, result)))
         for number in range(1, 40):
             journal.enqueue(Renew(0, "claim"), lambda result, number=number: got.append((number, result)))  # type: ignore[misc]
@@ -249,7 +256,7 @@ async def test_answers_are_handed_out_in_the_order_of_the_batches() -> None:
 
 async def test_a_few_steps_beside_a_batch_leave_with_its_answer() -> None:
     store, got = Direct(), list[object]()
-    async with GroupCommit(store) as journal:
+    async with GroupCommit(inner=store) as journal:
         journal.submit(Renew(0, "claim"), got.append)
         journal.submit(Renew(1, "claim"), got.append)
         await anyio.wait_all_tasks_blocked()
@@ -263,7 +270,15 @@ async def test_a_few_steps_beside_a_batch_leave_with_its_answer() -> None:
 
 async def test_a_commit_overtakes_only_messages_of_its_own_entity() -> None:
     store = Direct()
-    commit = Finish(1, "account/a", "claim", 1, (Verdict("0" * 32, "complete"),), None, 0)
+    commit = Finish(
+        partition=1,
+        entity="account/a",
+        claim="claim",
+        turn=1,
+        verdicts=(Verdict(uid="0" * 32, event="complete"),),
+        state=None,
+        expected_version=0,
+    )
 
     def ignore(_: object) -> None:
         pass
@@ -272,7 +287,7 @@ async def test_a_commit_overtakes_only_messages_of_its_own_entity() -> None:
         steps, on_answer = store.calls[-1]
         on_answer(renewed(len(steps)))
 
-    async with GroupCommit(store) as journal:
+    async with GroupCommit(inner=store) as journal:
         await anyio.wait_all_tasks_blocked()
         # What waits beside a batch, then its answer: the commit comes before any task runs.
         for other, overtakes in (("account/a", True), ("account/b", True), ("account/a", False)):
@@ -305,7 +320,7 @@ async def test_a_commit_overtakes_only_messages_of_its_own_entity() -> None:
 async def test_a_batch_that_was_not_sent_is_not_overtaken() -> None:
     store, got = Direct(refuses=True), list[object]()
     store.is_away = False
-    async with GroupCommit(store) as journal:
+    async with GroupCommit(inner=store) as journal:
         journal.submit(Renew(0, "claim"), got.append)
         store._refuses = False
         for number in range(1, 20):
@@ -328,7 +343,7 @@ async def test_appends_alone_go_in_the_order_of_their_entities() -> None:
     def keep(position: int) -> Callable[[object], None]:
         return lambda _: got.append(position)
 
-    async with GroupCommit(store) as journal:
+    async with GroupCommit(inner=store) as journal:
         journal.submit(Audit(0), got.append)
         await anyio.wait_all_tasks_blocked()
         for position in range(len(names)):
@@ -344,14 +359,23 @@ async def test_appends_alone_go_in_the_order_of_their_entities() -> None:
 async def test_where_the_store_is_slow_a_commit_goes_along_with_the_next_batch() -> None:
     store = Direct()
     commits = [
-        Finish(1, f"account/{name}", "claim", 1, (Verdict("0" * 32, "complete"),), None, 0) for name in "abcd"
+        Finish(
+            partition=1,
+            entity=f"account/{name}",
+            claim="claim",
+            turn=1,
+            verdicts=(Verdict(uid="0" * 32, event="complete"),),
+            state=None,
+            expected_version=0,
+        )
+        for name in "abcd"
     ]
 
     def ignore(_: object) -> None:
         pass
 
     now_s = 0.0
-    async with GroupCommit(store, store_clock=StoreClock(lambda: now_s)) as journal:
+    async with GroupCommit(inner=store, store_clock=StoreClock(lambda: now_s)) as journal:
         for took_s, batches in ((0.001, [1, 1]), (0.002, [1, 1]), (0.01, [1])):
             before = len(store.calls)
             journal.enqueue(commits[0], ignore)
@@ -373,10 +397,10 @@ async def test_where_the_store_is_slow_a_commit_goes_along_with_the_next_batch()
 
 async def test_what_was_forsaken_is_not_waited_for() -> None:
     store, got = Direct(refuses=True), list[object]()
-    async with GroupCommit(store, CommitLimits(max_batches_in_flight=1)) as journal:
+    async with GroupCommit(inner=store, limits=CommitLimits(max_batches_in_flight=1)) as journal:
         journal.submit(Audit(0), got.append)
         await store.asked()
-        journal.enqueue(Take(1, "account/a", "claim", ""), got.append)
+        journal.enqueue(Take(partition=1, entity="account/a", claim="claim", policy=""), got.append)
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(journal.wait_drained)
             await anyio.wait_all_tasks_blocked()
@@ -388,12 +412,12 @@ async def test_what_was_forsaken_is_not_waited_for() -> None:
 
 async def test_nobody_waits_for_what_was_left() -> None:
     got: list[object] = []
-    async with GroupCommit(Direct()) as journal:
+    async with GroupCommit(inner=Direct()) as journal:
         pass
     with pytest.raises(JournalUnavailable, match="closed") as error:
         journal.submit(Audit(0), got.append)
     assert not error.value.sent
-    journal.enqueue(Take(1, "account/a", "claim", ""), got.append)
+    journal.enqueue(Take(partition=1, entity="account/a", claim="claim", policy=""), got.append)
     (answer,) = got
     assert isinstance(answer, JournalUnavailable)
     assert journal.statistics().pending == 0
@@ -401,6 +425,6 @@ async def test_nobody_waits_for_what_was_left() -> None:
 
 async def test_left_before_anything_ran() -> None:
     with anyio.fail_after(2), pytest.raises(ExceptionGroup) as raised:
-        async with GroupCommit(Direct()):
+        async with GroupCommit(inner=Direct()):
             raise KeyError("body")
     assert raised.group_contains(KeyError)

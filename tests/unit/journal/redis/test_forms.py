@@ -139,13 +139,28 @@ def names_of(*names: str) -> list[bytes]:
 
 def test_finish() -> None:
     outbox = (
-        Outgoing(0, "k/2", "m1", b"b1"),
-        Outgoing(2, "k/3", "m2", b"b2"),
-        Outgoing(2, "k/4", "m3", b"b3"),
-        Outgoing(1, "k/5", "m4", b"b4", service="other"),
+        Outgoing(partition=0, entity="k/2", uid="m1", body=b"b1"),
+        Outgoing(partition=2, entity="k/3", uid="m2", body=b"b2"),
+        Outgoing(partition=2, entity="k/4", uid="m3", body=b"b3"),
+        Outgoing(partition=1, entity="k/5", uid="m4", body=b"b4", service="other"),
     )
-    verdicts = (Verdict("u1", "complete", b"r1", b"e1", 0), Verdict("u2", "fail", b"r2", b"e2", 7))
-    step = Finish(0, "k/1", "c", 5, verdicts, b"state", 4, outbox, True, "p", 3)
+    verdicts = (
+        Verdict(uid="u1", event="complete", reply=b"r1", error=b"e1", delay_ms=0),
+        Verdict(uid="u2", event="fail", reply=b"r2", error=b"e2", delay_ms=7),
+    )
+    step = Finish(
+        partition=0,
+        entity="k/1",
+        claim="c",
+        turn=5,
+        verdicts=verdicts,
+        state=b"state",
+        expected_version=4,
+        outbox=outbox,
+        park=True,
+        policy="p",
+        run_limit=3,
+    )
     counts = {"verdict_count": 2, "local_count": 1, "stream_count": 2}
     keys, arguments = read_call(step, has_state=True, has_letters=True, **counts)
     verdict_arguments = [b"u1", b"complete", b"r1", b"e1", b"0", b"u2", b"fail", b"r2", b"e2", b"7"]
@@ -161,7 +176,15 @@ def test_finish() -> None:
 
 
 def test_finish_with_little() -> None:
-    step = Finish(0, "k/1", "c", 5, (Verdict("u1", "complete"),), None, 4)
+    step = Finish(
+        partition=0,
+        entity="k/1",
+        claim="c",
+        turn=5,
+        verdicts=(Verdict(uid="u1", event="complete"),),
+        state=None,
+        expected_version=4,
+    )
     counts = {"verdict_count": 1, "local_count": 0, "stream_count": 0}
     keys, arguments = read_call(step, has_state=False, state=b"", has_letters=False, **counts)
     assert keys == names_of(":o:k/1/u1")
@@ -170,7 +193,16 @@ def test_finish_with_little() -> None:
 
 def test_a_run_of_appends() -> None:
     first, second = (
-        Append(0, "k/1", uid, b"b" + uid.encode(), claim="c", policy="p", held_version=6, depth_limit=9)
+        Append(
+            partition=0,
+            entity="k/1",
+            uid=uid,
+            body=b"b" + uid.encode(),
+            claim="c",
+            policy="p",
+            held_version=6,
+            depth_limit=9,
+        )
         for uid in ("u1", "u2")
     )
     keys, arguments = read_call(first, second)
@@ -179,14 +211,16 @@ def test_a_run_of_appends() -> None:
 
 
 def test_interrupt() -> None:
-    keys, arguments = read_call(Interrupt(0, "k/1", "c", 5, ("u1", "u2")))
+    keys, arguments = read_call(Interrupt(partition=0, entity="k/1", claim="c", turn=5, uids=("u1", "u2")))
     assert (keys, arguments) == ([], [b"u1", b"u2"])
 
 
 @pytest.mark.parametrize("after_loss", [False, True])
 def test_relay_in(after_loss: bool) -> None:
     entries = (RelayEntry(8, "k/1", "u1", b"b1"), RelayEntry(9, "k/2", "u2", b"b2"))
-    keys, arguments = read_call(RelayIn(0, "other/3", 17, entries, after_loss))
+    keys, arguments = read_call(
+        RelayIn(partition=0, source="other/3", incarnation=17, entries=entries, after_loss=after_loss)
+    )
     assert keys == names_of(":e:k/1", ":q:k/1", ":e:k/2", ":q:k/2")
     assert arguments == [b"8", b"k/1", b"u1", b"b1", b"9", b"k/2", b"u2", b"b2"]
 

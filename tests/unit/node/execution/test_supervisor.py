@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 def swept(*due: str, unsettled: tuple[Unsettled, ...] = (), own: tuple[Unsettled, ...] = ()) -> Swept:
-    return Swept(due, unsettled, 0, (), own=own)
+    return Swept(due=due, unsettled=unsettled, next_due_ms=0, outbound=(), own=own)
 
 
 async def test_a_sweep_wakes_what_is_due_and_settles_what_was_left() -> None:

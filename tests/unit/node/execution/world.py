@@ -203,7 +203,13 @@ class World:
             deferred=DeferredEntities(commits, backend),
         )
         membership = cast("Any", self.leases)
-        self.supervisor = Supervisor(self.node, membership, self.kinds, cast("Any", None), self.body)
+        self.supervisor = Supervisor(
+            node=self.node,
+            membership=membership,
+            kinds=self.kinds,
+            service_journals=cast("Any", None),
+            body=self.body,
+        )
         self.leases.supervisor = self.supervisor
 
     def partition(self, number: int = 0) -> OwnedPartition:
@@ -229,7 +235,9 @@ class World:
             envelope = encode_envelope(Headers(sender=sender), bound.payload_coder.encode(message))
             body = pack_body(name=bound.spec.name, deadline_ms=0, waited_for=True, key="", envelope=envelope)
             items.append(Dispatched(f"{self._sent:032x}", body, 1, 0))
-        return Offer(Dispatch(turn, tuple(items), False, version, None))
+        return Offer(
+            dispatch=Dispatch(turn=turn, messages=tuple(items), recovering=False, version=version, state=None)
+        )
 
     async def begin(self, *messages: Command[Any], entity: str = "counter/a", turn: int = 1) -> None:
         """Wake an entity, and let it have a turn."""

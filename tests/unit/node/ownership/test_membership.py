@@ -113,7 +113,7 @@ class Node:
 async def owner() -> AsyncGenerator[Node]:
     """A node that owns the one partition, and keeps claiming."""
     store = MemoryJournal(JournalSettings(partitions=1))
-    async with GroupCommit(store) as journal, anyio.create_task_group() as task_group:
+    async with GroupCommit(inner=store) as journal, anyio.create_task_group() as task_group:
         node = Node(store, journal)
         await node.membership.refresh_and_take_over()
         assert node.log == ["claimed"]
@@ -145,7 +145,14 @@ async def test_nobody_else_gets_it_while_it_rests() -> None:
         await node.membership.refresh()
         await node.membership.refresh()
         stale, other = (
-            await node.store.execute([Renew(0, first), ClaimPartition(0, "other", b"other", first, 0)])
+            await node.store.execute(
+                [
+                    Renew(0, first),
+                    ClaimPartition(
+                        partition=0, claim="other", node=b"other", expected_claim=first, expected_renewals=0
+                    ),
+                ]
+            )
         ).results
         assert stale == Stale("claim")
         assert not isinstance(other, Claimed)
@@ -180,7 +187,9 @@ async def test_leaving_while_it_rests_settles_and_gives_it_up() -> None:
         await node.membership.refresh()
         assert await node.membership.release_all() == 0
         assert node.log[-1] == "settled: True"
-        claimed = (await node.store.execute([ClaimPartition(0, "next", b"next")])).results[0]
+        claimed = (
+            await node.store.execute([ClaimPartition(partition=0, claim="next", node=b"next")])
+        ).results[0]
         assert isinstance(claimed, Claimed | Released)
 
 
@@ -210,7 +219,7 @@ async def test_a_longer_lease_of_somebody_else_is_waited_for() -> None:
         await node.membership.release_all()
         identity = NodeIdentity.of_this_process(lease_ttl_s=LEASE_S * 4)
         patient = evolve(identity, boot_id="elsewhere").encode()
-        claim = ClaimPartition(0, "other", patient)
+        claim = ClaimPartition(partition=0, claim="other", node=patient)
         assert isinstance((await node.store.execute([claim])).results[0], Claimed)
         other = Node(node.store, node.journal)
         await other.membership.refresh()

@@ -83,8 +83,8 @@ class Stage:
     def __attrs_post_init__(self) -> None:
         self.ways = Ways(self.far)
         self.relay = Relay(
-            cast("Any", self.journal),
-            self.claims,
+            journal=cast("Any", self.journal),
+            claims=self.claims,
             service_journals=cast("Any", self.ways),
             waker=self,
             observer=self,
@@ -107,10 +107,12 @@ def test_a_page_is_read_taken_and_forgotten() -> None:
     assert stage.journal.answer(page(4, 5)) == RelayRead(0, CLAIM, TARGET, BATCH_MESSAGES)
     assert stage.relay.moved == 0
     assert stage.journal.answer(Relayed(5, ("account/a",))) == RelayIn(
-        TARGET, 0, INCARNATION, page(4, 5).entries
+        partition=TARGET, source=0, incarnation=INCARNATION, entries=page(4, 5).entries
     )
     assert (stage.relay.moved, stage.woken) == (2, [(TARGET, "account/a")])
-    assert stage.journal.answer(RelayAcked(0)) == RelayAck(0, CLAIM, TARGET, 5, INCARNATION)
+    assert stage.journal.answer(RelayAcked(0)) == RelayAck(
+        partition=0, claim=CLAIM, target=TARGET, last=5, incarnation=INCARNATION
+    )
     assert stage.is_at_rest
 
 
@@ -221,10 +223,12 @@ def at_the_gap() -> Stage:
 
 def test_a_gap_is_measured_reported_and_passed() -> None:
     stage = at_the_gap()
-    assert stage.journal.answer(Relayed(1, ())) == RelayIn(TARGET, 0, INCARNATION, ())
+    assert stage.journal.answer(Relayed(1, ())) == RelayIn(
+        partition=TARGET, source=0, incarnation=INCARNATION, entries=()
+    )
     assert stage.losses == [(HistoryLoss(TARGET, 3, 1), 0)]
     assert stage.journal.answer(Relayed(5, ())) == RelayIn(
-        TARGET, 0, INCARNATION, page(4, 5).entries, after_loss=True
+        partition=TARGET, source=0, incarnation=INCARNATION, entries=page(4, 5).entries, after_loss=True
     )
     stage.journal.answer(RelayAcked(0))
     assert (stage.is_at_rest, stage.relay.moved) == (True, 2)
@@ -260,11 +264,13 @@ def test_another_service_gets_it_under_both_names() -> None:
     stage.journal.answer(page(1, entity="invoice/i"))
     assert stage.ways.asked == [("billing", "invoice")]
     assert far.answer(Relayed(1, ("invoice/i",))) == RelayIn(
-        3, "shop/0", INCARNATION, page(1, entity="invoice/i").entries
+        partition=3, source="shop/0", incarnation=INCARNATION, entries=page(1, entity="invoice/i").entries
     )
     # Its owner is a node of the other service, where the doorbell rings.
     assert stage.woken == []
-    assert stage.journal.answer(RelayAcked(0)) == RelayAck(0, CLAIM, FAR_TARGET, 1, INCARNATION)
+    assert stage.journal.answer(RelayAcked(0)) == RelayAck(
+        partition=0, claim=CLAIM, target=FAR_TARGET, last=1, incarnation=INCARNATION
+    )
     assert stage.is_at_rest
 
 
@@ -274,7 +280,9 @@ def test_a_loss_of_another_service_has_its_own_number() -> None:
     stage.relay.kick(0, FAR_TARGET)
     stage.journal.answer(page(4))
     far.answer(Rejected("stream_gap", "expected 1"))
-    assert far.answer(Relayed(0, ())) == RelayIn(3, "shop/0", INCARNATION, ())
+    assert far.answer(Relayed(0, ())) == RelayIn(
+        partition=3, source="shop/0", incarnation=INCARNATION, entries=()
+    )
     assert stage.losses == [(HistoryLoss(3, 3, 0), 0)]
 
 

@@ -87,11 +87,11 @@ class World:
     def __attrs_post_init__(self) -> None:
         self.hosts = {name: self._host(name) for name in ("n1", "n2")}
         self.routes = VolatileRoutes(
-            cast("Any", self),
-            "sender",
-            Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
-            RefusalReader(Codec()),
-            5.0,
+            messenger=cast("Any", self),
+            node_id="sender",
+            backend=Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
+            refusals=RefusalReader(Codec()),
+            accept_timeout_s=5.0,
         )
         nowhere = cast("Any", None)
         self.inboxes = {name: NodeInbox(nowhere, nowhere, host, nowhere) for name, host in self.hosts.items()}
@@ -127,12 +127,12 @@ class World:
                 return Handler
 
         return VolatileHost(
-            cast("Any", Volatile()),
-            cast("Any", {"ear": TestKind}),
-            cast("Any", Back()),
-            Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
-            Codec(),
-            0,
+            volatile=cast("Any", Volatile()),
+            kinds=cast("Any", {"ear": TestKind}),
+            messenger=cast("Any", Back()),
+            backend=Backend(cast("Callable[[], Any]", Box), lambda: self.now_s),
+            codec=Codec(),
+            max_payload_bytes=0,
         )
 
     # The journal and the channel of the sender.

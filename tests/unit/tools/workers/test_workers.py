@@ -11,7 +11,7 @@ from atomic_actors.tools.workers._child import describe_exit
 from atomic_actors.tools.workers._reports import Failed, Numbers, Ready, Reporter, ReportReader
 from atomic_actors.tools.workers._target import CannotServe, split_target
 
-NUMBERS = Numbers(1.0, 2, 3, 4, 5)
+NUMBERS = Numbers(at_s=1.0, turns=2, owned=3, partitions=4, activations=5)
 
 
 def test_reports_go_through_the_channel() -> None:
