@@ -45,5 +45,5 @@ def instant_now() -> Instant:
 
 def elapsed_s(since: Instant) -> float:
     """Seconds since an instant: the larger of what the two clocks say."""
-    now = instant_now()
-    return max(now[0] - since[0], now[1] - since[1])
+    monotonic_s, boottime_s = _read_instant()
+    return max(monotonic_s - since[0], boottime_s - since[1])

@@ -88,6 +88,14 @@ class Waiting:
         self.path = path
         self.done = False
 
+    def release(self) -> None:
+        """Drop what only the asker needs: the wheel keeps this until the ask's time is up.
+
+        At full speed it holds hundreds of thousands of them, and the garbage collector walks over all that hangs
+        on each.
+        """
+        self.answer = self.message = None
+
     def resolve(self, value: object) -> None:
         """Say what became of it; a second time changes nothing."""
         if not self.done:
@@ -405,6 +413,7 @@ class VolatileKinds:
         except BaseException:
             waiting.done = True
             raise
+        waiting.release()
         if type(reply) is Failed:
             raise reply.error
         return reply
