@@ -242,7 +242,7 @@ _SETTLING: Final = (
         Guard.TURN,
         "settle_lost",
         'if state ~= "enqueued" then',
-        'if state == "absent" then',
+        'if state == "dispatched" then return { DONE, "requeue" } end if state ~= "enqueued" then',
         "a message that runs is not settled as one whose turn was lost",
         "test_nothing_to_settle",
     ),
