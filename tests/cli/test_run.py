@@ -209,7 +209,7 @@ def test_sigint_stops_and_a_second_signal_does_not_wait(valkey_server: Server, n
         run.wait_for(BEGUN)
         run.send(signal.SIGINT)
         run.wait_for(r"worker 1: leaving")
-        run.wait_for(r"WARNING atomic_actors: SIGTERM: leaving")
+        run.wait_for(r"WARNING atomic_actors: SIGTERM: shutting down")
         run.send(signal.SIGINT)
         assert run.wait_code() == 0
         assert "1 turns are interrupted by the shutdown" in run.output
@@ -246,7 +246,7 @@ def test_no_worker_outlives_its_parent(valkey_server: Server, namespace: str, ba
         for pid in workers.values():
             run.wait_gone(pid)
         # In good order: each has said why it goes.
-        run.wait_for(r"WARNING atomic_actors: SIGTERM: leaving", 2)
+        run.wait_for(r"WARNING atomic_actors: SIGTERM: shutting down", 2)
 
 
 def test_a_worker_with_a_blocked_loop_does_not_outlive_its_parent(

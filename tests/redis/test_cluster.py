@@ -540,5 +540,5 @@ async def test_who_asks_for_slots_while_the_journal_is_left(valkey_cluster: Clus
     journal = journal_at(valkey_cluster, namespace)
     async with journal:
         pass
-    with pytest.raises(JournalUnavailable, match="being left"):
+    with pytest.raises(JournalUnavailable, match="the journal is closing"):
         await journal._nodes._ask_slots(("127.0.0.1", 1))

@@ -230,7 +230,7 @@ class WatchedJournal(MemoryJournal):
     def __init__(self, settings: JournalSettings, oracle: Oracle, **arguments: Any) -> None:
         super().__init__(settings, **arguments)
         for number in range(settings.partitions):
-            partition = WatchedPartition(settings)
+            partition = WatchedPartition(settings=settings)
             partition.oracle = oracle
             self._partitions[number] = partition
 

@@ -135,7 +135,7 @@ async def test_bad_listeners(new_system: NewSystem, stage: Stage) -> None:
     wrong: Any = "finished"
     nobody: Any = None
     system = new_system(Desk.using(stage=stage))
-    with pytest.raises(InvalidConfig, match="'finished' is none of accepted, dispatched"):
+    with pytest.raises(InvalidConfig, match="'finished' is not one of accepted, dispatched"):
         system.listen(wrong, print)
     with pytest.raises(InvalidConfig, match="callable"):
         system.listen("completed", nobody)
