@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Final
 
@@ -129,8 +130,16 @@ class Tracer:
 
 async def walk(url: str) -> Walk:
     """The shortest of several asks, traced one by one on a system of its own."""
+    with TemporaryDirectory() as directory:
+        # A store of its own: the one in the working directory may hold the Lua library of another branch.
+        where = f"embedded://{directory}" if url == "embedded:" else url
+        traced = await _trace_asks(Config(actors=[Adder], url=where))
+    return Walk(url, min(traced, key=len))
+
+
+async def _trace_asks(config: Config) -> list[list[str]]:
     traced: list[list[str]] = []
-    async with ActorSystem(Config(actors=[Adder], url=url)) as system:
+    async with ActorSystem(config) as system:
         entity = Adder.ref("one")
         for _ in range(WARM_UPS):
             await system.ask(entity, Add(1))
@@ -140,7 +149,7 @@ async def walk(url: str) -> Walk:
             with Tracer() as tracer:
                 await system.ask(entity, Add(1))
             traced.append(tracer.modules)
-    return Walk(url, min(traced, key=len))
+    return traced
 
 
 def walks() -> list[Walk]:
