@@ -163,6 +163,15 @@ class Streams:
             ) == RelayAcked(0)
             assert (await probe.audit()).outbound == 3
 
+    async def test_an_outbox_of_many_thousands(self, open_probe: OpenProbe) -> None:
+        """Lua's `unpack` ends at eight thousand values, in the middle of a commit."""
+        async with open_probe() as probe:
+            await probe.own()
+            await send_out(probe, *(outgoing(probe, 1, "account/t") for _ in range(8_500)))
+            audited = await probe.audit()
+            assert (audited.outbound, audited.counts["completed"]) == (8_500, 1)
+            assert [entry.number for entry in (await read_stream(probe)).entries[:3]] == [1, 2, 3]
+
     async def test_outbox_of_another_service_from_its_own_number(self, open_probe: OpenProbe) -> None:
         async with open_probe() as probe:
             await probe.own()

@@ -273,7 +273,11 @@ do
       append_waiting(P, own, message)
     end
     for _, stream in ipairs(outbox.streams) do
-      call("RPUSH", stream.outbound_key, unpack(stream.entries))
+      -- Lua hands over fewer than eight thousand arguments at once, and this must not fail: others were written.
+      local entries = stream.entries
+      for first = 1, #entries, 4000 do
+        call("RPUSH", stream.outbound_key, unpack(entries, first, min(first + 3999, #entries)))
+      end
       call(
         "HSET", outbox.streams_key,
         "out:" .. stream.target, decimal(stream.out), "left:" .. stream.target, decimal(stream.left)
