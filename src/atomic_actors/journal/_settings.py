@@ -11,17 +11,13 @@ __all__ = (
     "CONNECT_CALLS",
     "CONNECT_TIMEOUT_MIN_S",
     "CONNECT_TIMEOUT_S",
-    "_connect_timeout_s",
+    "connect_timeout_of",
     "journal_settings",
 )
 
 #: How long it may take to connect, sign in and look at the store: so many calls' time, within these bounds.
 CONNECT_CALLS: Final = 2
-
-
 CONNECT_TIMEOUT_MIN_S: Final = 1.0
-
-
 CONNECT_TIMEOUT_S: Final = 3.0
 
 
@@ -43,6 +39,6 @@ def journal_settings(config: Config) -> JournalSettings:
     )
 
 
-def _connect_timeout_s(config: Config) -> float:
+def connect_timeout_of(config: Config) -> float:
     """How long it may take to connect, sign in and check the store: some calls, one after the other."""
     return min(max(CONNECT_CALLS * config.store_timeout_s, CONNECT_TIMEOUT_MIN_S), CONNECT_TIMEOUT_S)

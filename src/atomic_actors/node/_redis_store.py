@@ -12,7 +12,7 @@ from atomic_actors.base._config import Config
 from atomic_actors.base._errors import EmbeddedServerError, InvalidConfig
 from atomic_actors.base._store_url import StoreLocation, StoreScheme
 from atomic_actors.journal._protocol import JournalSettings, JournalUnavailable
-from atomic_actors.journal._settings import _connect_timeout_s, journal_settings
+from atomic_actors.journal._settings import connect_timeout_of, journal_settings
 from atomic_actors.journal.embedded._embedded import (
     EmbeddedLocation,
     embedded_directory,
@@ -59,7 +59,7 @@ async def open_redis_store(config: Config) -> AsyncGenerator[Store]:
     else:
         primary = Primary(
             location,
-            connect_timeout_s=_connect_timeout_s(config),
+            connect_timeout_s=connect_timeout_of(config),
             warn_asynchronous=config.replication == "none",
         )
         async with primary, _redis_store(config, primary) as store:
@@ -95,7 +95,7 @@ class _RedisJournals:
             self.connector,
             settings,
             timeout_s=config.store_timeout_s,
-            connect_timeout_s=_connect_timeout_s(config),
+            connect_timeout_s=connect_timeout_of(config),
             allow_eviction=config.allow_eviction,
             allow_no_persistence=config.allow_no_persistence,
             fixes_partitions=offers_kinds,
@@ -116,7 +116,7 @@ class _ClusterJournals:
             self.location,
             settings,
             timeout_s=config.store_timeout_s,
-            connect_timeout_s=_connect_timeout_s(config),
+            connect_timeout_s=connect_timeout_of(config),
             allow_eviction=config.allow_eviction,
             allow_no_persistence=config.allow_no_persistence,
             fixes_partitions=offers_kinds,
@@ -127,7 +127,7 @@ class _ClusterJournals:
 async def _redis_store(
     config: Config, place: StoreLocation | Primary, embedded: EmbeddedLocation | None = None
 ) -> AsyncGenerator[Store]:
-    connect_timeout_s, replication = _connect_timeout_s(config), replication_of(config)
+    connect_timeout_s, replication = connect_timeout_of(config), replication_of(config)
     server = place if isinstance(place, Primary) else RedisServer(place, connect_timeout_s=connect_timeout_s)
     settings = journal_settings(config)
     journals = _RedisJournals(
@@ -167,7 +167,7 @@ async def _cluster_store(config: Config, location: StoreLocation) -> AsyncGenera
             f"replication: {config.replication!r} is not supported with redis+cluster:// yet; use redis+sentinel:// or "
             'replication="none"'
         )
-    settings, connect_timeout_s = journal_settings(config), _connect_timeout_s(config)
+    settings, connect_timeout_s = journal_settings(config), connect_timeout_of(config)
 
     journals = _ClusterJournals(location=location, config=config)
     journal = journals.make_journal(settings, offers_kinds=bool(config.actors))
